@@ -5,8 +5,8 @@
 
 Field annotations are the schema. Supported: bool, int, float, str, `Literal`, `X | None`, tuples, unions, nested
 dataclasses and tagged unions. A *tagged* config is a dataclass with a class attribute `kind: ClassVar[str]`; it is
-stored as `{"kind": ..., **fields}`, and a field annotated `A | B | C` with tagged classes reads back the one that `kind`
-names. Annotations are resolved at run time: import their names for real, not under `TYPE_CHECKING`.
+stored as `{"kind": ..., **fields}`, and a field annotated `A | B | C` with tagged classes reads back the one that
+`kind` names. Annotations are resolved at run time: import their names for real, not under `TYPE_CHECKING`.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def convert(value: Any, annotation: Any, where: str, *, parse: bool = False) -> 
         return _convert_literal(value, get_args(annotation), where, parse)
     if origin is tuple:
         return _convert_tuple(value, annotation, where, parse)
-    if dataclasses.is_dataclass(annotation):
+    if _is_config(annotation):
         return value if isinstance(value, annotation) else _build(annotation, _json(value, where, parse), where)
     if annotation in _SCALAR_WORDS:
         return _convert_scalar(value, annotation, where, parse)
@@ -153,8 +153,11 @@ class _Branch(dict[str, Any]):
     """Overrides of a nested config; a type of its own so that a plain dict can be a value."""
 
 
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
+def _is_config(annotation: Any) -> bool:
+    return isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
+
+
+def _hints(cls: Any) -> dict[str, Any]:
     """Constructor fields of a config class and their resolved annotations, in order."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
@@ -225,7 +228,7 @@ def _override(config: Any, tree: Mapping[str, Any], where: str, known: list[str]
 
 
 def _override_nested(current: Any, annotation: Any, tree: _Branch, where: str, known: list[str]) -> Any:
-    options = [option for option in _members(annotation) if dataclasses.is_dataclass(option)]
+    options = [option for option in _members(annotation) if _is_config(option)]
     if not options:
         key = f"{where}.{next(iter(tree))}"
         raise ConfigError(f"unknown setting {key}{nearest(key, known)}")
@@ -280,7 +283,7 @@ def _convert_union(value: Any, options: tuple[Any, ...], annotation: Any, where:
     if types.NoneType in options and (value is None or (parse and isinstance(value, str) and value.lower() in _NONE)):
         return None
     rest = [option for option in options if option is not types.NoneType]
-    configs = [option for option in rest if dataclasses.is_dataclass(option)]
+    configs = [option for option in rest if _is_config(option)]
     if isinstance(value, tuple(configs)):
         return value
     if len(configs) == len(rest) or (configs and isinstance(value, Mapping)):
@@ -308,7 +311,7 @@ def _convert_literal(value: Any, options: tuple[Any, ...], where: str, parse: bo
 def _convert_tuple(value: Any, annotation: Any, where: str, parse: bool) -> tuple[Any, ...]:
     args = get_args(annotation)
     if parse and isinstance(value, str):
-        nested = any(dataclasses.is_dataclass(member) for arg in args for member in _members(arg))
+        nested = any(_is_config(member) for arg in args for member in _members(arg))
         inner = value.strip().removeprefix("(").removeprefix("[").removesuffix(")").removesuffix("]")
         value = _json(value, where, parse) if nested else [part.strip() for part in inner.split(",") if part.strip()]
     if not isinstance(value, (list, tuple)):
@@ -317,7 +320,8 @@ def _convert_tuple(value: Any, annotation: Any, where: str, parse: bool) -> tupl
         args = (args[0],) * len(value)
     if len(args) != len(value):
         raise _reject(value, annotation, where)
-    return tuple(convert(item, arg, f"{where}[{i}]", parse=parse) for i, (item, arg) in enumerate(zip(value, args)))
+    pairs = enumerate(zip(value, args, strict=True))
+    return tuple(convert(item, arg, f"{where}[{i}]", parse=parse) for i, (item, arg) in pairs)
 
 
 def _convert_scalar(value: Any, kind: Any, where: str, parse: bool) -> Any:

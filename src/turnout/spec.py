@@ -150,7 +150,7 @@ class Registry:
     def options(self, name: str) -> dict[str, inspect.Parameter]:
         """The keyword-only constructor parameters of an entry, annotations resolved."""
         entry = self.get(name)
-        code = inspect.unwrap(entry.__init__ if isinstance(entry, type) else entry)
+        code = inspect.unwrap(inspect.getattr_static(entry, "__init__") if isinstance(entry, type) else entry)
         scope = getattr(code, "__globals__", vars(sys.modules[entry.__module__]))
         parameters = inspect.signature(entry).parameters.values()
         return {p.name: _resolved(p, scope) for p in parameters if p.kind is p.KEYWORD_ONLY}
