@@ -14,8 +14,8 @@ _HOMES = {
     "attend": "turnout.ops.attend",
     "CausalLM": "turnout.models.causal_lm",
     "ModelConfig": "turnout.models.config",
-    "RoutedMixer": "turnout.layers.routed_mixer",
-    "RoutingMode": "turnout.layers.routed_mixer",
+    "RoutedMixer": "turnout.layers.mixer",
+    "RoutingMode": "turnout.routers.mode",
     "certify": "turnout.probe.causality",
 }
 
