@@ -1,0 +1,160 @@
+"""`attend`: the one attention operator, and the choice between its implementations.
+
+Axes: B batch, R query rows, S keys, H query heads, G kv heads, D head dim, K keys kept (or directions) per query.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from turnout.errors import ConfigError, UnsupportedError, nearest
+from turnout.ops.attend.call import Call, check_call
+from turnout.ops.attend.gathered import gathered_attend
+from turnout.ops.attend.reference import reference_attend, suppress_directions
+
+IMPLS = ("auto", "reference", "gathered", "dense")
+
+
+class Choice(NamedTuple):
+    """The implementation that runs and the reason, in words."""
+
+    impl: str
+    reason: str
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    rows: Tensor | None = None,
+    keys: Tensor | None = None,
+    log_decay: Tensor | None = None,
+    window: int | None = None,
+    sinks: int = 0,
+    directions: Tensor | None = None,
+    suppress: Tensor | None = None,
+    scale: float | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Causal attention of the query rows that were taken; k and v stay whole.
+
+        s[t, j] = scale · <q_t, k_j> + Σ_{j<i≤t} log_decay[i]     over j ≤ t, in the window or the sinks, in keys[t]
+        o_t     = Σ_j softmax_j(s[t, j]) v_j                      exactly 0 in an empty slot or if nothing is visible
+        o'_t    = o_t − Σ_k suppress[t, k] · <o_t, d_k> d_k
+
+    Every option is the identity when absent. Values of `rows`, `keys` and `log_decay` are checked on the CPU only:
+    elsewhere a check would synchronise the device.
+
+    Args:
+        q: queries of the rows taken, float [B, R, H, D].
+        k: keys of all positions, [B, S, G, D]; H % G == 0, head h reads kv head h // (H // G).
+        v: values, like k.
+        rows: position of each query row, int64 [B, R], or [B, G, R] with one list per kv head; strictly ascending,
+            -1 = empty slot, at the end of the list. None: the last R positions.
+        keys: tokens a row may read, int [B, R, G, K], -1 = empty slot; intersected with the causal keys.
+        log_decay: log of the decay at each step, [B, S, H], finite and ≤ 0.
+        window: a row at t sees t − window < j ≤ t.
+        sinks: the first positions, visible in spite of the window.
+        directions: unit vectors [H, K, D].
+        suppress: how much of each direction is removed, [B, R, H, K]; 1 removes it.
+        scale: default D ** -0.5.
+        impl: "auto", or one of "reference", "gathered", "dense", which then runs or raises.
+    Returns:
+        o: like q, [B, R, H, D]; under autocast in autocast's dtype.
+    Raises:
+        ShapeError: a tensor has the wrong shape, dtype, device or index values.
+        ConfigError: an option has no meaning, or `impl` is unknown.
+        UnsupportedError: the implementation asked for does not do this call.
+    Cost: O(B·H·R·S·D) multiply-adds at most; the CPU computes only the keys at or before each chunk of rows.
+    """
+    call = check_call(
+        q, k, v, rows=rows, keys=keys, log_decay=log_decay, window=window, sinks=sinks,
+        directions=directions, suppress=suppress, scale=scale,
+    )  # fmt: skip
+    return _RUN[choose(call, impl).impl](call)
+
+
+def explain(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    rows: Tensor | None = None,
+    keys: Tensor | None = None,
+    log_decay: Tensor | None = None,
+    window: int | None = None,
+    sinks: int = 0,
+    directions: Tensor | None = None,
+    suppress: Tensor | None = None,
+    scale: float | None = None,
+    impl: str = "auto",
+) -> str:
+    """Say which implementation `attend` would run for these arguments, and why: `"gathered: ..."`."""
+    call = check_call(
+        q, k, v, rows=rows, keys=keys, log_decay=log_decay, window=window, sinks=sinks,
+        directions=directions, suppress=suppress, scale=scale,
+    )  # fmt: skip
+    return ": ".join(choose(call, impl))
+
+
+def choose(call: Call, impl: str) -> Choice:
+    """Pick the implementation; an explicit one that cannot do the call raises."""
+    if impl == "triton":
+        raise UnsupportedError("impl='triton' is not implemented yet; use impl='auto' or impl='gathered'")
+    if impl not in IMPLS:
+        raise ConfigError(f"impl={impl!r} is not an implementation of attend{nearest(impl, IMPLS)}")
+    if impl == "reference":
+        return Choice("reference", "asked for")
+    not_dense, not_gathered = _why_not_dense(call), _why_not_gathered(call)
+    if impl == "auto":
+        if not not_dense:
+            return Choice("dense", "every row is taken and no option changes the scores")
+        if not not_gathered:
+            return Choice("gathered", f"not dense, because {not_dense}")
+        return Choice("reference", f"the only implementation for this call, because {not_gathered}")
+    reason = not_dense if impl == "dense" else not_gathered
+    if reason:
+        raise UnsupportedError(
+            f"impl={impl!r} cannot run this call, because {reason}; use impl='auto' or impl='reference'"
+        )
+    return Choice(impl, "asked for")
+
+
+def _why_not_dense(call: Call) -> str:
+    if call.rows is not None:
+        return "rows are given"
+    if call.q.shape[1] != call.k.shape[1]:
+        return f"q has {call.q.shape[1]} rows and k {call.k.shape[1]} positions"
+    for name, value in (("keys", call.keys), ("log_decay", call.log_decay), ("window", call.window)):
+        if value is not None:
+            return f"{name} is given"
+    return ""
+
+
+def _why_not_gathered(call: Call) -> str:
+    if call.keys is not None:
+        return "keys is given (content routing has no fast path yet)"
+    if call.log_decay is not None and call.q.dtype == torch.float16:
+        return "log_decay in float16 does not have the range to sum a decay"
+    return ""
+
+
+def dense_attend(call: Call) -> Tensor:
+    """Dense causal attention of all rows by torch's fused kernel."""
+    out = scaled_dot_product_attention(
+        call.q.transpose(1, 2),
+        call.k.transpose(1, 2),
+        call.v.transpose(1, 2),
+        is_causal=True,
+        scale=call.scale,
+        enable_gqa=call.group_size > 1,
+    ).transpose(1, 2)
+    return suppress_directions(out, call.directions, call.suppress).to(call.q.dtype)
+
+
+_RUN = {"reference": reference_attend, "gathered": gathered_attend, "dense": dense_attend}

@@ -1,0 +1,230 @@
+"""One validated call of the operator: every argument checked once, in one normal form that all implementations read.
+
+Axes: B batch, R query rows, S keys, H query heads, G kv heads, D head dim, K keys kept (or directions) per query.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from turnout.errors import ConfigError, ShapeError, UnsupportedError
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+INDEX_DTYPES = (torch.int64, torch.int32)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """The arguments of `attend` after validation: `rows` is int64 [B, 1 or G, R] or None, `scale` is a number."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    rows: Tensor | None
+    keys: Tensor | None
+    log_decay: Tensor | None
+    window: int | None
+    sinks: int
+    directions: Tensor | None
+    suppress: Tensor | None
+    scale: float
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that share one kv head."""
+        return self.q.shape[2] // self.k.shape[2]
+
+    def positions(self) -> Tensor:
+        """Position of every query row, int64 [B, 1 or G, R]; -1 marks an empty slot."""
+        if self.rows is not None:
+            return self.rows
+        n_rows, n_keys = self.q.shape[1], self.k.shape[1]
+        rows = torch.arange(n_keys - n_rows, n_keys, device=self.q.device)
+        return rows.expand(self.q.shape[0], 1, n_rows)
+
+
+def check_call(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    rows: Tensor | None,
+    keys: Tensor | None,
+    log_decay: Tensor | None,
+    window: int | None,
+    sinks: int,
+    directions: Tensor | None,
+    suppress: Tensor | None,
+    scale: float | None,
+) -> Call:
+    """Check shapes, types, devices and (on the CPU only, where it costs no synchronisation) index values.
+
+    Raises:
+        ShapeError: a tensor has the wrong shape, type or device, or `rows` is not a sorted list inside the sequence.
+        ConfigError: a number or a combination of arguments has no meaning.
+        UnsupportedError: a dtype that no implementation computes in.
+    """
+    q, k, v = _autocast(q, k, v)
+    _check_qkv(q, k, v)
+    _check_pattern(window, sinks)
+    call = Call(
+        q=q,
+        k=k,
+        v=v,
+        rows=None if rows is None else _check_rows(rows, q, k),
+        keys=None if keys is None else _check_keys(keys, q, k),
+        log_decay=None if log_decay is None else _check_log_decay(log_decay, q, k),
+        window=window,
+        sinks=sinks,
+        directions=directions,
+        suppress=suppress,
+        scale=q.shape[-1] ** -0.5 if scale is None else float(scale),
+    )
+    if rows is None and q.shape[1] > k.shape[1]:
+        raise ShapeError(
+            f"q has {q.shape[1]} rows but k has only {k.shape[1]} positions, and rows=None means the last rows; "
+            "pass rows=, or at most one query row per key position"
+        )
+    _check_directions(call)
+    return call
+
+
+def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Under autocast use its dtype, as torch's own attention does."""
+    device = q.device.type
+    if torch.is_autocast_enabled(device) and q.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+        return q.to(dtype), k.to(dtype), v.to(dtype)
+    return q, k, v
+
+
+def _check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.dim() != 4:
+            raise ShapeError(
+                f"{name} has shape {list(tensor.shape)}; expected 4 axes [batch, positions, heads, head_dim]; "
+                "use .unflatten(-1, (heads, head_dim))"
+            )
+        if tensor.dtype not in DTYPES:
+            raise UnsupportedError(
+                f"{name} is {tensor.dtype}; expected one of {[str(d) for d in DTYPES]}; cast it first"
+            )
+        if tensor.dtype != q.dtype or tensor.device != q.device:
+            raise ShapeError(
+                f"{name} is {tensor.dtype} on {tensor.device} but q is {q.dtype} on {q.device}; "
+                "bring q, k and v to one dtype and device"
+            )
+    if k.shape != v.shape:
+        raise ShapeError(f"v has shape {list(v.shape)}; expected the shape of k, {list(k.shape)}")
+    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+        raise ShapeError(
+            f"q has shape {list(q.shape)} and k {list(k.shape)}; expected the same batch size and head dim in both"
+        )
+    if k.shape[2] == 0 or q.shape[2] % k.shape[2]:
+        raise ShapeError(
+            f"q has {q.shape[2]} heads and k has {k.shape[2]}; expected a multiple, so that each kv head serves "
+            "a whole number of query heads"
+        )
+    if q.shape[3] == 0:
+        raise ShapeError("q has head dim 0; expected at least 1")
+
+
+def _check_pattern(window: int | None, sinks: int) -> None:
+    if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
+        raise ConfigError(f"window={window!r}; expected None or a whole number >= 1 (1 = the row's own position only)")
+    if isinstance(sinks, bool) or not isinstance(sinks, int) or sinks < 0:
+        raise ConfigError(f"sinks={sinks!r}; expected a whole number >= 0")
+    if sinks and window is None:
+        raise ConfigError(f"sinks={sinks} without a window has no effect (all keys are visible); pass window= as well")
+
+
+def _check_index(name: str, index: Tensor, q: Tensor) -> None:
+    if index.dtype not in INDEX_DTYPES:
+        raise ShapeError(f"{name} is {index.dtype}; expected int64 token positions (-1 = empty slot)")
+    if index.device != q.device:
+        raise ShapeError(f"{name} is on {index.device} but q is on {q.device}; move it with .to(q.device)")
+
+
+def _check_rows(rows: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    _check_index("rows", rows, q)
+    n_batch, n_rows, n_groups, n_keys = q.shape[0], q.shape[1], k.shape[2], k.shape[1]
+    shapes = ([n_batch, n_rows], [n_batch, 1, n_rows], [n_batch, n_groups, n_rows])
+    if list(rows.shape) not in shapes:
+        raise ShapeError(
+            f"rows has shape {list(rows.shape)}; expected [B, R] = {shapes[0]}, or [B, G, R] = {shapes[2]} with one "
+            "list per kv head"
+        )
+    rows = rows.to(torch.int64)
+    if rows.dim() == 2:
+        rows = rows[:, None]
+    if rows.device.type == "cpu" and rows.numel():
+        _check_row_values(rows, n_keys)
+    return rows
+
+
+def _check_row_values(rows: Tensor, n_keys: int) -> None:
+    low, high = torch.aminmax(rows)
+    if low < -1 or high >= n_keys:
+        raise ShapeError(
+            f"rows holds values {int(low)}..{int(high)}; expected positions 0..{n_keys - 1} of k, "
+            "or -1 for an empty slot"
+        )
+    # An empty slot counts as "after everything": one comparison finds unsorted rows and slots that are not at the end.
+    order = torch.where(rows < 0, n_keys, rows)
+    if bool((order[..., 1:] < order[..., :-1] + (order[..., :-1] < n_keys)).any()):
+        raise ShapeError(
+            "rows is not sorted; expected strictly ascending positions, then the -1 (empty) slots, in each list"
+        )
+
+
+def _check_keys(keys: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    _check_index("keys", keys, q)
+    expected = [q.shape[0], q.shape[1], k.shape[2]]
+    if keys.dim() != 4 or list(keys.shape[:3]) != expected:
+        raise ShapeError(f"keys has shape {list(keys.shape)}; expected [B, R, G, K] = {[*expected, 'K']}")
+    if keys.device.type == "cpu" and keys.numel():
+        low, high = torch.aminmax(keys)
+        if low < -1 or high >= k.shape[1]:
+            raise ShapeError(
+                f"keys holds values {int(low)}..{int(high)}; expected token positions 0..{k.shape[1] - 1}, "
+                "or -1 for an empty slot"
+            )
+    return keys.to(torch.int64)
+
+
+def _check_log_decay(log_decay: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    expected = [k.shape[0], k.shape[1], q.shape[2]]
+    if list(log_decay.shape) != expected:
+        raise ShapeError(f"log_decay has shape {list(log_decay.shape)}; expected [B, S, H] = {expected}")
+    if not log_decay.is_floating_point() or log_decay.device != q.device:
+        raise ShapeError(f"log_decay is {log_decay.dtype} on {log_decay.device}; expected floats on {q.device}")
+    if log_decay.device.type == "cpu" and log_decay.numel():
+        low, high = torch.aminmax(log_decay.detach())
+        if not bool(high <= 0) or not bool(torch.isfinite(low)):
+            raise ShapeError(
+                f"log_decay holds values {float(low)}..{float(high)}; expected finite numbers <= 0, "
+                "the log of a decay in (0, 1]; use torch.nn.functional.logsigmoid or -softplus"
+            )
+    return log_decay
+
+
+def _check_directions(call: Call) -> None:
+    directions, suppress, q = call.directions, call.suppress, call.q
+    if (directions is None) != (suppress is None):
+        given, missing = ("directions", "suppress") if suppress is None else ("suppress", "directions")
+        raise ConfigError(f"{given} is given without {missing}; pass both, or neither")
+    if directions is None or suppress is None:
+        return
+    if directions.dim() != 3 or (directions.shape[0], directions.shape[2]) != (q.shape[2], q.shape[3]):
+        raise ShapeError(
+            f"directions has shape {list(directions.shape)}; expected [H, K, D] = [{q.shape[2]}, K, {q.shape[3]}]"
+        )
+    expected = [q.shape[0], q.shape[1], q.shape[2], directions.shape[1]]
+    if list(suppress.shape) != expected:
+        raise ShapeError(f"suppress has shape {list(suppress.shape)}; expected [B, R, H, K] = {expected}")
+    for name, tensor in (("directions", directions), ("suppress", suppress)):
+        if not tensor.is_floating_point() or tensor.device != q.device:
+            raise ShapeError(f"{name} is {tensor.dtype} on {tensor.device}; expected floats on {q.device}")
