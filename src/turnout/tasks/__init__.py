@@ -5,10 +5,11 @@ from __future__ import annotations
 from turnout.tasks.batch import Batch, Task, TaskConfig
 from turnout.tasks.recall import RecallConfig
 from turnout.tasks.recall_hard import RecallHardConfig
+from turnout.tasks.text import TextConfig
 
-__all__ = ["Batch", "RecallConfig", "RecallHardConfig", "Task", "TaskConfig", "task_kinds"]
+__all__ = ["Batch", "RecallConfig", "RecallHardConfig", "Task", "TaskConfig", "TextConfig", "task_kinds"]
 
-_CONFIGS: tuple[type[TaskConfig], ...] = (RecallConfig, RecallHardConfig)
+_CONFIGS: tuple[type[TaskConfig], ...] = (RecallConfig, RecallHardConfig, TextConfig)
 
 
 def task_kinds() -> dict[str, type[TaskConfig]]:

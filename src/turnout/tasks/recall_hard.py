@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from turnout.errors import ConfigError
 from turnout.tasks.batch import Batch
+from turnout.tasks.slices import floor_power_of_two
 from turnout.tasks.synthetic import SyntheticTask
 
 if TYPE_CHECKING:
@@ -174,10 +175,3 @@ class RecallHardConfig:
         width = torch.ones(n, n_units, dtype=torch.int64).scatter_(1, pair, 2).scatter_(1, query, self._query_width)
         start = width.cumsum(1) - width
         return start.gather(1, pair), start.gather(1, query) + (self._query_width - 1), start.gather(1, distractor)
-
-
-def floor_power_of_two(value: torch.Tensor) -> torch.Tensor:
-    """The largest power of two <= value, for int64 values >= 1 below 2^53."""
-    import torch
-
-    return torch.ones_like(value) << (torch.frexp(value.to(torch.float64)).exponent.to(torch.int64) - 1)

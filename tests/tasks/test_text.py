@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from turnout.config import from_dict, to_dict
+from turnout.errors import CheckpointError, ConfigError, DataError, UnsupportedError
+from turnout.tasks import TextConfig
+from turnout.tasks.batch import Batch
+from turnout.tasks.text import TextTask
+
+RAILWAY = Path(__file__).parents[1] / "fixtures" / "railway.txt"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A token cache of the test's own."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("TURNOUT_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Path:
+    """One document of 300 different lines."""
+    path = tmp_path / "book.txt"
+    path.write_text("".join(f"line {number} of the book says {number * number}\n" for number in range(300)))
+    return path
+
+
+def text_of(task: TextTask, batch: Batch) -> list[str]:
+    return ["".join(map(task.decode_token, row)) for row in batch.tokens.tolist()]
+
+
+def test_streams_are_seeded_separate_fixed_and_resumable(laws: Any, book: Path) -> None:
+    laws.check_streams(TextConfig(path=str(book), length=16, val_frac=0.4))
+
+
+def test_every_field_changes_the_batch(laws: Any, book: Path) -> None:
+    config = TextConfig(path=str(book), length=16, tokenizer="bpe", vocab=280)
+    changed = {"path": str(RAILWAY), "length": 17, "tokenizer": "bytes", "vocab": 270, "val_frac": 0.3, "max_mb": 0.005}
+    varied_alone = {name: value for name, value in changed.items() if name != "tokenizer"}
+    batch = config.build(0).train_batch(8)
+    assert changed.keys() == {field.name for field in dataclasses.fields(config)}
+    for name, value in varied_alone.items():
+        assert not laws.same(batch, dataclasses.replace(config, **{name: value}).build(0).train_batch(8)), name
+    raw = TextConfig(path=str(book), length=16)
+    assert not laws.same(batch, raw.build(0).train_batch(8))
+
+
+@pytest.mark.parametrize("settings", [{}, {"tokenizer": "bpe", "vocab": 300}])
+def test_targets_are_the_next_tokens_at_every_position(laws: Any, settings: dict[str, Any]) -> None:
+    task = TextConfig(path=str(RAILWAY), length=33, val_frac=0.25, **settings).build(0)
+    for batch in (task.train_batch(5), next(task.eval_batches(1, 5))):
+        laws.check_batch(task, batch, 5)
+        assert torch.equal(batch.targets[:, :-1], batch.tokens[:, 1:])
+        assert torch.equal(batch.at, torch.arange(33).expand(5, -1))
+        assert batch.slices["position"][0].tolist() == [1, 2, 2] + [4] * 4 + [8] * 8 + [16] * 16 + [32] * 2
+
+
+def test_there_is_no_oracle_and_no_chance_level() -> None:
+    task = TextConfig(path=str(RAILWAY), length=32).build(0)
+    assert not task.has_oracle
+    assert task.chance is None
+    assert not task.train_batch(3).hint.any()
+
+
+def test_windows_are_the_text_itself(book: Path) -> None:
+    task = TextConfig(path=str(book), length=20).build(0)
+    printed = book.read_text().replace("\n", "\\n")
+    assert all(window in printed for window in text_of(task, task.train_batch(20)))
+
+
+def test_one_document_is_cut_at_a_line_and_its_tail_is_held_out(book: Path) -> None:
+    task = TextConfig(path=str(book), length=20).build(0)
+    text = book.read_text()
+    held = bytes(task._shards.val[:-1]).decode()
+    assert bytes(task._shards.train[:-1]).decode() + held == text
+    assert held.startswith("line ")
+    assert 0.08 < len(held) / len(text) < 0.12
+
+
+def test_training_and_validation_windows_share_no_text() -> None:
+    task = TextConfig(path=str(RAILWAY), length=24, val_frac=0.25).build(0)
+    trained = {window for _ in range(30) for window in text_of(task, task.train_batch(32))}
+    validated = [window for batch in task.eval_batches(100, 8) for window in text_of(task, batch)]
+    assert len(validated) == len(set(validated)) == (task.val_tokens - 1) // 24
+    held = "".join(validated)
+    assert not any(window in held for window in trained)
+
+
+def test_training_reaches_both_ends_of_its_split(tmp_path: Path) -> None:
+    path = tmp_path / "digits.txt"
+    path.write_text("0123456789" * 2)
+    task = TextConfig(path=str(path), length=8, val_frac=0.5).build(0)
+    assert task.train_tokens == 11
+    firsts = {int(window[0]) for window in text_of(task, task.train_batch(200))}
+    assert firsts == {0, 1, 2}
+
+
+def test_evaluation_takes_evenly_spaced_windows_once_each(book: Path) -> None:
+    task = TextConfig(path=str(book), length=16, val_frac=0.4).build(0)
+    n_windows = (task.val_tokens - 1) // 16
+    few = torch.cat([batch.tokens for batch in task.eval_batches(3, 4)])
+    assert few.shape == (12, 16)
+    assert len(set(map(tuple, few.tolist()))) == 12
+    everything = list(task.eval_batches(10_000, 7))
+    assert sum(len(batch.tokens) for batch in everything) == n_windows
+    whole = torch.cat([batch.tokens.flatten() for batch in everything])
+    assert torch.equal(whole, torch.from_numpy(task._shards.val[: n_windows * 16].astype("int64")))
+
+
+def test_documents_are_separated_by_a_token_that_no_text_contains() -> None:
+    task = TextConfig(path=str(RAILWAY), length=8).build(0)
+    assert task.decode_token(0) == "<doc>"
+    assert (task._shards.train == 0).sum() + (task._shards.val == 0).sum() == 5
+
+
+def test_bytes_per_token_is_one_for_bytes_and_more_for_bpe(book: Path) -> None:
+    config = TextConfig(path=str(book), length=8)
+    assert config.build(0).bytes_per_token == pytest.approx(1.0, abs=0.01)
+    assert dataclasses.replace(config, tokenizer="bpe", vocab=300).build(0).bytes_per_token > 1.5
+
+
+def test_a_state_is_refused_when_the_text_has_changed(book: Path) -> None:
+    config = TextConfig(path=str(book), length=8)
+    state = json.loads(json.dumps(config.build(0).state_dict()))
+    config.with_length(16).build(0).load_state_dict(state)
+    book.write_text(book.read_text() + "one more line\n")
+    with pytest.raises(CheckpointError, match="gives other tokens than when this state was saved"):
+        config.build(0).load_state_dict(state)
+
+
+def test_config_survives_a_round_trip_with_its_kind() -> None:
+    config = TextConfig(path="a.txt", tokenizer="bpe", vocab=512, max_mb=1.5)
+    assert to_dict(config)["kind"] == "text"
+    assert from_dict(TextConfig, to_dict(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"path": ""}, "path is empty"),
+        ({"length": 0}, "length=0; expected at least 1"),
+        ({"tokenizer": "byte"}, "'byte' is unknown; did you mean 'bytes'"),
+        ({"vocab": 512}, 'tokenizer="bytes" has 256 tokens'),
+        ({"tokenizer": "bpe"}, "use vocab > 256"),
+        ({"val_frac": 0.0}, "val_frac=0.0; expected a share between 0 and 1"),
+        ({"val_frac": 1.0}, "val_frac=1.0"),
+        ({"max_mb": 0.0}, "max_mb=0.0; expected a positive number"),
+    ],
+)
+def test_impossible_settings_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TextConfig(**{"path": "a.txt", **fields})
+
+
+def test_a_text_shorter_than_a_window_is_refused_with_the_longest_that_fits(book: Path) -> None:
+    with pytest.raises(DataError, match=r"validation split of .* has \d+ tokens, shorter than a window of length=2000"):
+        TextConfig(path=str(book), length=2000).build(0)
+    with pytest.raises(DataError, match="training split"):
+        TextConfig(path=str(book), length=500_000).build(0)
+
+
+def test_a_limit_below_one_character_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "umlauts.txt"
+    path.write_text("äöü" * 50)
+    with pytest.raises(DataError, match="not even one character"):
+        TextConfig(path=str(path), max_mb=0.000001).build(0)
+
+
+def test_a_share_that_whole_documents_cannot_give_is_said(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.txt").write_text(f"the text of {name}\n" * 30)
+    with pytest.warns(UserWarning, match=r"5\d% of .* is held out, not val_frac=10%: it has 2 documents"):
+        TextConfig(path=str(tmp_path), length=8).build(0)
+
+
+def test_bpe_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(UnsupportedError, match=r"pip install 'turnout\[data\]'"):
+        TextConfig(path=str(RAILWAY), length=8, tokenizer="bpe", vocab=300).build(0)
+
+
+def test_tokenised_text_needs_no_tokenizer_package_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TextConfig(path=str(RAILWAY), length=8, tokenizer="bpe", vocab=300)
+    task = config.build(0)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    again = config.build(0)
+    assert text_of(again, again.train_batch(4)) == text_of(task, task.train_batch(4))
