@@ -68,8 +68,9 @@ class LiveView:
         if self._mode == "panel":
             from rich.live import Live
 
-            self._live = Live(self._panel(), console=self._console, auto_refresh=False)
-            self._live.start()
+            live = Live(self._panel(), console=self._console, auto_refresh=False)
+            self._attempt(live.start)
+            self._live = live if self._mode == "panel" else None
         return self
 
     def __exit__(
@@ -92,6 +93,8 @@ class LiveView:
         if kind == "eval":
             self._eval = dict(record)
             self._print(eval_line(record))
+            # The panel has a place for it; the next drawing fills it in.
+            self._waiting = self._waiting or self._mode == "panel"
             return
         self._train = dict(record)
         self._note_pace(record.get("step"))
@@ -135,11 +138,15 @@ class LiveView:
         if self._live is not None:
             live = self._live
             # Printed above the panel, where it stays.
-            self._attempt(lambda: live.console.print(line, markup=False, highlight=False))
+            self._attempt(lambda: live.console.print(self._printable(line), markup=False, highlight=False))
             return
         stream = sys.stdout if self._console is None else self._console.file
-        encoding = getattr(stream, "encoding", None) or "utf-8"
-        self._attempt(lambda: print(line.encode(encoding, "replace").decode(encoding), file=stream, flush=True))
+        self._attempt(lambda: print(self._printable(line), file=stream, flush=True))
+
+    def _printable(self, text: str) -> str:
+        """`text` with a question mark for each character that the stream cannot write."""
+        encoding = getattr(sys.stdout, "encoding", None) if self._console is None else self._console.encoding
+        return text.encode(encoding or "utf-8", "replace").decode(encoding or "utf-8")
 
     def _attempt(self, draw: Callable[[], None]) -> None:
         """Draw; when the reader is gone (closed pipe or terminal) the run goes on unwatched, and is logged as ever."""
@@ -156,8 +163,10 @@ class LiveView:
         ascii_only = self._console is not None and self._console.options.ascii_only
         grid = Table.grid(padding=(0, 1))
         for label, text in panel_rows(self._train, self._eval, self.total_steps, self.eta_s(), ascii_only=ascii_only):
-            grid.add_row(Text(label, style="dim", no_wrap=True), Text(text, no_wrap=True, overflow="crop"))
-        return Panel(grid, title=Text(words(self._train.get("phase"))), title_align="left", expand=False)
+            cell = Text(self._printable(text), no_wrap=True, overflow="crop")
+            grid.add_row(Text(label, style="dim", no_wrap=True, overflow="crop"), cell)
+        title = Text(self._printable(words(self._train.get("phase"))))
+        return Panel(grid, title=title, title_align="left", expand=False)
 
 
 def panel_rows(

@@ -70,6 +70,10 @@ def encode(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | No
     plain: dict[str, torch.Tensor] = {}
     aliases: dict[str, str] = {}
     for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided or tensor.is_quantized:
+            raise CheckpointError(
+                f"safetensors cannot hold {name}: layout {tensor.layout}, dtype {tensor.dtype}; make it dense"
+            )
         view = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
         if tensor.numel() and first.setdefault(view, name) != name:
             aliases[name] = first[view]
