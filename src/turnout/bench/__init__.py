@@ -1,0 +1,1 @@
+"""Measurements: wall-clock and counted operations, always against what a user would otherwise run."""

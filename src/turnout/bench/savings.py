@@ -1,0 +1,148 @@
+"""What routing saves: the whole model, router included, against dense attention, the static hybrid and the local track."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from turnout.bench.timing import graphed, time_interleaved
+from turnout.models.causal_lm import CausalLM
+from turnout.routers.mode import RoutingMode
+from turnout.tasks import Batch, Task
+from turnout.train.config import RunConfig
+from turnout.train.manifest import device_name
+from turnout.train.schedule import Joint
+from turnout.train.step import Stepper
+
+DECODED_TOKENS = 16
+
+
+def measure_run(
+    model: CausalLM, config: RunConfig, task: Task, summary: dict[str, Any], *, batch: int = 8, seconds: float = 2.0
+) -> dict[str, Any]:
+    """Milliseconds and counted operations of train step, prefill and one-token decode at the task's length.
+
+    The routed arm is the trained model with its own decisions on the task's data; dense, static hybrid (attention in the
+    layer that the router uses most) and local have the same shape and fresh weights. GPU train steps and prefills are
+    CUDA graphs for every arm.
+
+    Returns:
+        The content of savings.json. `flops` are multiply-adds × 2 of one call at the measured usage.
+    """
+    device = model.embed.weight.device
+    length = task.length
+    data = next(iter(task.eval_batches(1, batch, 2))).to(device)
+    arms = build_arms(model, config, task.vocab, summary["usage_layers"])
+    rows: list[dict[str, Any]] = []
+    capacity = None
+    if device.type == "cuda":
+        capacity = min(length, 2 ** max(3, math.ceil(math.log2(max(1, 2 * (summary["most_rows"] or 1))))))
+    for what, make in (("prefill", _prefill), ("decode", _decode), ("train_step", _train_step)):
+        # Decoding reads single tokens of one sequence: fewer sequences, same context.
+        item = _first(data, 1) if what == "decode" else data
+        calls = {name: make(arm, item, config, capacity) for name, arm in arms.items()}
+        for name, timing in time_interleaved(calls, device=device, seconds=seconds).items():
+            usage = summary["usage_layers"] if name == "routed" else None
+            tokens = DECODED_TOKENS if what == "decode" else 1
+            rows.append(
+                {
+                    "what": what, "arm": name, "length": length, "batch": item.tokens.shape[0],
+                    "ms": timing.ms / tokens, "ms_p20": timing.ms_p20 / tokens, "ms_p80": timing.ms_p80 / tokens,
+                    "n": timing.n, "flops": count_flops(arms[name], what, item, usage),
+                    "usage": summary["usage"] if name == "routed" else None,
+                }
+            )  # fmt: skip
+    return {"device": device_name(device), "threads": torch.get_num_threads(), "rows": rows}
+
+
+def build_arms(model: CausalLM, config: RunConfig, vocab: int, usage_layers: list[float]) -> dict[str, CausalLM]:
+    """The model beside its dense, static-hybrid and local twins (fresh weights, same device and dtype)."""
+    layers = config.model.layers
+    routed = [i for i, kind in enumerate(config.model.layer_kinds) if kind == "R"]
+    busiest = routed[max(range(len(routed)), key=lambda i: usage_layers[i])] if routed else 0
+    hybrid = "".join("A" if i == busiest else "L" for i in range(layers))
+    layouts = {"dense": "A", "static_hybrid": hybrid, "local": "L"}
+    like = model.embed.weight
+    arms = {
+        name: CausalLM(replace(config.model, layout=layout), vocab=vocab, seed=config.seed).to(like)
+        for name, layout in layouts.items()
+    }
+    own = "routed" if routed else "this"
+    return {own: model, **arms}
+
+
+def count_flops(model: CausalLM, what: str, batch: Batch, usage: list[float] | None) -> float:
+    """Multiply-adds × 2 of one call: a decode step counts the marginal cost of the last token; backward = 2 × forward."""
+    n, length = batch.tokens.shape
+    per_layer = _spread(model, usage)
+    head = 2.0 * model.head.weight.numel()
+    if what == "decode":
+        return model.block_flops(length, per_layer) - model.block_flops(length - 1, per_layer) + head
+    if what == "prefill":
+        return n * (model.block_flops(length, per_layer) + head)
+    return 3 * n * (model.block_flops(length, per_layer) + head * batch.at.shape[1])
+
+
+def _spread(model: CausalLM, usage: list[float] | None) -> list[float]:
+    values = iter(usage or [])
+    return [next(values, 0.0) if kind == "R" else 0.0 for kind in model.config.layer_kinds]
+
+
+def _first(batch: Batch, n: int) -> Batch:
+    parts = {name: getattr(batch, name)[:n] for name in ("tokens", "at", "targets", "hint")}
+    return Batch(**parts, slices={})
+
+
+def _prefill(model: CausalLM, batch: Batch, config: RunConfig, capacity: int | None) -> Callable[[], object]:
+    mode = RoutingMode(capacity=capacity)
+    last = torch.full((batch.tokens.shape[0], 1), batch.tokens.shape[1] - 1, device=batch.tokens.device)
+
+    @torch.no_grad()
+    def call() -> Tensor:
+        model.eval()
+        return model(batch.tokens, mode=mode, at=last, hint=batch.hint).logits
+
+    return graphed(call, batch.tokens.device)
+
+
+def _decode(model: CausalLM, batch: Batch, config: RunConfig, capacity: int | None) -> Callable[[], object]:
+    """Decode the last tokens of the sequence one by one behind a prefilled context."""
+    mode = RoutingMode()
+    split = max(1, batch.tokens.shape[1] - DECODED_TOKENS)
+    model.eval()
+    with torch.no_grad():
+        state = model.init_state(batch.tokens.shape[0], batch.tokens.shape[1])
+        model(batch.tokens[:, :split], mode=mode, state=state, hint=batch.hint[:, :split])
+
+    @torch.no_grad()
+    def call() -> None:
+        for layer in state:
+            if layer.cache is not None:
+                layer.cache.length = split
+        for t in range(split, batch.tokens.shape[1]):
+            model(batch.tokens[:, t : t + 1], mode=mode, state=state, hint=batch.hint[:, t : t + 1])
+
+    return call
+
+
+def _train_step(model: CausalLM, batch: Batch, config: RunConfig, capacity: int | None) -> Callable[[], object]:
+    """A whole optimisation step on a copy of the model, so that measuring trains nothing."""
+    twin = CausalLM(model.config, vocab=model.vocab).to(model.embed.weight)
+    twin.load_state_dict(model.state_dict())
+    generator = torch.Generator(batch.tokens.device).manual_seed(0)
+    stepper = Stepper(twin, config.optim, generator=generator)
+    schedule = Joint.idle()
+    mode = RoutingMode(capacity=capacity, sample=True, generator=generator)
+
+    def call() -> None:
+        # A step size of zero keeps the decisions where training left them.
+        stepper.step([batch], schedule, mode, 0.0)
+
+    for _ in range(4):
+        call()
+    return call

@@ -1,0 +1,86 @@
+"""The attention track: projections around `turnout.ops.attend`, for all tokens or for the rows taken.
+
+B batch, T tokens, E width, H query heads, G kv heads, D head dim, R rows taken, N routing groups (1 or G).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from turnout.errors import ConfigError
+from turnout.layers.kv_cache import KVCache
+from turnout.layers.rope import rotate
+from turnout.ops.attend import attend
+
+
+class AttentionTrack(nn.Module):
+    """Causal softmax attention with grouped heads.
+
+    Rows are gathered *before* Wq and projected alone through Wo, so a token that stays local skips Wq, the scores, the
+    values and Wo; keys and values are made for every token, because any later row may read them.
+
+    Args:
+        width: model dimension E.
+        heads: query heads H; kv_heads: key/value heads G, H % G == 0; head dim D = E / H.
+        rope: rotate queries and keys by position; False leaves position to the local track and the causal mask.
+        bias: of the projections.
+    """
+
+    def __init__(self, width: int, heads: int, kv_heads: int, *, rope: bool, bias: bool) -> None:
+        super().__init__()
+        if width % heads or heads % kv_heads:
+            raise ConfigError(
+                f"width={width}, heads={heads}, kv_heads={kv_heads}; expected heads to divide width and kv_heads to divide heads"
+            )
+        self.heads, self.kv_heads, self.head_dim, self.rope = heads, kv_heads, width // heads, rope
+        if rope and self.head_dim % 2:
+            raise ConfigError(f"head dim {self.head_dim} is odd; rotary positions need an even one: change width or heads")
+        self.q = nn.Linear(width, width, bias=bias)
+        self.kv = nn.Linear(width, 2 * kv_heads * self.head_dim, bias=bias)
+        self.out = nn.Linear(width, width, bias=bias)
+
+    def keys_values(self, x: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, S, G, D] of the past and of `x` [B, T, E]; S = T without a cache."""
+        k, v = self.kv(x).unflatten(-1, (2, self.kv_heads, self.head_dim)).unbind(-3)
+        if self.rope:
+            start = cache.length if cache is not None else 0
+            k = rotate(k, torch.arange(start, start + x.shape[1], device=x.device))
+        return (k, v) if cache is None else cache.append(k, v)
+
+    def whole(self, x: Tensor, k: Tensor, v: Tensor, *, impl: str) -> Tensor:
+        """Heads' outputs [B, T, H, D] of every token of `x`, the last T positions of the S keys; before Wo."""
+        q = self.q(x).unflatten(-1, (self.heads, self.head_dim))
+        if self.rope:
+            q = rotate(q, torch.arange(k.shape[1] - x.shape[1], k.shape[1], device=x.device))
+        return attend(q, k, v, impl="auto" if impl == "gathered" else impl)
+
+    def taken(self, x_rows: Tensor, k: Tensor, v: Tensor, rows: Tensor, *, impl: str) -> Tensor:
+        """Heads' outputs [B, N, R, H/N · D] of gathered inputs `x_rows` [B, N, R, E] at positions `rows` [B, N, R]."""
+        groups = rows.shape[1]
+        per_group = self.heads // groups
+        if groups == 1:
+            q = self.q(x_rows[:, 0]).unflatten(-1, (self.heads, self.head_dim))
+        else:
+            q = torch.einsum("bnre,nfe->bnrf", x_rows, self.q.weight.unflatten(0, (groups, -1)).to(x_rows.dtype))
+            if self.q.bias is not None:
+                q = q + self.q.bias.view(groups, 1, -1)
+            q = q.unflatten(-1, (per_group, self.head_dim)).transpose(1, 2).flatten(2, 3)
+        if self.rope:
+            at = rows.transpose(1, 2)
+            q = rotate(q, at[..., 0] if groups == 1 else at.repeat_interleave(per_group, dim=2))
+        o = attend(q, k, v, rows=rows[:, 0] if groups == 1 else rows, impl=impl)
+        return o.unflatten(2, (groups, per_group)).flatten(3).transpose(1, 2)
+
+    def project(self, o: Tensor) -> Tensor:
+        """Wo, group by group and without bias: [B, N, R, H/N · D] -> [B, N, R, E]."""
+        groups = o.shape[1]
+        if groups == 1:
+            return nn.functional.linear(o, self.out.weight)
+        return torch.einsum("bnrf,enf->bnre", o, self.out.weight.unflatten(1, (groups, -1)).to(o.dtype))
+
+    def flops(self, length: int, rows: float | None = None) -> float:
+        """Forward multiply-adds × 2 of one sequence; `rows` taken at uniform positions, None = all."""
+        rows = length if rows is None else rows
+        width, kv_width = self.q.in_features, self.kv_heads * self.head_dim
+        return length * 4 * width * kv_width + rows * (4 * width**2 + 4 * width * (length + 1) / 2)

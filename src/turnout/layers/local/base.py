@@ -1,0 +1,33 @@
+"""The interface of local tracks, and their registry."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from turnout.spec import Registry
+
+LOCAL_TRACKS = Registry("local track", "turnout.layers.local")
+
+
+class LocalTrack(nn.Module):
+    """A causal map [B, T, E] -> [B, T, E] with finite memory.
+
+    Built with `width` and `heads` of the model; options are keyword-only.
+    """
+
+    causal: ClassVar[bool] = True
+
+    def init_state(self, batch: int, *, device: torch.device, dtype: torch.dtype) -> Any:
+        """Memory before the first token."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """Output, and the state after the last token; `state=None` starts a sequence."""
+        raise NotImplementedError
+
+    def flops(self, length: int) -> float:
+        """Multiply-adds × 2 of one sequence of `length` tokens, forward."""
+        raise NotImplementedError

@@ -1,0 +1,169 @@
+"""Mixers: what a block does across tokens. `RoutedMixer` is the turnout; the other two are its ends.
+
+B batch, T tokens, E width, N routing groups (1 or kv heads), R rows taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from turnout.layers.attention import AttentionTrack
+from turnout.layers.kv_cache import KVCache
+from turnout.layers.local import LocalTrack
+from turnout.ops.compact import compact
+from turnout.routers.mode import RoutingMode
+from turnout.routers.query import QueryRouter, Route
+
+
+@dataclass(slots=True)
+class MixerState:
+    """Memory of a mixer while decoding; parts a mixer lacks are None."""
+
+    cache: KVCache | None = None
+    local: Any = None
+    router: Any = None
+
+
+class AttentionMixer(nn.Module):
+    """Every token attends; there is no other track (dense attention)."""
+
+    def __init__(self, attention: AttentionTrack) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def init_state(self, batch: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> MixerState:
+        return MixerState(cache=_cache(self.attention, batch, max_len, device, dtype))
+
+    def forward(
+        self, x: Tensor, *, mode: RoutingMode, state: MixerState | None = None, hint: Tensor | None = None
+    ) -> tuple[Tensor, Route | None, MixerState | None]:
+        k, v = self.attention.keys_values(x, state.cache if state else None)
+        o = self.attention.whole(x, k, v, impl=mode.impl)
+        return self.attention.out(o.flatten(-2)), None, state
+
+    def flops(self, length: int, usage: float) -> float:
+        return self.attention.flops(length)
+
+
+class LocalMixer(nn.Module):
+    """Every token stays on the local track; no keys or values exist."""
+
+    def __init__(self, local: LocalTrack) -> None:
+        super().__init__()
+        self.local = local
+
+    def init_state(self, batch: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> MixerState:
+        return MixerState(local=self.local.init_state(batch, device=device, dtype=dtype))
+
+    def forward(
+        self, x: Tensor, *, mode: RoutingMode, state: MixerState | None = None, hint: Tensor | None = None
+    ) -> tuple[Tensor, Route | None, MixerState | None]:
+        y, memory = self.local(x, state.local if state else None)
+        if state is not None:
+            state.local = memory
+        return y, None, state
+
+    def flops(self, length: int, usage: float) -> float:
+        return self.local.flops(length)
+
+
+class RoutedMixer(nn.Module):
+    """Local track for all tokens, attention for the rows that the router takes.
+
+    y_t = (1 - w_t) local_t + w_t attention_t                                      one routing group
+    y_t = sum_n [(1 - w_tn) local_t / N + w_tn Wo_n attention_tn]                  one group per kv head
+
+    w is 0 for a row not taken, so its attention is never needed: with `mode.skip` only the rows taken are gathered,
+    projected through Wq, attend, and pass Wo. Without it both tracks run for every token and both get gradient.
+
+    Args:
+        router: who attends.
+        local: the local track.
+        attention: the attention track; the router's groups must be 1 or its kv heads.
+    Cost: local + router + keys/values for T tokens, 4·E² + 2·E·T per row taken.
+    """
+
+    def __init__(self, router: QueryRouter, local: LocalTrack, attention: AttentionTrack) -> None:
+        super().__init__()
+        self.router, self.local, self.attention = router, local, attention
+
+    def init_state(self, batch: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> MixerState:
+        """Memory for sequences of up to `max_len` tokens: key/value cache, local track, router."""
+        return MixerState(
+            cache=_cache(self.attention, batch, max_len, device, dtype),
+            local=self.local.init_state(batch, device=device, dtype=dtype),
+            router=self.router.init_state(batch, device=device, dtype=dtype),
+        )
+
+    def forward(
+        self, x: Tensor, *, mode: RoutingMode, state: MixerState | None = None, hint: Tensor | None = None
+    ) -> tuple[Tensor, Route, MixerState | None]:
+        """Mix `x` [B, T, E].
+
+        Args:
+            mode: execution (skip or dense phase, capacity, sampling).
+            state: from `init_state`; it is updated in place and returned. None processes whole sequences.
+            hint: bool [B, T] for the oracle router.
+        Returns:
+            Output [B, T, E], the Route (with its dropped rows), the state.
+        """
+        route, router_state = self.router(x, mode=mode, state=state.router if state else None, hint=hint)
+        local, local_state = self.local(x, state.local if state else None)
+        if state is not None:
+            state.router, state.local = router_state, local_state
+        nobody = mode.skip and mode.capacity is None and not bool(route.taken.any())
+        if nobody and state is None:
+            return local, route, state
+        k, v = self.attention.keys_values(x, state.cache if state else None)
+        if nobody:
+            return local, route, state
+        y = self._skip(x, local, k, v, route, mode) if mode.skip else self._both(x, local, k, v, route, mode)
+        return y, route, state
+
+    def _both(self, x: Tensor, local: Tensor, k: Tensor, v: Tensor, route: Route, mode: RoutingMode) -> Tensor:
+        o = self.attention.whole(x, k, v, impl=mode.impl)
+        weight = route.weight.to(o.dtype)
+        o = o.unflatten(2, (weight.shape[-1], -1)) * weight[..., None, None]
+        y = nn.functional.linear(o.flatten(2), self.attention.out.weight)
+        mean = weight.mean(dim=-1, keepdim=True)
+        if self.attention.out.bias is not None:
+            y = y + mean * self.attention.out.bias
+        return y + (1 - mean) * local
+
+    def _skip(self, x: Tensor, local: Tensor, k: Tensor, v: Tensor, route: Route, mode: RoutingMode) -> Tensor:
+        picked = compact(route.taken, mode.capacity, overflow=mode.overflow, gate=route.gate.detach())
+        route.dropped = picked.dropped
+        rows = picked.rows
+        groups, index = rows.shape[1], rows.clamp(min=0)
+        start = k.shape[1] - x.shape[1]
+        x_rows = torch.stack([_gather(x, index[:, n]) for n in range(groups)], dim=1)
+        o = self.attention.taken(x_rows, k, v, torch.where(rows >= 0, rows + start, rows), impl=mode.impl)
+        # An empty slot points at row 0 with weight 0: it adds an exact zero there.
+        weight = torch.where(rows >= 0, route.weight.transpose(1, 2).gather(2, index), 0.0).to(o.dtype)[..., None]
+        gain = self.attention.project(o * weight)
+        bias = self.attention.out.bias
+        y = local
+        for n in range(groups):
+            change = gain[:, n] - weight[:, n] / groups * _gather(local, index[:, n])
+            if bias is not None:
+                change = change + weight[:, n] / groups * bias
+            y = y.scatter_add(1, index[:, n, :, None].expand(-1, -1, y.shape[-1]), change.to(y.dtype))
+        return y
+
+    def flops(self, length: int, usage: float) -> float:
+        """Forward multiply-adds × 2 of one sequence at a usage, router included."""
+        router = 2 * length * sum(p.numel() for p in self.router.parameters() if p.ndim == 2)
+        return self.local.flops(length) + router + self.attention.flops(length, usage * length)
+
+
+def _gather(x: Tensor, index: Tensor) -> Tensor:
+    """x [B, T, E] at index [B, R] -> [B, R, E]."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def _cache(track: AttentionTrack, batch: int, max_len: int, device: torch.device, dtype: torch.dtype) -> KVCache:
+    return KVCache(batch, max_len, track.kv_heads, track.head_dim, device=device, dtype=dtype)

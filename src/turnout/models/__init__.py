@@ -1,0 +1,13 @@
+"""Models: blocks and causal language models in plain torch."""
+
+from turnout.models.config import ModelConfig, RoutingConfig
+
+__all__ = ["CausalLM", "ModelConfig", "Output", "RoutingConfig"]
+
+
+def __getattr__(name: str) -> object:
+    if name in ("CausalLM", "Output"):
+        from turnout.models import causal_lm
+
+        return getattr(causal_lm, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,98 @@
+"""One block, built from a config: norm, mixer, norm, MLP."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from turnout.errors import ConfigError
+from turnout.layers import AttentionMixer, LocalMixer, MixerState, RoutedMixer
+from turnout.layers.attention import AttentionTrack
+from turnout.layers.local import LOCAL_TRACKS
+from turnout.models.config import ModelConfig
+from turnout.routers.mode import RoutingMode
+from turnout.routers.query import QUERY_ROUTERS, Gating, Route, RouterContext
+from turnout.spec import parse_spec
+
+Mixer = AttentionMixer | LocalMixer | RoutedMixer
+
+
+class MLP(nn.Module):
+    """GELU: W2 gelu(W1 x).  SwiGLU: W2 (silu(W1 x) * W3 x) (Shazeer 2020), hidden width 2/3 of the GELU's."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        hidden = int(config.width * config.mlp_ratio)
+        self.gated = config.form == "llama"
+        bias = not self.gated
+        if self.gated:
+            hidden = max(8, round(hidden * 2 / 3 / 8) * 8)
+        self.up = nn.Linear(config.width, hidden * (2 if self.gated else 1), bias=bias)
+        self.down = nn.Linear(hidden, config.width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.up(x)
+        if self.gated:
+            gate, value = h.chunk(2, dim=-1)
+            return self.down(nn.functional.silu(gate) * value)
+        return self.down(nn.functional.gelu(h))
+
+    def flops(self, length: int) -> float:
+        """Forward multiply-adds × 2 of one sequence."""
+        return 2.0 * length * (self.up.weight.numel() + self.down.weight.numel())
+
+
+def build_norm(config: ModelConfig) -> nn.Module:
+    """The norm of a config's form."""
+    return nn.RMSNorm(config.width, eps=1e-6) if config.form == "llama" else nn.LayerNorm(config.width)
+
+
+def build_mixer(config: ModelConfig, layer: int, seed: int) -> Mixer:
+    """The mixer of one layer, by its letter in the layout."""
+    kind = config.layer_kinds[layer]
+    bias = config.form == "gpt"
+    local_options = {} if bias or "bias" in parse_spec(config.local).options else {"bias": False}
+    kv_heads = config.kv_heads or config.heads
+
+    def attention() -> AttentionTrack:
+        return AttentionTrack(config.width, config.heads, kv_heads, rope=config.positions == "rope", bias=bias)
+
+    if kind == "A":
+        return AttentionMixer(attention())
+    local = LOCAL_TRACKS.build(config.local, width=config.width, heads=config.heads, **local_options)
+    if kind == "L":
+        return LocalMixer(local)
+    routing = config.routing
+    gating = Gating(noise=routing.noise, gradient=routing.gradient, temperature=routing.temperature)
+    context = RouterContext(width=config.width, groups=config.routing_groups, layer=layer, seed=seed, gating=gating)
+    router = QUERY_ROUTERS.build(routing.router, context=context)
+    if not router.causal:
+        raise ConfigError(
+            f"router {routing.router!r} is not causal: its decision reads later tokens, which leaks the future into a "
+            f"causal model; use its causal variant {router.causal_variant!r}"
+        )
+    return RoutedMixer(router, local, attention())
+
+
+class Block(nn.Module):
+    """x = x + Mixer(norm(x));  x = x + MLP(norm(x))."""
+
+    def __init__(self, config: ModelConfig, layer: int, seed: int) -> None:
+        super().__init__()
+        self.mixer_norm, self.mlp_norm = build_norm(config), build_norm(config)
+        self.mixer = build_mixer(config, layer, seed)
+        self.mlp = MLP(config)
+
+    def init_state(self, batch: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> MixerState:
+        return self.mixer.init_state(batch, max_len, device=device, dtype=dtype)
+
+    def forward(
+        self, x: Tensor, *, mode: RoutingMode, state: MixerState | None = None, hint: Tensor | None = None
+    ) -> tuple[Tensor, Route | None, MixerState | None]:
+        y, route, state = self.mixer(self.mixer_norm(x), mode=mode, state=state, hint=hint)
+        x = x + y
+        return x + self.mlp(self.mlp_norm(x)), route, state
+
+    def flops(self, length: int, usage: float) -> float:
+        """Forward multiply-adds × 2 of one sequence, norms and nonlinearities left out."""
+        return self.mixer.flops(length, usage) + self.mlp.flops(length)

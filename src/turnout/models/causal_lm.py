@@ -1,0 +1,106 @@
+"""Causal language model: embedding, blocks, norm, head; whole sequences and step by step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from turnout.errors import ConfigError, ShapeError
+from turnout.layers import MixerState
+from turnout.models.block import Block, build_norm
+from turnout.models.config import ModelConfig
+from turnout.routers.mode import SKIP, RoutingMode
+from turnout.routers.query import Route
+
+
+@dataclass(slots=True)
+class Output:
+    """What a forward pass returns.
+
+    Attributes:
+        logits: [B, T, V], or [B, Q, V] at the positions asked for.
+        routes: one a layer; None for a layer that has no router.
+        state: memory after the last token, when one was given.
+    """
+
+    logits: Tensor
+    routes: list[Route | None]
+    state: list[MixerState] | None
+
+
+class CausalLM(nn.Module):
+    """Token sequences to next-token logits, with a routed mixer in each layer that the layout marks R.
+
+    Args:
+        config: the architecture.
+        vocab: token ids are 0..vocab-1.
+        seed: of the initial weights; the global generator is left as it was.
+    """
+
+    def __init__(self, config: ModelConfig, *, vocab: int, seed: int = 0) -> None:
+        super().__init__()
+        if vocab < 1:
+            raise ConfigError(f"vocab={vocab}; expected >= 1")
+        self.config, self.vocab = config, vocab
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.embed = nn.Embedding(vocab, config.width)
+            self.blocks = nn.ModuleList(Block(config, layer, seed) for layer in range(config.layers))
+            self.norm = build_norm(config)
+            self.head = nn.Linear(config.width, vocab, bias=config.form == "gpt")
+            if config.form == "llama":
+                self._small_init()
+        if config.tie:
+            self.head.weight = self.embed.weight
+
+    def _small_init(self) -> None:
+        for name, p in self.named_parameters():
+            if p.ndim != 2 or ".router." in name or ".local.weight" in name:
+                continue
+            residual = name.endswith((".out.weight", ".down.weight"))
+            nn.init.normal_(p, std=0.02 / (2 * self.config.layers) ** 0.5 if residual else 0.02)
+
+    def init_state(
+        self, batch: int, max_len: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> list[MixerState]:
+        """Empty memory for `batch` sequences of up to `max_len` tokens (inference only)."""
+        device = device or self.embed.weight.device
+        dtype = dtype or self.embed.weight.dtype
+        return [block.init_state(batch, max_len, device=device, dtype=dtype) for block in self.blocks]
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        mode: RoutingMode = SKIP,
+        state: list[MixerState] | None = None,
+        at: Tensor | None = None,
+        hint: Tensor | None = None,
+    ) -> Output:
+        """Logits for `tokens`.
+
+        Args:
+            tokens: int64 [B, T]; with `state`, the tokens that follow it.
+            mode: execution; the default computes attention only for the rows taken.
+            state: from `init_state`, updated in place and returned.
+            at: int64 [B, Q], the only positions whose logits are wanted (-1 = empty, read at position 0).
+            hint: bool [B, T] for the oracle router.
+        Raises:
+            ShapeError: tokens are not [B, T].
+        """
+        if tokens.ndim != 2:
+            raise ShapeError(f"tokens {tuple(tokens.shape)}; expected [batch, length]")
+        x = self.embed(tokens)
+        routes: list[Route | None] = []
+        for i, block in enumerate(self.blocks):
+            x, route, _ = block(x, mode=mode, state=state[i] if state else None, hint=hint)
+            routes.append(route)
+        if at is not None:
+            x = x.gather(1, at.clamp(min=0)[..., None].expand(-1, -1, x.shape[-1]))
+        return Output(logits=self.head(self.norm(x)), routes=routes, state=state)
+
+    def block_flops(self, length: int, usage: list[float]) -> float:
+        """Forward multiply-adds × 2 of the blocks on one sequence at a usage per layer; embedding and head left out."""
+        return sum(block.flops(length, u) for block, u in zip(self.blocks, usage, strict=True))

@@ -1,0 +1,1 @@
+"""Probes: questions asked of a trained or untrained model."""

@@ -1,0 +1,46 @@
+"""How a forward pass executes routing: which rows are really computed, and where the gate noise comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from turnout.errors import ConfigError, nearest
+
+OVERFLOW = ("earliest", "confident", "raise")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoutingMode:
+    """Execution of one forward pass; it never changes what a decision means, except through overflow.
+
+    Args:
+        skip: True computes attention for the rows taken only; False computes both tracks for every token (the dense
+            phase of training, in which both tracks get gradient).
+        capacity: most rows a sequence and routing group can take; static, so shapes never change and the GPU is never
+            waited for. None = exactly the largest count of the batch (one host synchronisation a layer on a GPU).
+        overflow: what happens past `capacity`: keep the "earliest" rows, the most "confident", or "raise".
+        sample: True draws the gates (training); False takes the deterministic decision gate_logit > 0.
+        generator: source of the gate noise; required when `sample` is True and the gates are noisy.
+        impl: implementation of `turnout.ops.attend` ("auto", or one by name).
+    Raises:
+        ConfigError: capacity < 1, or an unknown overflow policy.
+    """
+
+    skip: bool = True
+    capacity: int | None = None
+    overflow: str = "earliest"
+    sample: bool = False
+    generator: torch.Generator | None = None
+    impl: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.capacity is not None and self.capacity < 1:
+            raise ConfigError(f"capacity={self.capacity}; expected >= 1 row per sequence, or None for the exact count")
+        if self.overflow not in OVERFLOW:
+            raise ConfigError(f"overflow={self.overflow!r}{nearest(self.overflow, OVERFLOW)}")
+
+
+DENSE = RoutingMode(skip=False)
+SKIP = RoutingMode(skip=True)

@@ -1,0 +1,98 @@
+"""From a gate logit to a decision: sampling and gradient estimators, shared by every query router.
+
+B batch, T tokens, G routing groups (1, or one per kv head).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from turnout.errors import ConfigError, nearest
+from turnout.routers.mode import RoutingMode
+
+NOISES = ("none", "bernoulli", "gumbel")
+GRADIENTS = ("straight_through", "scaled")
+
+
+@dataclass(slots=True)
+class Route:
+    """The decision *who*.
+
+    Attributes:
+        gate: probability of the attention track, float [B, T, G], differentiable, free of noise.
+        weight: what the attention output is multiplied by, float [B, T, G]; 0 where not taken; carries the estimator's
+            gradient. The local track has weight 1 - weight.
+        taken: bool [B, T, G]; True takes the attention track.
+        dropped: int64 [B, G], rows taken but refused by the capacity; None before compaction.
+    """
+
+    gate: Tensor
+    weight: Tensor
+    taken: Tensor
+    dropped: Tensor | None = None
+
+    @classmethod
+    def fixed(cls, taken: Tensor, dtype: torch.dtype) -> Route:
+        """A decision without a parameter: gate = weight = taken."""
+        gate = taken.to(dtype)
+        return cls(gate=gate, weight=gate, taken=taken)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gating:
+    """How a gate logit z becomes a decision.
+
+    p = sigmoid(z); without sampling taken = z > 0. With sampling, u ~ U(0, 1):
+
+        none        taken = z > 0                               s = p
+        bernoulli   taken = u < p                               s = p
+        gumbel      taken = z + log u - log(1 - u) > 0          s = sigmoid((z + log u - log(1 - u)) / temperature)
+
+    `gumbel` is the two-class straight-through Gumbel-softmax: the difference of two Gumbel variables is logistic
+    (Jang et al. 2017; Maddison et al. 2017). The weight that mixes the tracks is
+
+        straight_through   taken + s - stop(s)      value 0 or 1, gradient of s (Bengio et al. 2013)
+        scaled             taken * s                SeqBoat: an open gate is scaled by its confidence (Ren et al. 2023)
+
+    Args:
+        noise: one of none, bernoulli, gumbel; used in training only.
+        gradient: one of straight_through, scaled.
+        temperature: of the gumbel surrogate, > 0.
+    """
+
+    noise: str = "bernoulli"
+    gradient: str = "straight_through"
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.noise not in NOISES:
+            raise ConfigError(f"gate noise {self.noise!r}{nearest(self.noise, NOISES)}")
+        if self.gradient not in GRADIENTS:
+            raise ConfigError(f"gate gradient {self.gradient!r}{nearest(self.gradient, GRADIENTS)}")
+        if not self.temperature > 0:
+            raise ConfigError(f"gate temperature={self.temperature}; expected > 0")
+        if self.temperature != 1.0 and self.noise != "gumbel":
+            raise ConfigError(f"gate temperature={self.temperature} has no effect with noise={self.noise!r}; use 'gumbel'")
+
+    def decide(self, logit: Tensor, mode: RoutingMode) -> Route:
+        """Decide from `logit` [B, T, G]; float32 arithmetic whatever the dtype of the model. Cost O(B·T·G)."""
+        logit = logit.float() if logit.dtype in (torch.float16, torch.bfloat16) else logit
+        gate = torch.sigmoid(logit)
+        surrogate = gate
+        taken = logit > 0
+        if mode.sample and self.noise != "none":
+            u = torch.rand(logit.shape, generator=mode.generator, device=logit.device, dtype=torch.float32)
+            # u = 0 would give -inf: the smallest positive step keeps the logistic finite.
+            u = u.clamp_(min=2.0**-25)
+            if self.noise == "bernoulli":
+                taken = u < gate
+            else:
+                noisy = logit + (torch.log(u) - torch.log1p(-u)).to(logit.dtype)
+                taken = noisy > 0
+                surrogate = torch.sigmoid(noisy / self.temperature)
+        hard = taken.to(gate.dtype)
+        weight = hard * surrogate if self.gradient == "scaled" else hard + surrogate - surrogate.detach()
+        return Route(gate=gate, weight=weight, taken=taken)

@@ -1,0 +1,30 @@
+"""Linear query router."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from turnout.routers.query.base import QUERY_ROUTERS, QueryRouter, RouterContext
+
+
+@QUERY_ROUTERS.register("linear")
+class LinearRouter(QueryRouter):
+    """z = W x + b with W in R^{G x E}, drawn small so that the bias decides at first.
+
+    Args:
+        bias: initial b; +2 opens 88 % of the gates, so that training starts with attention on.
+        std: standard deviation of the initial W; None keeps PyTorch's default U(-1/sqrt(E), 1/sqrt(E)).
+    Cost: O(E·G) per token.
+    """
+
+    def __init__(self, context: RouterContext, *, bias: float = 2.0, std: float | None = None) -> None:
+        super().__init__(context)
+        self.proj = nn.Linear(context.width, context.groups)
+        nn.init.constant_(self.proj.bias, bias)
+        if std is not None:
+            nn.init.normal_(self.proj.weight, std=std)
+
+    def score(self, x: Tensor, state: Any, hint: Tensor | None) -> tuple[Tensor, Any]:
+        return self.proj(x), state

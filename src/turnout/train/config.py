@@ -1,0 +1,224 @@
+"""Configuration of a training run; the task, the model, the schedule and the optimiser in one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from turnout.errors import ConfigError, nearest
+from turnout.models.config import ModelConfig
+from turnout.tasks import RecallConfig, RecallHardConfig, TextConfig
+
+PENALTIES = ("per_gate", "mean_gate", "mean_hard_gate")
+PRECISIONS = ("fp32", "tf32", "bf16")
+DECAYS = ("constant", "cosine")
+
+
+def _require(ok: bool, what: str, expected: str) -> None:
+    if not ok:
+        raise ConfigError(f"{what}; expected {expected}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CurriculumConfig:
+    """Explore at no cost until solved, ramp the cost behind a guard, hold it, then grow the length.
+
+    Phases: *explore* (lambda = 0, both tracks), *ramp* (lambda rises to `cost`), *hold* (lambda = `cost`),
+    *grow* (one stage for each further entry of `lengths`).
+
+    The guard watches the training accuracy of each logging interval (for tasks without an accuracy: the loss against
+    the end of explore). At or above `guard` the ramp moves on; below it the ramp holds; below `back_off` it moves
+    backwards at twice its speed. In *hold* and *grow* the guard works the same way on a finished ramp.
+
+    Args:
+        penalty: "per_gate" = lambda · E[open gates per sequence], the pressure on each gate independent of T and L;
+            "mean_gate" = lambda · mean probability; "mean_hard_gate" = lambda · mean straight-through gate (published).
+        cost: lambda at the end of the ramp, >= 0.
+        explore_steps: most steps of explore; a run that does not reach `solve_at` by then stops unsolved.
+        solve_at: evaluation accuracy that ends explore; None explores for exactly `explore_steps`.
+        ramp_steps: steps from lambda = 0 to `cost` while the guard is content.
+        stairs: 0 ramps at every step; n > 0 ramps in n equal stairs (published: 20 epochs).
+        hold_steps: steps at the full cost.
+        guard, back_off: accuracies, guard >= back_off; 0 switches the guard off.
+        guard_loss: for tasks without accuracy, the loss may exceed explore's by this fraction before the ramp holds.
+        lengths: sequence lengths in order; empty = the task's length only.
+        grow_steps: most steps a further length; it ends early at `grow_at` evaluation accuracy.
+        grow_at: evaluation accuracy that ends a stage of growth.
+    """
+
+    kind: ClassVar[str] = "curriculum"
+    penalty: str = "per_gate"
+    cost: float = 0.02
+    explore_steps: int = 2500
+    solve_at: float | None = 0.99
+    ramp_steps: int = 1500
+    stairs: int = 0
+    hold_steps: int = 500
+    guard: float = 0.98
+    back_off: float = 0.9
+    guard_loss: float = 0.05
+    lengths: tuple[int, ...] = ()
+    grow_steps: int = 600
+    grow_at: float = 0.999
+
+    def __post_init__(self) -> None:
+        _check_penalty(self.penalty, self.cost)
+        for name in ("explore_steps", "ramp_steps", "hold_steps", "grow_steps", "stairs"):
+            _require(getattr(self, name) >= 0, f"schedule.{name}={getattr(self, name)}", ">= 0")
+        _require(0 <= self.back_off <= self.guard <= 1, f"schedule.guard={self.guard}, back_off={self.back_off}",
+                 "0 <= back_off <= guard <= 1")
+        _require(list(self.lengths) == sorted(self.lengths), f"schedule.lengths={self.lengths}", "ascending lengths")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JointConfig:
+    """The cost from the first step (the failing arm of the published study, kept as a control).
+
+    Args:
+        penalty, cost: as in the curriculum; cost 0 trains without any pressure.
+        steps: how long.
+    """
+
+    kind: ClassVar[str] = "joint"
+    penalty: str = "per_gate"
+    cost: float = 0.0
+    steps: int = 2000
+
+    def __post_init__(self) -> None:
+        _check_penalty(self.penalty, self.cost)
+        _require(self.steps >= 1, f"schedule.steps={self.steps}", ">= 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BudgetConfig:
+    """Steer the usage to a target by dual ascent.
+
+    loss = task + l1 · p + l2 · relu(p - u*)^2,  p = mean gate probability;  l1 <- l1 + rate · (u - u*), u = usage taken
+
+    The target u* falls from 1 to `usage` (geometrically) between `warmup` and `warmup + ramp` of the steps.
+
+    Args:
+        usage: target fraction of open (token, layer, group) slots, in (0, 1].
+        steps: how long.
+        warmup, ramp: fractions of `steps`.
+        rate: step size of the multiplier, > 0; per step and unit of relative error (u - u*) / u*.
+        quadratic: l2 >= 0.
+    """
+
+    kind: ClassVar[str] = "budget"
+    usage: float = 0.1
+    steps: int = 3000
+    warmup: float = 0.1
+    ramp: float = 0.5
+    rate: float = 0.01
+    quadratic: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(0 < self.usage <= 1, f"schedule.usage={self.usage}", "0 < usage <= 1")
+        _require(self.steps >= 1, f"schedule.steps={self.steps}", ">= 1")
+        _require(0 <= self.warmup and 0 <= self.ramp and self.warmup + self.ramp <= 1,
+                 f"schedule.warmup={self.warmup}, ramp={self.ramp}", "fractions with warmup + ramp <= 1")
+        _require(self.rate > 0 and self.quadratic >= 0, f"schedule.rate={self.rate}, quadratic={self.quadratic}",
+                 "rate > 0, quadratic >= 0")
+
+
+def _check_penalty(penalty: str, cost: float) -> None:
+    if penalty not in PENALTIES:
+        raise ConfigError(f"schedule.penalty={penalty!r}{nearest(penalty, PENALTIES)}")
+    _require(cost >= 0, f"schedule.cost={cost}", ">= 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """AdamW and the batch.
+
+    Args:
+        batch: sequences a step at the first length.
+        max_tokens: most tokens a micro-batch; longer sequences get fewer of them. 0 = no limit.
+        accumulate: micro-batches a step.
+        lr, weight_decay: of AdamW; betas are PyTorch's defaults. Norms, biases and gains are decayed too, as published.
+        clip: gradient norm limit; 0 = off.
+        warmup: steps of linear warm-up.
+        decay: "constant" or "cosine" (to a tenth of lr at the schedule's last step).
+        precision: "fp32", "tf32" (fp32 with tensor-core products on a GPU) or "bf16" (autocast).
+    """
+
+    batch: int = 32
+    max_tokens: int = 0
+    accumulate: int = 1
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    warmup: int = 0
+    decay: str = "constant"
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        _require(self.batch >= 1 and self.accumulate >= 1, f"optim.batch={self.batch}, accumulate={self.accumulate}", ">= 1")
+        _require(self.lr > 0, f"optim.lr={self.lr}", "> 0")
+        for name in ("max_tokens", "weight_decay", "clip", "warmup"):
+            _require(getattr(self, name) >= 0, f"optim.{name}={getattr(self, name)}", ">= 0")
+        if self.decay not in DECAYS:
+            raise ConfigError(f"optim.decay={self.decay!r}{nearest(self.decay, DECAYS)}")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"optim.precision={self.precision!r}{nearest(self.precision, PRECISIONS)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopConfig:
+    """How often things happen, and how the skipping phase runs.
+
+    Args:
+        log_every: steps between metrics lines (and guard decisions).
+        eval_every, eval_sequences: steps between evaluations, and how many sequences they hold.
+        final_sequences: sequences of the last evaluation, the one that results quote.
+        checkpoint_every: steps between checkpoints; 0 = only at the end and on Ctrl-C.
+        skip_below: the skipping phase runs while every layer's usage is below this; 0 never skips.
+        capacity: rows per sequence in the skipping phase; None = exact on a CPU, and on a GPU the smallest power of two
+            at or above twice the largest count seen (static shapes; rows past it are dropped and counted).
+        cuda_graph: replay each step as one CUDA graph (GPU only).
+        savings: measure milliseconds against dense attention and the static hybrid at the end.
+    """
+
+    log_every: int = 25
+    eval_every: int = 100
+    eval_sequences: int = 256
+    final_sequences: int = 4096
+    checkpoint_every: int = 500
+    skip_below: float = 0.25
+    capacity: int | None = None
+    cuda_graph: bool = True
+    savings: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("log_every", "eval_every", "eval_sequences", "final_sequences"):
+            _require(getattr(self, name) >= 1, f"loop.{name}={getattr(self, name)}", ">= 1")
+        _require(self.checkpoint_every >= 0, f"loop.checkpoint_every={self.checkpoint_every}", ">= 0")
+        _require(0 <= self.skip_below <= 1, f"loop.skip_below={self.skip_below}", "0 <= skip_below <= 1")
+        _require(self.capacity is None or self.capacity >= 1, f"loop.capacity={self.capacity}", ">= 1 or none")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """Everything that determines a run.
+
+    Args:
+        name: of the recipe; run folders start with it.
+        seed: all generators (data, init, gates, evaluation) derive from it.
+        device: "auto" (a GPU when there is one), "cpu" or "cuda".
+        threads: CPU threads; 0 leaves PyTorch's choice.
+    """
+
+    name: str = "run"
+    seed: int = 0
+    device: str = "auto"
+    threads: int = 0
+    task: RecallConfig | RecallHardConfig | TextConfig = field(default_factory=RecallConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    schedule: CurriculumConfig | JointConfig | BudgetConfig = field(default_factory=CurriculumConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.device in ("auto", "cpu", "cuda"), f"device={self.device!r}", "auto, cpu or cuda")
+        _require(self.seed >= 0 and self.threads >= 0, f"seed={self.seed}, threads={self.threads}", ">= 0")

@@ -1,0 +1,379 @@
+"""The training loop: phases, evaluations, checkpoints, and a run folder that a kill at any moment leaves resumable."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from turnout.config import from_dict, to_dict
+from turnout.errors import CheckpointError, ConfigError
+from turnout.models.causal_lm import CausalLM
+from turnout.routers.mode import RoutingMode
+from turnout.tasks import Batch, Task
+from turnout.train import checkpoint
+from turnout.train.config import RunConfig
+from turnout.train.evaluate import evaluate, gate_map
+from turnout.train.manifest import build_manifest, git_commit
+from turnout.train.rundir import RunDir
+from turnout.train.schedule import Interval, build_schedule
+from turnout.train.step import Stepper
+
+
+class View(Protocol):
+    """What shows progress: gets every metrics line."""
+
+    def update(self, record: dict[str, Any]) -> None: ...
+
+
+class Interrupted(Exception):
+    """Ctrl-C: the step was finished and a checkpoint written; resume to go on."""
+
+
+def pick_device(name: str) -> torch.device:
+    """"auto" is a GPU when there is one.
+
+    Raises:
+        ConfigError: "cuda" without a GPU.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda, but PyTorch sees no GPU; use device=cpu, or install a CUDA build of torch")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+class Trainer:
+    """Trains one `RunConfig`; with a run folder it writes everything down, without one it only returns the summary.
+
+    Args:
+        config: of the run.
+        run: folder to write to, or None.
+        view: gets every metrics line; None shows nothing.
+    """
+
+    def __init__(self, config: RunConfig, run: RunDir | None = None, view: View | None = None) -> None:
+        self.config, self.run_dir, self.view = config, run, view
+        self.device = pick_device(config.device)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        if config.optim.precision == "tf32":
+            torch.set_float32_matmul_precision("high")
+        self.schedule = build_schedule(config.schedule)
+        self.task = self._build_task()
+        self.model = CausalLM(config.model, vocab=self.task.vocab, seed=config.seed).to(self.device)
+        self._check_oracle()
+        self.gates = torch.Generator(self.device).manual_seed(config.seed * 7919 + 17)
+        self.stepper = Stepper(
+            self.model, config.optim, generator=self.gates, cuda_graph=config.loop.cuda_graph
+        )
+        self.step_count = 0
+        self.skipping = False
+        self.capacity: int | None = None
+        self.saved_at = 0
+        self.clock: dict[str, list[float]] = {"dense": [0.0, 0.0], "skipping": [0.0, 0.0]}
+        self._stop = False
+
+    def _build_task(self) -> Task:
+        config = self.config.task
+        if self.schedule.length not in (None, config.length):
+            config = config.with_length(self.schedule.length)
+        return config.build(self.config.seed)
+
+    def _check_oracle(self) -> None:
+        needs = [b for b in self.model.blocks if getattr(getattr(b.mixer, "router", None), "needs_hint", False)]
+        if needs and not self.task.has_oracle:
+            raise ConfigError(
+                f"router {self.config.model.routing.router!r} needs a task that knows where attention is needed, but task "
+                f"{self.config.task.kind!r} has no oracle; use recall or recall_hard, or another router"
+            )
+
+    def batch_size(self) -> int:
+        """Sequences a micro-batch at the present length."""
+        optim = self.config.optim
+        if not optim.max_tokens:
+            return optim.batch
+        return max(1, min(optim.batch, optim.max_tokens // self.task.length))
+
+    def train(self, *, stop_after: int | None = None) -> dict[str, Any]:
+        """Train to the end of the schedule and return the summary.
+
+        Args:
+            stop_after: stop (without finishing) once this many steps are done; for tests and timing.
+        Raises:
+            Interrupted: Ctrl-C, after the step was finished and saved.
+        """
+        loop = self.config.loop
+        self.model.train()
+        if self.step_count == 0:
+            self._event("phase", f"start in {self.schedule.phase}")
+        with self._catch_interrupt():
+            while not self.schedule.done:
+                began, first = time.perf_counter(), self.step_count
+                for _ in range(loop.log_every):
+                    self._one_step()
+                self._after_interval(time.perf_counter() - began, self.step_count - first)
+                if stop_after is not None and self.step_count >= stop_after:
+                    return {}
+                if self._stop:
+                    self.save()
+                    raise Interrupted(f"stopped after step {self.step_count}; --resume goes on from there")
+        return self._finish()
+
+    def _one_step(self) -> None:
+        size, optim = self.batch_size(), self.config.optim
+        batches = [self._to_device(self.task.train_batch(size)) for _ in range(optim.accumulate)]
+        mode = RoutingMode(skip=self.skipping, capacity=self.capacity, sample=True, generator=self.gates)
+        self.stepper.step(batches, self.schedule, mode, self._lr())
+        self.step_count += 1
+
+    def _to_device(self, batch: Batch) -> Batch:
+        return batch if self.device.type == "cpu" else batch.to(self.device, non_blocking=True)
+
+    def _lr(self) -> float:
+        optim = self.config.optim
+        lr = optim.lr
+        if optim.warmup and self.step_count < optim.warmup:
+            return lr * (self.step_count + 1) / optim.warmup
+        if optim.decay == "cosine":
+            done = min(1.0, self.step_count / max(1, self.schedule.total_steps))
+            return lr * (0.55 + 0.45 * math.cos(math.pi * done))
+        return lr
+
+    def _after_interval(self, seconds: float, steps: int) -> None:
+        seen = self.stepper.read()
+        key = "skipping" if self.skipping else "dense"
+        self.clock[key][0] += seconds
+        self.clock[key][1] += steps
+        length, size = self.task.length, self.batch_size() * self.config.optim.accumulate
+        layers = len(seen["usage_layers"])
+        slots = layers * length * self.config.model.routing_groups
+        self._log(
+            {
+                "kind": "train", "step": self.step_count, "phase": self.schedule.phase, "lambda": self.schedule.cost,
+                **{k: v for k, v in seen.items() if k != "steps"},
+                "gates_per_seq": None if seen["usage"] is None else seen["usage"] * slots,
+                "skipping": self.skipping, "capacity": self.capacity, "length": length,
+                "ms": 1e3 * seconds / steps, "tokens_per_s": steps * size * length / seconds, "lr": self._lr(),
+            }
+        )  # fmt: skip
+        if not math.isfinite(seen["loss"]):
+            raise ConfigError(f"the loss is {seen['loss']} at step {self.step_count}; lower optim.lr or use precision=fp32")
+        graded = seen["accuracy"] if self.task.chance is not None else None
+        interval = Interval(steps=steps, loss=seen["task_loss"], accuracy=graded, usage=seen["usage"] or 0.0)
+        events = self.schedule.on_interval(interval)
+        if self.step_count % self.config.loop.eval_every < steps:
+            events += self._evaluate()
+        for event in events:
+            self._event("phase", event)
+        self._choose_execution(seen)
+        self._follow_length()
+        every = self.config.loop.checkpoint_every
+        if self.run_dir and every and self.step_count - self.saved_at >= every and not self.schedule.done:
+            self.save()
+
+    def _choose_execution(self, seen: dict[str, Any]) -> None:
+        """Enter or leave the skipping phase, and size its capacity, from the usage of the last interval."""
+        usage = seen["usage_layers"]
+        below = self.config.loop.skip_below
+        if not usage:
+            return
+        skipping = max(usage) < (1.5 * below if self.skipping else below) and self.schedule.phase != "explore"
+        learned = any(getattr(getattr(b.mixer, "router", None), "learned", False) for b in self.model.blocks)
+        self.skipping = (skipping and self.schedule.content) or (not learned and max(usage) < below)
+        if self.config.loop.capacity is not None:
+            self.capacity = self.config.loop.capacity
+        elif self.device.type == "cuda" and self.skipping:
+            wanted = 2 ** max(3, math.ceil(math.log2(max(1, 2 * seen["most_rows"]))))
+            wanted = min(wanted, self.task.length)
+            # Grow at once; shrink only by a factor of four, because every new shape is captured again.
+            if self.capacity is None or wanted > self.capacity or wanted * 4 <= self.capacity:
+                self.capacity = wanted
+        else:
+            self.capacity = None
+
+    def _follow_length(self) -> None:
+        if self.schedule.done or self.schedule.length in (None, self.task.length):
+            return
+        state = self.task.state_dict()
+        self.task = self._build_task()
+        self.task.load_state_dict(state)
+
+    def _evaluate(self, *, final: bool = False) -> list[str]:
+        loop = self.config.loop
+        count = loop.final_sequences if final else loop.eval_sequences
+        size = max(1, min(count, self._eval_batch()))
+        precision = self.config.optim.precision
+        seen = evaluate(
+            self.model, self.task, sequences=count, batch=size, precision=precision, seed_offset=int(final)
+        )
+        record = {"kind": "eval", "step": self.step_count, "phase": self.schedule.phase, "length": self.task.length, **seen}
+        if final:
+            record["final"] = True
+        self._log(record)
+        if self.run_dir is not None:
+            sequences = max(1, min(64, count))
+            gates = gate_map(self.model, self.task, sequences=sequences, batch=min(size, sequences), precision=precision)
+            gates = {"step": self.step_count, "phase": self.schedule.phase, **gates}
+            self.run_dir.write_gates(gates, final=final)
+        self.last_eval = record
+        return [] if final else self.schedule.on_eval(seen["accuracy"] if self.task.chance is not None else None, seen["loss"])
+
+    def _eval_batch(self) -> int:
+        tokens = 2**18 if self.device.type == "cuda" else 2**15
+        return max(1, tokens // self.task.length)
+
+    def _finish(self) -> dict[str, Any]:
+        self._evaluate(final=True)
+        summary = self.summary()
+        if self.run_dir is not None:
+            checkpoint.save_tensors(self.run_dir.model_path, self.model.state_dict())
+            self.save()
+            if self.config.loop.savings:
+                from turnout.bench.savings import measure_run
+
+                self.run_dir.write_json("savings.json", measure_run(self.model, self.config, self.task, summary))
+            self.run_dir.write_summary(summary)
+        return summary
+
+    def summary(self) -> dict[str, Any]:
+        """One flat record of the run and its last evaluation."""
+        last, config = self.last_eval, self.config
+        per_step = {k: 1e3 * s / n if n else None for k, (s, n) in self.clock.items()}
+        routed = "R" in config.model.layer_kinds
+        arm = config.model.routing.router if routed else {"A": "dense", "L": "local"}.get(config.model.layout, "static_hybrid")
+        return {
+            "name": self.run_dir.path.name if self.run_dir else config.name, "task": config.task.kind,
+            "length": self.task.length, "router": config.model.routing.router if routed else None,
+            "local": config.model.local, "layout": config.model.layer_kinds, "arm": arm, "seed": config.seed,
+            "steps": self.step_count, "accuracy": last["accuracy"], "loss": last["loss"], "usage": last["usage"],
+            "usage_layers": last["usage_layers"], "gates_per_seq": last["gates_per_seq"],
+            "most_rows": last["most_rows"], "n_eval": last["n"], "correct": last["correct"], "chance": self.task.chance,
+            "train_s": sum(s for s, _ in self.clock.values()), "ms_per_step_dense": per_step["dense"],
+            "ms_per_step_skipping": per_step["skipping"], "params": sum(p.numel() for p in self.model.parameters()),
+            "device": self.device.type, "commit": git_commit(), "solved": self.schedule.solved,
+        }  # fmt: skip
+
+    def save(self) -> None:
+        """Write a checkpoint; resuming from it repeats what an uninterrupted run would do, bit for bit on a CPU."""
+        if self.run_dir is None:
+            return
+        tensors = {
+            **checkpoint.with_prefix("model", self.model.state_dict()),
+            **checkpoint.flatten_optimizer(self.stepper.optimizer, self.model.named_parameters()),
+            **checkpoint.flatten_generators({"gates": self.gates}),
+        }
+        state = {
+            "schedule": self.schedule.state_dict(), "task": self.task.state_dict(), "skipping": self.skipping,
+            "capacity": self.capacity, "clock": self.clock,
+        }  # fmt: skip
+        self.run_dir.sync()
+        checkpoint.save(self.run_dir.checkpoint_dir, self.step_count, tensors, state)
+        self.saved_at = self.step_count
+
+    def load(self) -> None:
+        """Continue from the folder's checkpoint; metrics written after it are forgotten and written again.
+
+        Raises:
+            CheckpointError: none there, damaged, or of another model.
+        """
+        if self.run_dir is None:
+            raise CheckpointError("no run folder to resume from; give the Trainer one")
+        if not checkpoint.exists(self.run_dir.checkpoint_dir):
+            # Killed before the first checkpoint: start over in the same folder.
+            self.run_dir.rewind(-1)
+            return
+        step, tensors, state = checkpoint.load(self.run_dir.checkpoint_dir, str(self.device))
+        weights = checkpoint.section("model", tensors)
+        checkpoint.check_tensors(self.model.state_dict(), weights)
+        self.model.load_state_dict(weights)
+        checkpoint.restore_optimizer(self.stepper.optimizer, self.model.named_parameters(), tensors)
+        checkpoint.restore_generators({"gates": self.gates}, tensors)
+        self.schedule.load_state_dict(state["schedule"])
+        self.task = self._build_task()
+        self.task.load_state_dict(state["task"])
+        self.skipping, self.capacity, self.clock = state["skipping"], state["capacity"], state["clock"]
+        self.step_count = self.saved_at = step
+        self.run_dir.rewind(step)
+
+    def _log(self, record: dict[str, Any]) -> None:
+        if self.run_dir is not None:
+            self.run_dir.log(record)
+        if self.view is not None:
+            self.view.update(record)
+
+    def _event(self, event: str, detail: str) -> None:
+        self._log({"kind": "event", "step": self.step_count, "event": event, "detail": detail})
+
+    @contextmanager
+    def _catch_interrupt(self) -> Iterator[None]:
+        """The first Ctrl-C ends the run after the interval in progress; the second one interrupts at once."""
+
+        def stop(signum: int, frame: object) -> None:
+            self._stop = True
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        try:
+            before = signal.signal(signal.SIGINT, stop)
+        except ValueError:
+            # Not the main thread: whoever runs the threads handles signals.
+            yield
+            return
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def train(
+    config: RunConfig,
+    *,
+    root: str | Path = "runs",
+    name: str | None = None,
+    resume: bool = False,
+    view: View | None = None,
+    command: str | None = None,
+) -> tuple[RunDir, dict[str, Any]]:
+    """Train `config` in a run folder below `root` and return the folder and the summary.
+
+    Args:
+        name: of the folder; None makes one from the recipe's name and the seed.
+        resume: go on with an interrupted run of that name (the config must be the same).
+    Raises:
+        ConfigError: impossible config, or the folder exists; DataError: files; Interrupted: Ctrl-C.
+    """
+    device = pick_device(config.device)
+    run = RunDir.create(
+        root,
+        name,
+        config_dict=to_dict(config),
+        exist="resume" if resume else "error",
+        manifest=build_manifest(config, config.seed, device, command),
+        stem=f"{config.name}-{config.seed}",
+    )
+    trainer = Trainer(config, run, view)
+    if resume:
+        trainer.load()
+        finished = run.summary()
+        if finished is not None and trainer.schedule.done:
+            return run, finished
+    return run, trainer.train()
+
+
+def load_model(run: RunDir) -> tuple[CausalLM, RunConfig, Task]:
+    """The trained model of a run folder, its config and its task at the last length; on the CPU, in evaluation mode."""
+    config = from_dict(RunConfig, run.config)
+    task_config = config.task
+    lengths = getattr(config.schedule, "lengths", ())
+    if lengths:
+        task_config = task_config.with_length(lengths[-1])
+    task = task_config.build(config.seed)
+    model = CausalLM(config.model, vocab=task.vocab, seed=config.seed)
+    weights, _ = checkpoint.load_tensors(run.model_path)
+    checkpoint.check_tensors(model.state_dict(), weights)
+    model.load_state_dict(weights)
+    return model.eval(), config, task

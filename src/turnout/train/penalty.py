@@ -1,0 +1,47 @@
+"""The cost of open gates, as a differentiable number."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from turnout.routers.query import Route
+
+
+def open_gates(routes: list[Route | None], *, hard: bool = False) -> tuple[Tensor, int]:
+    """Expected open gates per sequence, and how many slots a sequence has.
+
+    n = sum over layers, tokens and groups of p                soft: p = gate probability
+                                                              hard: p = mixing weight (value 0/1, estimator's gradient)
+
+    Returns:
+        (float32 scalar, averaged over the batch; slots per sequence = routed layers · T · G). (0, 0) without routers.
+    """
+    total: Tensor | None = None
+    slots = 0
+    for route in routes:
+        if route is None:
+            continue
+        p = route.weight if hard else route.gate
+        layer = p.float().sum() / p.shape[0]
+        total = layer if total is None else total + layer
+        slots += p.shape[1] * p.shape[2]
+    return (torch.zeros(()), 0) if total is None else (total, slots)
+
+
+def penalty(routes: list[Route | None], kind: str, cost: Tensor, quadratic: Tensor, target: Tensor) -> Tensor:
+    """What is added to the task loss.
+
+    per_gate         cost · n                                    n = expected open gates per sequence
+    mean_gate        cost · u + quadratic · relu(u - target)^2   u = n / slots
+    mean_hard_gate   cost · u of the straight-through gates      (Bonsignore 2026)
+
+    A gate without a gradient (a control) adds a constant. Cost O(slots).
+    """
+    n, slots = open_gates(routes, hard=kind == "mean_hard_gate")
+    if slots == 0:
+        return torch.zeros_like(cost)
+    if kind == "per_gate":
+        return cost * n
+    mean = n / slots
+    return cost * mean + quadratic * (mean - target).clamp(min=0).square()

@@ -1,0 +1,100 @@
+"""What a schedule of the routing pressure is, and how one is built from its config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from turnout.errors import UnsupportedError
+from turnout.train.config import BudgetConfig, CurriculumConfig, JointConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interval:
+    """Training averages since the last look.
+
+    Attributes:
+        steps: how many.
+        loss: task loss; accuracy: of the targets, None when the task has none.
+        usage: fraction of slots taken.
+    """
+
+    steps: int
+    loss: float
+    accuracy: float | None
+    usage: float
+
+
+class Schedule:
+    """Decides the phase, lambda, the sequence length and when training ends.
+
+    Attributes:
+        phase: name shown and logged.
+        cost: lambda in force.
+        quadratic, target: weight and usage target of the quadratic term (budget only).
+        length: sequence length now; None = the task's own.
+        done: True ends the run.
+        solved: False once explore has failed.
+        content: False while a guard objects; the loop then trains densely, because a closed gate can only be reopened by
+            the gradient that the dense phase gives it.
+    """
+
+    phase = "joint"
+    penalty = "per_gate"
+    cost = 0.0
+    quadratic = 0.0
+    target = 1.0
+    length: int | None = None
+    done = False
+    solved = True
+    content = True
+    total_steps: int = 1
+
+    def on_interval(self, seen: Interval) -> list[str]:
+        """Look at one logging interval; returns events worth a line in the metrics."""
+        raise NotImplementedError
+
+    def on_eval(self, accuracy: float | None, loss: float) -> list[str]:
+        """Look at one evaluation; returns events."""
+        return []
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able state; every attribute that is not fixed by the config."""
+        return {k: v for k, v in vars(self).items() if k != "config"}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for key, value in state.items():
+            setattr(self, key, value)
+
+
+class Joint(Schedule):
+    """A constant cost from the first step."""
+
+    def __init__(self, config: JointConfig) -> None:
+        self.config = config
+        self.penalty, self.cost, self.total_steps = config.penalty, config.cost, config.steps
+        self.steps = 0
+
+    @classmethod
+    def idle(cls) -> Joint:
+        """No pressure, no end: for measurements."""
+        return cls(JointConfig(cost=0.0))
+
+    def on_interval(self, seen: Interval) -> list[str]:
+        self.steps += seen.steps
+        self.done = self.steps >= self.config.steps
+        return []
+
+
+def build_schedule(config: CurriculumConfig | JointConfig | BudgetConfig) -> Schedule:
+    """The schedule a config describes."""
+    from turnout.train.budget import Budget
+    from turnout.train.curriculum import Curriculum
+
+    if isinstance(config, CurriculumConfig):
+        return Curriculum(config)
+    if isinstance(config, BudgetConfig):
+        return Budget(config)
+    if isinstance(config, JointConfig):
+        return Joint(config)
+    raise UnsupportedError(f"schedule {type(config).__name__}; expected a curriculum, joint or budget config")
