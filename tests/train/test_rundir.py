@@ -58,6 +58,31 @@ def test_a_resumed_run_leaves_the_same_files_as_an_uninterrupted_one(
     assert snapshot(run) == snapshot(whole)
 
 
+def test_rewinding_to_a_position_also_forgets_later_lines_of_the_same_step(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    assert run.position() == 0
+    run.log(line(9))
+    position = run.position()
+    run.log(line(9, "eval", final=True))
+    run.rewind(9)
+    assert len(run.metrics()) == 2
+    run.rewind(9, position)
+    assert run.metrics() == [line(9)] and run.position() == position
+    run.rewind(9, 0)
+    assert run.metrics() == []
+
+
+def test_metrics_that_lost_lines_since_the_checkpoint_are_reported(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    for step in (1, 2):
+        run.log(line(step))
+    position = run.position()
+    run.rewind(1)
+    with pytest.raises(DataError, match=rf"metrics\.jsonl .* saved at byte {position}; the file was changed"):
+        run.rewind(2, position)
+    assert run.metrics() == [line(1)]
+
+
 def test_each_line_is_in_the_file_when_log_returns(tmp_path: Path) -> None:
     run = new_run(tmp_path)
     for step in range(3):

@@ -129,8 +129,6 @@ class RunDir:
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl. It is in the file when this returns, also if the process is killed next.
 
-        Log every line of a step before that step's checkpoint is saved: `rewind(step)` then restores the file exactly.
-
         Raises:
             DataError: the line could not be written whole; the file is as it was before.
         """
@@ -168,18 +166,34 @@ class RunDir:
         records = [record for _, record in self._lines()]
         return records if kind is None else [record for record in records if record.get("kind") == kind]
 
-    def rewind(self, step: int) -> None:
-        """Forget what was written after `step`: call it on resume, with the step of the checkpoint.
+    def position(self) -> int:
+        """Bytes of metrics.jsonl so far: keep it in the checkpoint's state, and hand it to `rewind` on resume."""
+        return self.metrics_path.stat().st_size if self.metrics_path.exists() else 0
 
-        Cuts metrics.jsonl before the first line of a later step (and a last line cut short), and removes gate files of
-        later steps and what killed writes left. The run then continues into the same files as one never interrupted.
+    def rewind(self, step: int, position: int | None = None) -> None:
+        """Forget what was written after a checkpoint, so that the resumed run writes what one never interrupted would.
+
+        Cuts metrics.jsonl, and removes gate files of later steps and what killed writes left.
+
+        Args:
+            step: of the checkpoint; metrics are cut before the first line of a later step.
+            position: what `position()` said when it was saved; metrics are cut there. Exact, also when lines of the
+                same step were written after the checkpoint, as the final evaluation is.
+        Raises:
+            DataError: a line is damaged, or the metrics end before `position`.
         """
         keep = 0
         for end, record in self._lines():
             written_at = record.get("step")
-            if isinstance(written_at, int) and written_at > step:
+            after = isinstance(written_at, int) and written_at > step if position is None else end > position
+            if after:
                 break
             keep = end
+        if position is not None and keep != position:
+            raise DataError(
+                f"{self.metrics_path} ends its lines at byte {keep}, but the checkpoint was saved at byte {position}; "
+                "the file was changed: restore it, or start the run again under another name"
+            )
         try:
             if self.metrics_path.exists():
                 os.truncate(self.metrics_path, keep)
