@@ -1,15 +1,22 @@
 """Causal depthwise convolution: a whole sequence, a segment of it or one step, with exact state.
 
-Axes: B batch, T tokens, E channels, H heads, K taps.
+Axes: B batch, T tokens, E channels, H kernels (one a head, or one a channel), K taps, L tokens in a block, N blocks.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.nn.functional import conv1d
+from torch.nn.functional import conv1d, pad
 
 from turnout.errors import ShapeError
+
+# Tokens in a block of the weight gradient; 8..64 differ little, 32 was fastest for 16 to 128 taps.
+BLOCK = 32
+# Below this many taps torch's own backward is faster.
+OWN_BACKWARD_FROM = 8
 
 
 def causal_conv(x: Tensor, weight: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -19,13 +26,13 @@ def causal_conv(x: Tensor, weight: Tensor, state: Tensor | None = None) -> tuple
 
     Args:
         x: float [B, T, E].
-        weight: [E, K], or [H, K] with E % H == 0 and channels e // (E / H) = head; column 0 is the current token.
+        weight: [E, K], or [H, K] with E % H == 0: channel e uses kernel e // (E // H). Column 0 is the current token.
         state: the K−1 inputs before x, oldest first, [B, K−1, E].
     Returns:
-        y: [B, T, E]; state [B, K−1, E], to continue from.
+        y: [B, T, E], under autocast in autocast's dtype; state [B, K−1, E], to continue from.
     Raises:
-        ShapeError: a tensor has the wrong shape or dtype.
-    Cost: O(B·T·E·K) multiply-adds.
+        ShapeError: a tensor has the wrong shape, dtype or device.
+    Cost: O(B·T·E·K) multiply-adds; one step with T = 1 reads the state once.
     """
     _check(x, weight, state)
     n_taps, n_channels = weight.shape[1], x.shape[2]
@@ -34,13 +41,77 @@ def causal_conv(x: Tensor, weight: Tensor, state: Tensor | None = None) -> tuple
     context = torch.cat([state.to(x.dtype), x], 1)
     # A copy, so that the state does not keep the whole sequence alive.
     next_state = context[:, context.shape[1] - (n_taps - 1) :].clone()
-    per_channel = weight.repeat_interleave(n_channels // weight.shape[0], dim=0)
-    if x.shape[1] == 0:
-        return x, next_state
-    if x.shape[1] == 1:
-        return (context * per_channel.flip(1).t()).sum(1, keepdim=True), next_state
-    y = conv1d(context.transpose(1, 2), per_channel.flip(1)[:, None], groups=n_channels).transpose(1, 2)
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        context = context.to(torch.get_autocast_dtype(device))
+    weight = weight.to(context.dtype)
+    with torch.autocast(device, enabled=False):
+        if x.shape[1] == 0:
+            y = x.to(context.dtype)
+        elif x.shape[1] == 1:
+            y = (context * _per_channel(weight, n_channels).flip(1).t()).sum(1, keepdim=True)
+        elif n_taps < OWN_BACKWARD_FROM:
+            y = _forward(context, weight)
+        else:
+            y = _CausalConv.apply(context, weight)
     return y, next_state
+
+
+def _per_channel(weight: Tensor, n_channels: int) -> Tensor:
+    return weight.repeat_interleave(n_channels // weight.shape[0], dim=0)
+
+
+def _forward(context: Tensor, weight: Tensor) -> Tensor:
+    """[B, T+K−1, E] → [B, T, E]."""
+    kernel = _per_channel(weight, context.shape[2]).flip(1)[:, None]
+    return conv1d(context.transpose(1, 2), kernel, groups=kernel.shape[0]).transpose(1, 2)
+
+
+class _CausalConv(torch.autograd.Function):
+    """Torch's forward, with a backward that is 2 to 5 times faster than torch's for long kernels on the CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, context: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(context, weight)
+        return _forward(context, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        context, weight = ctx.saved_tensors
+        need_context, need_weight = ctx.needs_input_grad
+        return (
+            _grad_context(grads[0], weight) if need_context else None,
+            _grad_weight(grads[0], context, weight) if need_weight else None,
+        )
+
+
+def _grad_context(grad: Tensor, weight: Tensor) -> Tensor:
+    """dx_s = Σ_j w_j · dy_{s+j}: the same convolution, backwards in time."""
+    n_taps = weight.shape[1]
+    kernel = _per_channel(weight, grad.shape[2])[:, None]
+    return conv1d(pad(grad.transpose(1, 2), (n_taps - 1, n_taps - 1)), kernel, groups=kernel.shape[0]).transpose(1, 2)
+
+
+def _grad_weight(grad: Tensor, context: Tensor, weight: Tensor) -> Tensor:
+    """dw_j = Σ_{b,t,e} dy_t · x_{t−j}, as one matrix product a block of L tokens.
+
+    P[l, m] = Σ dy_{nL+l} · context_{nL+m} over blocks n, batch and the channels of the kernel; dw_j is the sum of P
+    along the diagonal m − l = K − 1 − j.
+    """
+    n_batch, n_tokens, n_channels = grad.shape
+    n_kernels, n_taps = weight.shape
+    fill = (0, 0, 0, -n_tokens % BLOCK)
+    dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    heads = (n_kernels, n_channels // n_kernels)
+    # [H, L, B·N·E/H] and, with the K−1 tokens before each block, [H, L+K−1, B·N·E/H]
+    out = pad(grad.to(dtype), fill).unflatten(2, heads).unflatten(1, (-1, BLOCK))
+    out = out.permute(3, 2, 0, 1, 4).flatten(2)
+    seen = pad(context.to(dtype), fill).unfold(1, BLOCK + n_taps - 1, BLOCK).unflatten(2, heads)
+    seen = seen.permute(2, 4, 0, 1, 3).flatten(2)
+    product = out @ seen.transpose(1, 2)
+    # Rows of length L+K−1 read with stride L+K: row l moves l places to the left, and diagonals become columns.
+    sheared = pad(product.flatten(1), (0, BLOCK)).view(n_kernels, BLOCK, BLOCK + n_taps)
+    return sheared[:, :, :n_taps].sum(1).flip(1).to(weight.dtype)
 
 
 def _check(x: Tensor, weight: Tensor, state: Tensor | None) -> None:
@@ -51,6 +122,8 @@ def _check(x: Tensor, weight: Tensor, state: Tensor | None) -> None:
             f"weight has shape {list(weight.shape)} and x has {x.shape[2]} channels; expected [E, K], "
             "or [H, K] with a number of heads that divides the channels, and K >= 1"
         )
+    if not weight.is_floating_point() or weight.device != x.device:
+        raise ShapeError(f"weight is {weight.dtype} on {weight.device}; expected floats on {x.device}")
     expected = [x.shape[0], weight.shape[1] - 1, x.shape[2]]
     if state is not None and list(state.shape) != expected:
         raise ShapeError(f"state has shape {list(state.shape)}; expected [B, K-1, E] = {expected}")
