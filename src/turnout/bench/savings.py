@@ -1,4 +1,4 @@
-"""What routing saves: the whole model, router included, against dense attention, the static hybrid and the local track."""
+"""What routing saves: the whole model, router included, against dense attention, static hybrid and local track."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def measure_run(
 ) -> dict[str, Any]:
     """Milliseconds and counted operations of train step, prefill and one-token decode at the task's length.
 
-    The routed arm is the trained model with its own decisions on the task's data; dense, static hybrid (attention in the
-    layer that the router uses most) and local have the same shape and fresh weights. GPU train steps and prefills are
-    CUDA graphs for every arm.
+    The routed arm is the trained model with its own decisions on the task's data; dense, static hybrid (attention in
+    the layer that the router uses most) and local have the same shape and fresh weights. GPU train steps and prefills
+    are CUDA graphs for every arm.
 
     Returns:
         The content of savings.json. `flops` are multiply-adds × 2 of one call at the measured usage.
@@ -77,7 +77,7 @@ def build_arms(model: CausalLM, config: RunConfig, vocab: int, usage_layers: lis
 
 
 def count_flops(model: CausalLM, what: str, batch: Batch, usage: list[float] | None) -> float:
-    """Multiply-adds × 2 of one call: a decode step counts the marginal cost of the last token; backward = 2 × forward."""
+    """Multiply-adds × 2 of one call: a decode step is the marginal cost of the last token; backward = 2 × forward."""
     n, length = batch.tokens.shape
     per_layer = _spread(model, usage)
     head = 2.0 * model.head.weight.numel()

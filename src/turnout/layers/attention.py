@@ -31,11 +31,14 @@ class AttentionTrack(nn.Module):
         super().__init__()
         if width % heads or heads % kv_heads:
             raise ConfigError(
-                f"width={width}, heads={heads}, kv_heads={kv_heads}; expected heads to divide width and kv_heads to divide heads"
+                f"width={width}, heads={heads}, kv_heads={kv_heads}; "
+                "expected heads to divide width and kv_heads to divide heads"
             )
         self.heads, self.kv_heads, self.head_dim, self.rope = heads, kv_heads, width // heads, rope
         if rope and self.head_dim % 2:
-            raise ConfigError(f"head dim {self.head_dim} is odd; rotary positions need an even one: change width or heads")
+            raise ConfigError(
+                f"head dim {self.head_dim} is odd; rotary positions need an even one: change width or heads"
+            )
         self.q = nn.Linear(width, width, bias=bias)
         self.kv = nn.Linear(width, 2 * kv_heads * self.head_dim, bias=bias)
         self.out = nn.Linear(width, width, bias=bias)

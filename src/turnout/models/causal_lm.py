@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +41,8 @@ class CausalLM(nn.Module):
         seed: of the initial weights; the global generator is left as it was.
     """
 
+    blocks: Sequence[Block]
+
     def __init__(self, config: ModelConfig, *, vocab: int, seed: int = 0) -> None:
         super().__init__()
         if vocab < 1:
@@ -47,7 +51,9 @@ class CausalLM(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.embed = nn.Embedding(vocab, config.width)
-            self.blocks = nn.ModuleList(Block(config, layer, seed) for layer in range(config.layers))
+            blocks = nn.ModuleList(Block(config, layer, seed) for layer in range(config.layers))
+            # A ModuleList does not know the type of what it holds.
+            self.blocks = cast("Sequence[Block]", blocks)
             self.norm = build_norm(config)
             self.head = nn.Linear(config.width, vocab, bias=config.form == "gpt")
             if config.form == "llama":

@@ -86,7 +86,8 @@ class ModelConfig:
             raise ConfigError(f"model.mlp_ratio={self.mlp_ratio}; expected > 0")
         if len(self.layout) not in (1, self.layers) or set(self.layout) - set(LAYOUT_LETTERS):
             raise ConfigError(
-                f"model.layout={self.layout!r}; expected 1 or {self.layers} letters of R (routed), A (attention), L (local)"
+                f"model.layout={self.layout!r}; expected 1 or {self.layers} letters of "
+                "R (routed), A (attention), L (local)"
             )
 
     @property

@@ -106,7 +106,9 @@ def _vocab(model: nn.Module) -> int:
     if vocab is None:
         vocab = next((m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)), None)
     if not isinstance(vocab, int) or vocab < 2:
-        raise ConfigError(f"certify found vocabulary {vocab!r}; expected a model with an attribute vocab >= 2 or an nn.Embedding")
+        raise ConfigError(
+            f"certify found vocabulary {vocab!r}; expected a model with an attribute vocab >= 2 or an nn.Embedding"
+        )
     return vocab
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from turnout.errors import ConfigError, nearest
-
-OVERFLOW = ("earliest", "confident", "raise")
+from turnout.ops.compact import POLICIES, Overflow
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +29,7 @@ class RoutingMode:
 
     skip: bool = True
     capacity: int | None = None
-    overflow: str = "earliest"
+    overflow: Overflow = "earliest"
     sample: bool = False
     generator: torch.Generator | None = None
     impl: str = "auto"
@@ -38,8 +37,8 @@ class RoutingMode:
     def __post_init__(self) -> None:
         if self.capacity is not None and self.capacity < 1:
             raise ConfigError(f"capacity={self.capacity}; expected >= 1 row per sequence, or None for the exact count")
-        if self.overflow not in OVERFLOW:
-            raise ConfigError(f"overflow={self.overflow!r}{nearest(self.overflow, OVERFLOW)}")
+        if self.overflow not in POLICIES:
+            raise ConfigError(f"overflow={self.overflow!r}{nearest(self.overflow, POLICIES)}")
 
 
 DENSE = RoutingMode(skip=False)

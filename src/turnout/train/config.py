@@ -65,8 +65,11 @@ class CurriculumConfig:
         _check_penalty(self.penalty, self.cost)
         for name in ("explore_steps", "ramp_steps", "hold_steps", "grow_steps", "stairs"):
             _require(getattr(self, name) >= 0, f"schedule.{name}={getattr(self, name)}", ">= 0")
-        _require(0 <= self.back_off <= self.guard <= 1, f"schedule.guard={self.guard}, back_off={self.back_off}",
-                 "0 <= back_off <= guard <= 1")
+        _require(
+            0 <= self.back_off <= self.guard <= 1,
+            f"schedule.guard={self.guard}, back_off={self.back_off}",
+            "0 <= back_off <= guard <= 1",
+        )
         _require(list(self.lengths) == sorted(self.lengths), f"schedule.lengths={self.lengths}", "ascending lengths")
 
 
@@ -116,10 +119,16 @@ class BudgetConfig:
     def __post_init__(self) -> None:
         _require(0 < self.usage <= 1, f"schedule.usage={self.usage}", "0 < usage <= 1")
         _require(self.steps >= 1, f"schedule.steps={self.steps}", ">= 1")
-        _require(0 <= self.warmup and 0 <= self.ramp and self.warmup + self.ramp <= 1,
-                 f"schedule.warmup={self.warmup}, ramp={self.ramp}", "fractions with warmup + ramp <= 1")
-        _require(self.rate > 0 and self.quadratic >= 0, f"schedule.rate={self.rate}, quadratic={self.quadratic}",
-                 "rate > 0, quadratic >= 0")
+        _require(
+            self.warmup >= 0 and self.ramp >= 0 and self.warmup + self.ramp <= 1,
+            f"schedule.warmup={self.warmup}, ramp={self.ramp}",
+            "fractions with warmup + ramp <= 1",
+        )
+        _require(
+            self.rate > 0 and self.quadratic >= 0,
+            f"schedule.rate={self.rate}, quadratic={self.quadratic}",
+            "rate > 0, quadratic >= 0",
+        )
 
 
 def _check_penalty(penalty: str, cost: float) -> None:
@@ -154,7 +163,9 @@ class OptimConfig:
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
-        _require(self.batch >= 1 and self.accumulate >= 1, f"optim.batch={self.batch}, accumulate={self.accumulate}", ">= 1")
+        _require(
+            self.batch >= 1 and self.accumulate >= 1, f"optim.batch={self.batch}, accumulate={self.accumulate}", ">= 1"
+        )
         _require(self.lr > 0, f"optim.lr={self.lr}", "> 0")
         for name in ("max_tokens", "weight_decay", "clip", "warmup"):
             _require(getattr(self, name) >= 0, f"optim.{name}={getattr(self, name)}", ">= 0")

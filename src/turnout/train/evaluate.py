@@ -119,7 +119,8 @@ def gate_map(model: CausalLM, task: Task, *, sequences: int, batch: int, precisi
     model.eval()
     device = model.embed.weight.device
     total: Tensor | None = None
-    seen, shown = 0, []
+    seen = 0
+    shown: list[dict[str, Any]] = []
     for item in _batches(task, sequences, batch, 0):
         moved = item.to(device)
         out = _forward(model, moved, precision)

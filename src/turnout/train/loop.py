@@ -37,7 +37,7 @@ class Interrupted(Exception):
 
 
 def pick_device(name: str) -> torch.device:
-    """"auto" is a GPU when there is one.
+    """The device of a config; "auto" is a GPU when there is one.
 
     Raises:
         ConfigError: "cuda" without a GPU.
@@ -68,9 +68,7 @@ class Trainer:
         self.model = CausalLM(config.model, vocab=self.task.vocab, seed=config.seed).to(self.device)
         self._check_oracle()
         self.gates = torch.Generator(self.device).manual_seed(config.seed * 7919 + 17)
-        self.stepper = Stepper(
-            self.model, config.optim, generator=self.gates, cuda_graph=config.loop.cuda_graph
-        )
+        self.stepper = Stepper(self.model, config.optim, generator=self.gates, cuda_graph=config.loop.cuda_graph)
         self.step_count = 0
         self.skipping = False
         self.capacity: int | None = None
@@ -88,8 +86,8 @@ class Trainer:
         needs = [b for b in self.model.blocks if getattr(getattr(b.mixer, "router", None), "needs_hint", False)]
         if needs and not self.task.has_oracle:
             raise ConfigError(
-                f"router {self.config.model.routing.router!r} needs a task that knows where attention is needed, but task "
-                f"{self.config.task.kind!r} has no oracle; use recall or recall_hard, or another router"
+                f"router {self.config.model.routing.router!r} needs a task that knows where attention is needed, but "
+                f"task {self.config.task.kind!r} has no oracle; use recall or recall_hard, or another router"
             )
 
     def batch_size(self) -> int:
@@ -162,7 +160,9 @@ class Trainer:
             }
         )  # fmt: skip
         if not math.isfinite(seen["loss"]):
-            raise ConfigError(f"the loss is {seen['loss']} at step {self.step_count}; lower optim.lr or use precision=fp32")
+            raise ConfigError(
+                f"the loss is {seen['loss']} at step {self.step_count}; lower optim.lr or use precision=fp32"
+            )
         graded = seen["accuracy"] if self.task.chance is not None else None
         interval = Interval(steps=steps, loss=seen["task_loss"], accuracy=graded, usage=seen["usage"] or 0.0)
         events = self.schedule.on_interval(interval)
@@ -208,20 +208,20 @@ class Trainer:
         count = loop.final_sequences if final else loop.eval_sequences
         size = max(1, min(count, self._eval_batch()))
         precision = self.config.optim.precision
-        seen = evaluate(
-            self.model, self.task, sequences=count, batch=size, precision=precision, seed_offset=int(final)
-        )
-        record = {"kind": "eval", "step": self.step_count, "phase": self.schedule.phase, "length": self.task.length, **seen}
+        seen = evaluate(self.model, self.task, sequences=count, batch=size, precision=precision, seed_offset=int(final))
+        where = {"step": self.step_count, "phase": self.schedule.phase}
+        record = {"kind": "eval", **where, "length": self.task.length, **seen}
         if final:
             record["final"] = True
         self._log(record)
         if self.run_dir is not None:
             sequences = max(1, min(64, count))
-            gates = gate_map(self.model, self.task, sequences=sequences, batch=min(size, sequences), precision=precision)
-            gates = {"step": self.step_count, "phase": self.schedule.phase, **gates}
-            self.run_dir.write_gates(gates, final=final)
+            batch = min(size, sequences)
+            gates = gate_map(self.model, self.task, sequences=sequences, batch=batch, precision=precision)
+            self.run_dir.write_gates({**where, **gates}, final=final)
         self.last_eval = record
-        return [] if final else self.schedule.on_eval(seen["accuracy"] if self.task.chance is not None else None, seen["loss"])
+        graded = seen["accuracy"] if self.task.chance is not None else None
+        return [] if final else self.schedule.on_eval(graded, seen["loss"])
 
     def _eval_batch(self) -> int:
         tokens = 2**18 if self.device.type == "cuda" else 2**15
@@ -245,7 +245,8 @@ class Trainer:
         last, config = self.last_eval, self.config
         per_step = {k: 1e3 * s / n if n else None for k, (s, n) in self.clock.items()}
         routed = "R" in config.model.layer_kinds
-        arm = config.model.routing.router if routed else {"A": "dense", "L": "local"}.get(config.model.layout, "static_hybrid")
+        unrouted = {"A": "dense", "L": "local"}.get(config.model.layout, "static_hybrid")
+        arm = config.model.routing.router if routed else unrouted
         return {
             "name": self.run_dir.path.name if self.run_dir else config.name, "task": config.task.kind,
             "length": self.task.length, "router": config.model.routing.router if routed else None,

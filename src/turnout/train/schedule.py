@@ -35,8 +35,8 @@ class Schedule:
         length: sequence length now; None = the task's own.
         done: True ends the run.
         solved: False once explore has failed.
-        content: False while a guard objects; the loop then trains densely, because a closed gate can only be reopened by
-            the gradient that the dense phase gives it.
+        content: False while a guard objects; the loop then trains densely, because a closed gate can only be reopened
+            by the gradient that the dense phase gives it.
     """
 
     phase = "joint"

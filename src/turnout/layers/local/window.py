@@ -37,13 +37,13 @@ class WindowTrack(LocalTrack):
         return empty, empty, 0
 
     def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        past_k, past_v, start = state if state is not None else (None, None, 0)
+        start = 0 if state is None else state[2]
         q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in self.qkv(x).chunk(3, dim=-1))
         if self.rope:
             positions = torch.arange(start, start + x.shape[1], device=x.device)
             q, k = rotate(q, positions), rotate(k, positions)
-        if past_k is not None:
-            k, v = torch.cat((past_k, k), dim=1), torch.cat((past_v, v), dim=1)
+        if state is not None:
+            k, v = torch.cat((state[0], k), dim=1), torch.cat((state[1], v), dim=1)
         o = attend(q, k, v, window=self.size)
         keep = min(self.size - 1, k.shape[1])
         tail = slice(k.shape[1] - keep, None)

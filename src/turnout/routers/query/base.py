@@ -6,7 +6,7 @@ reports, controls and the causality check under that name.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -35,7 +35,7 @@ class RouterContext:
     groups: int = 1
     layer: int = 0
     seed: int = 0
-    gating: Gating = Gating()
+    gating: Gating = field(default_factory=Gating)
 
 
 class QueryRouter(nn.Module):

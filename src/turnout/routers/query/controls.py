@@ -97,7 +97,9 @@ class PeriodicRouter(_Control):
     def __init__(self, context: RouterContext, *, period: int = 16, offset: int = 0) -> None:
         super().__init__(context)
         if period < 1 or not 0 <= offset < period:
-            raise ConfigError(f"router periodic: period={period}, offset={offset}; expected period >= 1 > offset/period >= 0")
+            raise ConfigError(
+                f"router periodic: period={period}, offset={offset}; expected period >= 1 > offset/period >= 0"
+            )
         self.period, self.offset = period, offset
 
     def take(self, positions: Tensor, x: Tensor, mode: RoutingMode, hint: Tensor | None) -> Tensor:
@@ -122,8 +124,10 @@ class OracleRouter(_Control):
 
     def take(self, positions: Tensor, x: Tensor, mode: RoutingMode, hint: Tensor | None) -> Tensor:
         if hint is None:
-            raise ConfigError("router oracle got no hint; expected bool [B, T] from a task with has_oracle=True "
-                              "(recall, recall_hard): choose such a task or another router")
+            raise ConfigError(
+                "router oracle got no hint; expected bool [B, T] from a task with has_oracle=True "
+                "(recall, recall_hard): choose such a task or another router"
+            )
         if hint.shape != x.shape[:2]:
             raise ShapeError(f"router oracle: hint {tuple(hint.shape)}; expected [B, T] = {tuple(x.shape[:2])}")
         here = self.layer in (-1, self.context.layer)

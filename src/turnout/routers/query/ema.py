@@ -31,8 +31,9 @@ class EMARouter(QueryRouter):
             raise ConfigError(f"router ema: decay={decay}; expected 0 <= decay < 1")
         self.decay = decay
         width = context.width
-        self.net = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 2 * context.groups))
-        self.net[2].bias.data.view(context.groups, 2)[:, 1] += bias
+        last = nn.Linear(width, 2 * context.groups)
+        self.net = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), last)
+        last.bias.data.view(context.groups, 2)[:, 1] += bias
 
     def init_state(self, batch: int, *, device: torch.device, dtype: torch.dtype) -> Any:
         return torch.zeros(batch, self.context.width, device=device, dtype=dtype)

@@ -17,7 +17,8 @@ from turnout.routers.query.gating import Route
 class ExpertChoiceRouter(QueryRouter):
     """Keep the k = ceil(usage · T) tokens with the highest score of the sequence.
 
-    s = W x;  taken = s among the top k of its sequence;  weight = taken · sigmoid(s)      (Mixture-of-Depths, 2404.02258)
+    s = W x;  taken = s among the top k of its sequence;  weight = taken · sigmoid(s)
+                                                                              (Mixture-of-Depths, 2404.02258)
 
     Whether a token passes depends on later tokens, so causal models refuse it; bidirectional ones may use it.
 

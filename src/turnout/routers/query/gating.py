@@ -75,7 +75,9 @@ class Gating:
         if not self.temperature > 0:
             raise ConfigError(f"gate temperature={self.temperature}; expected > 0")
         if self.temperature != 1.0 and self.noise != "gumbel":
-            raise ConfigError(f"gate temperature={self.temperature} has no effect with noise={self.noise!r}; use 'gumbel'")
+            raise ConfigError(
+                f"gate temperature={self.temperature} has no effect with noise={self.noise!r}; use 'gumbel'"
+            )
 
     def decide(self, logit: Tensor, mode: RoutingMode) -> Route:
         """Decide from `logit` [B, T, G]; float32 arithmetic whatever the dtype of the model. Cost O(B·T·G)."""

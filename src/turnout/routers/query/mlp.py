@@ -22,9 +22,9 @@ class MLPRouter(QueryRouter):
     def __init__(self, context: RouterContext, *, hidden: int | None = None, bias: float = 0.0) -> None:
         super().__init__(context)
         hidden = hidden or max(1, context.width // 4)
-        self.net = nn.Sequential(nn.Linear(context.width, hidden), nn.GELU(), nn.Linear(hidden, 2 * context.groups))
-        with_bias = self.net[2].bias.data.view(context.groups, 2)
-        with_bias[:, 1] += bias
+        last = nn.Linear(hidden, 2 * context.groups)
+        self.net = nn.Sequential(nn.Linear(context.width, hidden), nn.GELU(), last)
+        last.bias.data.view(context.groups, 2)[:, 1] += bias
 
     def score(self, x: Tensor, state: Any, hint: Tensor | None) -> tuple[Tensor, Any]:
         z = self.net(x).unflatten(-1, (self.context.groups, 2))

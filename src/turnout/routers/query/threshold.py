@@ -17,7 +17,8 @@ from turnout.routers.query.gating import Route
 class ThresholdRouter(QueryRouter):
     """Take a token when its score beats a running quantile of earlier batches.
 
-    s = W x;  z = s - theta;  theta <- decay theta + (1 - decay) quantile_{1 - usage}(s)     (Expert-Threshold, 2603.11535)
+    s = W x;  z = s - theta;  theta <- decay theta + (1 - decay) quantile_{1 - usage}(s)
+                                                                              (Expert-Threshold, 2603.11535)
 
     theta holds the usage without looking at the rest of the sequence, which top-k over the sequence does. It moves in
     training only, after the batch is decided.
@@ -28,6 +29,9 @@ class ThresholdRouter(QueryRouter):
         frozen: True keeps W as drawn (the control that asks whether W learnt anything).
     Cost: O(E·G) per token; training adds one k-th-value search over B·T scores.
     """
+
+    threshold: Tensor
+    seen: Tensor
 
     def __init__(
         self, context: RouterContext, *, usage: float = 0.0625, decay: float = 0.99, frozen: bool = False
@@ -61,7 +65,7 @@ class ThresholdRouter(QueryRouter):
         k = min(flat.shape[0], max(1, round((1 - self.usage) * flat.shape[0])))
         quantile = flat.kthvalue(k, dim=0).values
         # The first batch sets the threshold; a zero start would take 1/(1 - decay) steps to forget.
-        decay = torch.where(self.seen > 0, self.decay, 0.0)
+        decay = self.decay * (self.seen > 0)
         self.threshold.mul_(decay).add_(quantile.to(self.threshold.dtype) * (1 - decay))
         self.seen.fill_(1.0)
 
