@@ -79,10 +79,11 @@ class _CausalConv(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
         context, weight = ctx.saved_tensors
         need_context, need_weight = ctx.needs_input_grad
-        return (
-            _grad_context(grads[0], weight) if need_context else None,
-            _grad_weight(grads[0], context, weight) if need_weight else None,
-        )
+        with torch.autocast(context.device.type, enabled=False):
+            return (
+                _grad_context(grads[0], weight) if need_context else None,
+                _grad_weight(grads[0], context, weight) if need_weight else None,
+            )
 
 
 def _grad_context(grad: Tensor, weight: Tensor) -> Tensor:
@@ -98,7 +99,7 @@ def _grad_weight(grad: Tensor, context: Tensor, weight: Tensor) -> Tensor:
     P[l, m] = Σ dy_{nL+l} · context_{nL+m} over blocks n, batch and the channels of the kernel; dw_j is the sum of P
     along the diagonal m − l = K − 1 − j.
     """
-    n_batch, n_tokens, n_channels = grad.shape
+    n_tokens, n_channels = grad.shape[1:]
     n_kernels, n_taps = weight.shape
     fill = (0, 0, 0, -n_tokens % BLOCK)
     dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32

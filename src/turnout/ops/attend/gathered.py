@@ -17,14 +17,15 @@ from turnout.ops.attend.reference import suppress_directions, total_decay
 
 # Query rows in one chunk on the CPU. Measured in README.md; torch's CPU kernel keeps one inner tile size below 192.
 CPU_CHUNK = 128
-# Rows and keys of a chunk are padded to these multiples, so that torch's CPU kernel works on the same tiles, in the
-# same order, whatever is routed later: an earlier row's output does not change by one bit when later routes change.
+# Torch's CPU kernel works on tiles of 32 rows (below 192 rows) and 512 keys. A chunk of routed rows is padded to whole
+# tiles, so that the same tiles are computed in the same order whatever is routed later: an earlier row's output does
+# not change by one bit when later routes change.
 ROW_TILE = 32
-KEY_TILE = 128
+KEY_TILE = 512
 # A chunk's mask on a device without synchronisation stays under this many bytes.
 MASK_BYTES = 256 * 2**20
-# Fraction of all rows from which dense attention with the queries scattered into place is faster on a GPU.
-DENSE_FROM = 0.5
+# Fraction of all rows from which dense attention with the queries scattered into place is faster on a GPU (H200).
+DENSE_FROM = {torch.bfloat16: 0.3, torch.float16: 0.3, torch.float32: 0.5, torch.float64: 0.5}
 
 
 def gathered_attend(call: Call) -> Tensor:
@@ -39,8 +40,8 @@ def gathered_attend(call: Call) -> Tensor:
     if call.q.numel() == 0 or call.k.shape[1] == 0:
         out = torch.zeros_like(call.q) + 0 * (call.q.sum() + call.k.sum() + call.v.sum())
     elif q.device.type == "cpu":
-        out = _cpu(q, k, call.v, rows, scale, call.window, call.sinks)
-    elif call.rows is not None and call.window is None and q.shape[1] >= DENSE_FROM * k.shape[1]:
+        out = _cpu(q, k, call.v, rows, scale, call=call)
+    elif call.rows is not None and call.window is None and q.shape[1] >= DENSE_FROM[q.dtype] * k.shape[1]:
         out = _scattered(q, k, call.v, rows, scale)
     else:
         out = _masked(q, k, call.v, rows, scale, call.window, call.sinks)
@@ -97,22 +98,20 @@ def _blank_empty(out: Tensor, rows: Tensor, n_groups: int) -> Tensor:
     return out.masked_fill(empty[..., None], 0.0)
 
 
-def _cpu(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, scale: float, window: int | None, sinks: int) -> Tensor:
-    n_rows, n_keys, n_groups = q.shape[1], k.shape[1], k.shape[2]
-    size = q.shape[2] // n_groups
+def _cpu(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, scale: float, *, call: Call) -> Tensor:
+    n_rows, n_groups, size = q.shape[1], k.shape[2], call.group_size
+    row_tile, key_tile = _tiles(call)
     # At least one row, so that the output hangs on q, k and v even when nothing is routed.
     used = max(int((rows >= 0).sum(-1).max()), 1)
-    # Rows at the end of the sequence have nothing after them, so a decode step needs no padding.
-    tile = 1 if bool(((rows < 0) | (rows == n_keys - 1)).all()) else ROW_TILE
-    used = -(-used // tile) * tile
+    used = -(-used // row_tile) * row_tile
     extra = max(used - n_rows, 0)
     q, rows_used = pad(q, (0, 0, 0, 0, 0, extra))[:, :used], pad(rows, (0, extra), value=-1)[..., :used]
-    chunk = max(CPU_CHUNK // size, ROW_TILE)
+    chunk = max(CPU_CHUNK // size // ROW_TILE, 1) * ROW_TILE
     outs = []
     for start in range(0, used, chunk):
         part = rows_used[..., start : start + chunk]
-        keys, kc, vc = _seen(k, v, part, window, sinks)
-        visible = _visible(part.repeat_interleave(size, dim=-1), keys, window, sinks)
+        keys, kc, vc = _seen(k, v, part, key_tile, call)
+        visible = _visible(part.repeat_interleave(size, dim=-1), keys, call.window, call.sinks)
         out = scaled_dot_product_attention(
             _pack(q[:, start : start + chunk], n_groups), kc, vc, attn_mask=visible, scale=scale
         )
@@ -122,18 +121,25 @@ def _cpu(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, scale: float, window: in
     return _blank_empty(out, rows, n_groups)
 
 
-def _seen(k: Tensor, v: Tensor, part: Tensor, window: int | None, sinks: int) -> tuple[Tensor, Tensor, Tensor]:
+def _tiles(call: Call) -> tuple[int, int]:
+    """Rows and keys to pad to: 1 where nothing can be routed later, that is for fixed rows and in a decode step."""
+    if call.rows is None or bool(((call.rows < 0) | (call.rows == call.k.shape[1] - 1)).all()):
+        return 1, 1
+    return ROW_TILE, KEY_TILE
+
+
+def _seen(k: Tensor, v: Tensor, part: Tensor, key_tile: int, call: Call) -> tuple[Tensor, Tensor, Tensor]:
     """Key positions [n] that a chunk of rows can see, and k, v there as [B, G, n, D]."""
-    n_keys = k.shape[1]
-    stop = min(n_keys, -(-max(int(part.max()) + 1, 1) // KEY_TILE) * KEY_TILE)
-    start = 0
-    if window is not None:
+    n_keys, n_sinks = k.shape[1], 0
+    start, stop = 0, max(int(part.max()) + 1, 1)
+    if call.window is not None:
         first = int(torch.where(part < 0, stop - 1, part).min())
-        start = max(0, first - window + 1) // KEY_TILE * KEY_TILE
+        start = max(0, first - call.window + 1)
+        n_sinks = min(call.sinks, start)
+    stop = min(n_keys, start - (start - stop) // key_tile * key_tile)
     keys = torch.arange(start, stop, device=k.device)
     kc, vc = k[:, start:stop], v[:, start:stop]
-    if sinks > 0 and start > 0:
-        n_sinks = min(sinks, start)
+    if n_sinks:
         keys = torch.cat([torch.arange(n_sinks, device=k.device), keys])
         kc, vc = torch.cat([k[:, :n_sinks], kc], 1), torch.cat([v[:, :n_sinks], vc], 1)
     return keys, kc.transpose(1, 2), vc.transpose(1, 2)

@@ -73,16 +73,16 @@ def _chosen_keys(keys: Tensor, n_keys: int) -> Tensor:
 
 
 def total_decay(call: Call) -> Tensor:
-    """c[t] = Σ_{i≤t} log_decay[i] in at least float32, [B, S, H]; the bias of a pair is c[t] − c[s]."""
+    """c[t] = Σ_{i≤t} log_decay[i] in float64, [B, S, H]; the bias of a pair is c[t] − c[s]."""
     assert call.log_decay is not None
-    return call.log_decay.to(compute_dtype(call.q.dtype)).cumsum(1)
+    return call.log_decay.double().cumsum(1)
 
 
 def decay_bias(call: Call) -> Tensor:
     """bias[t, s] = Σ_{s<i≤t} log_decay[i], [B, H, R, S]; its value where s > t is masked later."""
     total = total_decay(call).transpose(1, 2)
     at_row = total.gather(2, per_head(call, call.positions()).clamp_min(0))
-    return at_row[..., None] - total[:, :, None, :]
+    return (at_row[..., None] - total[:, :, None, :]).to(compute_dtype(call.q.dtype))
 
 
 def suppress_directions(out: Tensor, directions: Tensor | None, suppress: Tensor | None) -> Tensor:
