@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from turnout.errors import ConfigError, nearest
+from turnout.routers.gate_options import check_gate_options
 
 GRANULARITIES = ("token", "group")
 POSITIONS = ("none", "rope")
 FORMS = ("gpt", "llama")
+MIXES = ("replace", "add")
 LAYOUT_LETTERS = "RAL"
 
 
@@ -22,6 +24,7 @@ class RoutingConfig:
         noise: gate noise in training: "none", "bernoulli" or "gumbel".
         gradient: estimator of the gate's gradient: "straight_through" or "scaled".
         temperature: of the gumbel surrogate, > 0.
+        mix: what an open gate does: attention may "replace" the local track (published) or "add" to it.
     """
 
     router: str = "linear"
@@ -29,8 +32,12 @@ class RoutingConfig:
     noise: str = "bernoulli"
     gradient: str = "straight_through"
     temperature: float = 1.0
+    mix: str = "replace"
 
     def __post_init__(self) -> None:
+        if self.mix not in MIXES:
+            raise ConfigError(f"mix={self.mix!r}{nearest(self.mix, MIXES)}")
+        check_gate_options(self.noise, self.gradient, self.temperature)
         if self.granularity not in GRANULARITIES:
             raise ConfigError(f"granularity={self.granularity!r}{nearest(self.granularity, GRANULARITIES)}")
 
@@ -50,7 +57,7 @@ class ModelConfig:
         positions: "none" (position comes from the local track and the causal mask) or "rope".
         form: "gpt" (LayerNorm, GELU, biases, PyTorch's default initialisation: the published model) or "llama"
             (RMSNorm, SwiGLU, no biases, N(0, 0.02)).
-        mlp_ratio: hidden width of the MLP over E, > 0.
+        mlp_ratio: hidden width of the MLP over E, >= 1/E.
         tie: share the embedding with the head.
     """
 
@@ -70,10 +77,10 @@ class ModelConfig:
         for name in ("layers", "width", "heads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.{name}={getattr(self, name)}; expected >= 1")
-        kv_heads = self.kv_heads or self.heads
-        if self.width % self.heads or kv_heads < 1 or self.heads % kv_heads:
+        n_kv = self.n_kv_heads
+        if self.width % self.heads or n_kv < 1 or self.heads % n_kv:
             raise ConfigError(
-                f"model.width={self.width}, heads={self.heads}, kv_heads={kv_heads}; "
+                f"model.width={self.width}, heads={self.heads}, kv_heads={n_kv}; "
                 "expected heads to divide width and kv_heads to divide heads"
             )
         if self.positions not in POSITIONS:
@@ -82,8 +89,11 @@ class ModelConfig:
             raise ConfigError(f"model.width/heads={self.width // self.heads} is odd; rope needs an even head dim")
         if self.form not in FORMS:
             raise ConfigError(f"model.form={self.form!r}{nearest(self.form, FORMS)}")
-        if not self.mlp_ratio > 0:
-            raise ConfigError(f"model.mlp_ratio={self.mlp_ratio}; expected > 0")
+        if not self.mlp_ratio * self.width >= 1:
+            raise ConfigError(
+                f"model.mlp_ratio={self.mlp_ratio} of width={self.width} leaves no hidden unit; "
+                f"expected >= 1/width = {1 / self.width:.3g}"
+            )
         if len(self.layout) not in (1, self.layers) or set(self.layout) - set(LAYOUT_LETTERS):
             raise ConfigError(
                 f"model.layout={self.layout!r}; expected 1 or {self.layers} letters of "
@@ -96,6 +106,11 @@ class ModelConfig:
         return self.layout * self.layers if len(self.layout) == 1 else self.layout
 
     @property
+    def n_kv_heads(self) -> int:
+        """Key/value heads."""
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
     def routing_groups(self) -> int:
         """Decisions per token and layer."""
-        return (self.kv_heads or self.heads) if self.routing.granularity == "group" else 1
+        return self.n_kv_heads if self.routing.granularity == "group" else 1

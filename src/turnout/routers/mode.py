@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from turnout.errors import ConfigError, nearest
 from turnout.ops.compact import POLICIES, Overflow
@@ -21,7 +23,8 @@ class RoutingMode:
             waited for. None = exactly the largest count of the batch (one host synchronisation a layer on a GPU).
         overflow: what happens past `capacity`: keep the "earliest" rows, the most "confident", or "raise".
         sample: True draws the gates (training); False takes the deterministic decision gate_logit > 0.
-        generator: source of the gate noise; required when `sample` is True and the gates are noisy.
+        generator: source of the gate noise, on the model's device; required when `sample` is True and the gates are
+            noisy, because the global generator is never read.
         impl: implementation of `turnout.ops.attend` ("auto", or one by name).
     Raises:
         ConfigError: capacity < 1, or an unknown overflow policy.
@@ -39,6 +42,19 @@ class RoutingMode:
             raise ConfigError(f"capacity={self.capacity}; expected >= 1 row per sequence, or None for the exact count")
         if self.overflow not in POLICIES:
             raise ConfigError(f"overflow={self.overflow!r}{nearest(self.overflow, POLICIES)}")
+
+    def uniform(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Gate noise: float32 in [0, 1), drawn from the gate generator.
+
+        Raises:
+            ConfigError: the mode samples and has no generator.
+        """
+        if self.generator is None:
+            raise ConfigError(
+                "RoutingMode(sample=True) has no generator and these gates are random; pass "
+                "generator=torch.Generator(device), or sample=False for the deterministic decision"
+            )
+        return torch.rand(shape, generator=self.generator, device=device, dtype=torch.float32)
 
 
 DENSE = RoutingMode(skip=False)

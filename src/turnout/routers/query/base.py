@@ -27,6 +27,7 @@ class RouterContext:
         width: model dimension E of the router's input.
         groups: decisions per token: 1, or one per kv head.
         layer: index of the layer, from 0; controls use it so that layers differ.
+        layers: of the model; None = unknown (a router built alone).
         seed: of the model; controls use it.
         gating: how logits become decisions.
     """
@@ -34,6 +35,7 @@ class RouterContext:
     width: int
     groups: int = 1
     layer: int = 0
+    layers: int | None = None
     seed: int = 0
     gating: Gating = field(default_factory=Gating)
 
@@ -45,10 +47,10 @@ class QueryRouter(nn.Module):
     at t reads anything after t sets `causal = False`, and causal models refuse it.
     """
 
-    causal: ClassVar[bool] = True
+    causal: bool = True
     learned: ClassVar[bool] = True
-    needs_hint: ClassVar[bool] = False
-    causal_variant: ClassVar[str] = ""
+    needs_hint: bool = False
+    causal_variant: str = ""
 
     def __init__(self, context: RouterContext) -> None:
         super().__init__()

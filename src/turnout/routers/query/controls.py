@@ -69,7 +69,7 @@ class RandomRouter(_Control):
     def take(self, positions: Tensor, x: Tensor, mode: RoutingMode, hint: Tensor | None) -> Tensor:
         shape = (*x.shape[:2], self.context.groups)
         if mode.sample:
-            return torch.rand(shape, generator=mode.generator, device=x.device) < self.p
+            return mode.uniform(shape, x.device) < self.p
         sequence = torch.arange(shape[0], device=x.device)[:, None, None]
         group = torch.arange(shape[2], device=x.device)
         key = (sequence * 4096 + group) * 2**32 + positions[None, :, None]
@@ -98,7 +98,7 @@ class PeriodicRouter(_Control):
         super().__init__(context)
         if period < 1 or not 0 <= offset < period:
             raise ConfigError(
-                f"router periodic: period={period}, offset={offset}; expected period >= 1 > offset/period >= 0"
+                f"router periodic: period={period}, offset={offset}; expected period >= 1 and 0 <= offset < period"
             )
         self.period, self.offset = period, offset
 
@@ -113,13 +113,17 @@ class OracleRouter(_Control):
     Args:
         layer: the only layer that opens; −1 opens the hinted tokens in every layer.
     Raises:
-        ConfigError: at the first call without a hint (the task has no oracle).
+        ConfigError: the model has no such layer; or at the first call without a hint (the task has no oracle).
     """
 
     needs_hint = True
 
     def __init__(self, context: RouterContext, *, layer: int = -1) -> None:
         super().__init__(context)
+        if not -1 <= layer < (context.layers or layer + 1):
+            raise ConfigError(
+                f"router oracle: layer={layer}; expected 0..{(context.layers or 1) - 1}, or -1 for all layers"
+            )
         self.layer = layer
 
     def take(self, positions: Tensor, x: Tensor, mode: RoutingMode, hint: Tensor | None) -> Tensor:
@@ -150,6 +154,9 @@ class ShuffledRouter(QueryRouter):
     def __init__(self, context: RouterContext, *, inner: str = "linear") -> None:
         super().__init__(context)
         self.inner = QUERY_ROUTERS.build(inner, context=context)
+        # Handing decisions to another sequence does not make them causal, nor spare them the hint.
+        self.causal, self.causal_variant = self.inner.causal, f"shuffled:inner={self.inner.causal_variant}"
+        self.needs_hint = self.inner.needs_hint
 
     def init_state(self, batch: int, *, device: torch.device, dtype: torch.dtype) -> Any:
         return self.inner.init_state(batch, device=device, dtype=dtype)

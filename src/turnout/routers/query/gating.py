@@ -10,11 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from turnout.errors import ConfigError, nearest
+from turnout.routers.gate_options import check_gate_options
 from turnout.routers.mode import RoutingMode
-
-NOISES = ("none", "bernoulli", "gumbel")
-GRADIENTS = ("straight_through", "scaled")
 
 
 @dataclass(slots=True)
@@ -68,16 +65,7 @@ class Gating:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.noise not in NOISES:
-            raise ConfigError(f"gate noise {self.noise!r}{nearest(self.noise, NOISES)}")
-        if self.gradient not in GRADIENTS:
-            raise ConfigError(f"gate gradient {self.gradient!r}{nearest(self.gradient, GRADIENTS)}")
-        if not self.temperature > 0:
-            raise ConfigError(f"gate temperature={self.temperature}; expected > 0")
-        if self.temperature != 1.0 and self.noise != "gumbel":
-            raise ConfigError(
-                f"gate temperature={self.temperature} has no effect with noise={self.noise!r}; use 'gumbel'"
-            )
+        check_gate_options(self.noise, self.gradient, self.temperature)
 
     def decide(self, logit: Tensor, mode: RoutingMode) -> Route:
         """Decide from `logit` [B, T, G]; float32 arithmetic whatever the dtype of the model. Cost O(B·T·G)."""
@@ -86,9 +74,8 @@ class Gating:
         surrogate = gate
         taken = logit > 0
         if mode.sample and self.noise != "none":
-            u = torch.rand(logit.shape, generator=mode.generator, device=logit.device, dtype=torch.float32)
             # u = 0 would give -inf: the smallest positive step keeps the logistic finite.
-            u = u.clamp_(min=2.0**-25)
+            u = mode.uniform(logit.shape, logit.device).clamp_(min=2.0**-25)
             if self.noise == "bernoulli":
                 taken = u < gate
             else:
@@ -96,5 +83,6 @@ class Gating:
                 taken = noisy > 0
                 surrogate = torch.sigmoid(noisy / self.temperature)
         hard = taken.to(gate.dtype)
-        weight = hard * surrogate if self.gradient == "scaled" else hard + surrogate - surrogate.detach()
+        # The difference first: it is exactly 0, whereas (1 + s) - s is rounded and would not be 1.
+        weight = hard * surrogate if self.gradient == "scaled" else hard + (surrogate - surrogate.detach())
         return Route(gate=gate, weight=weight, taken=taken)

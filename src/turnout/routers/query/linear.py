@@ -6,12 +6,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from turnout.errors import ConfigError
 from turnout.routers.query.base import QUERY_ROUTERS, QueryRouter, RouterContext
 
 
 @QUERY_ROUTERS.register("linear")
 class LinearRouter(QueryRouter):
-    """z = W x + b with W in R^{G x E}, drawn small so that the bias decides at first.
+    """z = W x + b with W in R^{G x E}; the initial bias decides for most tokens at first.
 
     Args:
         bias: initial b; +2 opens 88 % of the gates, so that training starts with attention on.
@@ -21,6 +22,8 @@ class LinearRouter(QueryRouter):
 
     def __init__(self, context: RouterContext, *, bias: float = 2.0, std: float | None = None) -> None:
         super().__init__(context)
+        if std is not None and std < 0:
+            raise ConfigError(f"router linear: std={std}; expected >= 0, or none for PyTorch's default")
         self.proj = nn.Linear(context.width, context.groups)
         nn.init.constant_(self.proj.bias, bias)
         if std is not None:

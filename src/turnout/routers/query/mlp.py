@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from turnout.errors import ConfigError
 from turnout.routers.query.base import QUERY_ROUTERS, QueryRouter, RouterContext
 
 
@@ -21,7 +22,9 @@ class MLPRouter(QueryRouter):
 
     def __init__(self, context: RouterContext, *, hidden: int | None = None, bias: float = 0.0) -> None:
         super().__init__(context)
-        hidden = hidden or max(1, context.width // 4)
+        if hidden is not None and hidden < 1:
+            raise ConfigError(f"router mlp: hidden={hidden}; expected >= 1, or none for E // 4 = {context.width // 4}")
+        hidden = max(1, context.width // 4) if hidden is None else hidden
         last = nn.Linear(hidden, 2 * context.groups)
         self.net = nn.Sequential(nn.Linear(context.width, hidden), nn.GELU(), last)
         last.bias.data.view(context.groups, 2)[:, 1] += bias

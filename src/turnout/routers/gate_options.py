@@ -1,0 +1,24 @@
+"""Names and limits of the gate options, without torch, so that a config is refused before anything is built."""
+
+from __future__ import annotations
+
+from turnout.errors import ConfigError, nearest
+
+NOISES = ("none", "bernoulli", "gumbel")
+GRADIENTS = ("straight_through", "scaled")
+
+
+def check_gate_options(noise: str, gradient: str, temperature: float) -> None:
+    """Refuse options that `Gating` does not know, or that would have no effect.
+
+    Raises:
+        ConfigError: unknown noise or gradient, temperature <= 0, or a temperature without gumbel noise.
+    """
+    if noise not in NOISES:
+        raise ConfigError(f"gate noise {noise!r}{nearest(noise, NOISES)}")
+    if gradient not in GRADIENTS:
+        raise ConfigError(f"gate gradient {gradient!r}{nearest(gradient, GRADIENTS)}")
+    if not temperature > 0:
+        raise ConfigError(f"gate temperature={temperature}; expected > 0")
+    if temperature != 1.0 and noise != "gumbel":
+        raise ConfigError(f"gate temperature={temperature} has no effect with noise={noise!r}; use 'gumbel'")
