@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ class ThresholdRouter(QueryRouter):
                                                                               (Expert-Threshold, 2603.11535)
 
     theta holds the usage without looking at the rest of the sequence, which top-k over the sequence does. It moves in
-    training only, after the batch is decided.
+    training only, after the batch is decided. The decision is z > 0 in training too, whatever the gate noise: a draw
+    with probability sigmoid(z) would open mean sigmoid(z), which is not the fraction that theta holds.
 
     Args:
         usage: fraction of tokens that pass, in (0, 1).
@@ -54,7 +56,7 @@ class ThresholdRouter(QueryRouter):
         self, x: Tensor, *, mode: RoutingMode, state: Any = None, hint: Tensor | None = None
     ) -> tuple[Route, Any]:
         score, state = self.score(x, state, hint)
-        route = self.context.gating.decide(score - self.threshold, mode)
+        route = self.context.gating.decide(score - self.threshold, replace(mode, sample=False))
         if self.training and torch.is_grad_enabled():
             self._track(score.detach())
         return route, state
@@ -72,9 +74,16 @@ class ThresholdRouter(QueryRouter):
 
 @QUERY_ROUTERS.register("frozen")
 class FrozenRouter(ThresholdRouter):
-    """Control: a random projection that never learns, held at `usage` by its running threshold."""
+    """Control: a random projection that never learns, held at `usage` by its running threshold.
+
+    No gradient passes through its gate, neither to W nor to the input: otherwise the layers below would learn to move
+    tokens across a fixed W, and the control would route by content after all.
+    """
 
     learned = False
 
     def __init__(self, context: RouterContext, *, usage: float = 0.0625, decay: float = 0.99) -> None:
         super().__init__(context, usage=usage, decay=decay, frozen=True)
+
+    def score(self, x: Tensor, state: Any, hint: Tensor | None) -> tuple[Tensor, Any]:
+        return super().score(x.detach(), state, hint)
