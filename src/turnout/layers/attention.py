@@ -56,7 +56,7 @@ class AttentionTrack(nn.Module):
         q = self.q(x).unflatten(-1, (self.heads, self.head_dim))
         if self.rope:
             q = rotate(q, torch.arange(k.shape[1] - x.shape[1], k.shape[1], device=x.device))
-        return attend(q, k, v, impl="auto" if impl == "gathered" else impl)
+        return attend(q, k, v, impl=impl)
 
     def taken(self, x_rows: Tensor, k: Tensor, v: Tensor, rows: Tensor, *, impl: str) -> Tensor:
         """Heads' outputs [B, N, R, H/N · D] of gathered inputs `x_rows` [B, N, R, E] at positions `rows` [B, N, R]."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from turnout.errors import ConfigError
 from turnout.layers.attention import AttentionTrack
 from turnout.layers.kv_cache import KVCache
 from turnout.layers.local import LocalTrack
@@ -74,8 +75,9 @@ class LocalMixer(nn.Module):
 class RoutedMixer(nn.Module):
     """Local track for all tokens, attention for the rows that the router takes.
 
-    y_t = (1 - w_t) local_t + w_t attention_t                                      one routing group
-    y_t = sum_n [(1 - w_tn) local_t / N + w_tn Wo_n attention_tn]                  one group per kv head
+    replace   y_t = (1 - w_t) local_t + w_t attention_t                            one routing group
+              y_t = sum_n [(1 - w_tn) local_t / N + w_tn Wo_n attention_tn]        one group per kv head
+    add       y_t = local_t + sum_n w_tn Wo_n attention_tn
 
     w is 0 for a row not taken, so its attention is never needed: with `mode.skip` only the rows taken are gathered,
     projected through Wq, attend, and pass Wo. Without it both tracks run for every token and both get gradient.
@@ -84,11 +86,22 @@ class RoutedMixer(nn.Module):
         router: who attends.
         local: the local track.
         attention: the attention track; the router's groups must be 1 or its kv heads.
+    Raises:
+        ConfigError: the router decides for another number of groups.
     Cost: local + router + keys/values for T tokens, 4·E² + 2·E·T per row taken.
     """
 
-    def __init__(self, router: QueryRouter, local: LocalTrack, attention: AttentionTrack) -> None:
+    def __init__(
+        self, router: QueryRouter, local: LocalTrack, attention: AttentionTrack, *, mix: str = "replace"
+    ) -> None:
         super().__init__()
+        self.replaces = mix == "replace"
+        groups = router.context.groups
+        if groups not in (1, attention.kv_heads):
+            raise ConfigError(
+                f"router with {groups} groups beside attention with {attention.kv_heads} kv heads; "
+                f"expected groups=1 or groups={attention.kv_heads}"
+            )
         self.router, self.local, self.attention = router, local, attention
 
     def init_state(self, batch: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> MixerState:
@@ -132,7 +145,7 @@ class RoutedMixer(nn.Module):
         mean = weight.mean(dim=-1, keepdim=True)
         if self.attention.out.bias is not None:
             y = y + mean * self.attention.out.bias
-        return y + (1 - mean) * local
+        return y + ((1 - mean) * local if self.replaces else local)
 
     def _skip(self, x: Tensor, local: Tensor, k: Tensor, v: Tensor, route: Route, mode: RoutingMode) -> Tensor:
         picked = compact(route.taken, mode.capacity, overflow=mode.overflow, gate=route.gate.detach())
@@ -148,7 +161,9 @@ class RoutedMixer(nn.Module):
         bias = self.attention.out.bias
         y = local
         for n in range(groups):
-            change = gain[:, n] - weight[:, n] / groups * _gather(local, index[:, n])
+            change = gain[:, n]
+            if self.replaces:
+                change = change - weight[:, n] / groups * _gather(local, index[:, n])
             if bias is not None:
                 change = change + weight[:, n] / groups * bias
             y = y.scatter_add(1, index[:, n, :, None].expand(-1, -1, y.shape[-1]), change.to(y.dtype))

@@ -12,7 +12,7 @@ from turnout.layers.local import LOCAL_TRACKS
 from turnout.models.config import ModelConfig
 from turnout.routers.mode import RoutingMode
 from turnout.routers.query import QUERY_ROUTERS, Gating, Route, RouterContext
-from turnout.spec import parse_spec
+from turnout.spec import Spec, parse_spec
 
 Mixer = AttentionMixer | LocalMixer | RoutedMixer
 
@@ -51,27 +51,36 @@ def build_mixer(config: ModelConfig, layer: int, seed: int) -> Mixer:
     """The mixer of one layer, by its letter in the layout."""
     kind = config.layer_kinds[layer]
     bias = config.form == "gpt"
-    local_options = {} if bias or "bias" in parse_spec(config.local).options else {"bias": False}
-    kv_heads = config.kv_heads or config.heads
 
     def attention() -> AttentionTrack:
-        return AttentionTrack(config.width, config.heads, kv_heads, rope=config.positions == "rope", bias=bias)
+        rope = config.positions == "rope"
+        return AttentionTrack(config.width, config.heads, config.n_kv_heads, rope=rope, bias=bias)
 
     if kind == "A":
         return AttentionMixer(attention())
-    local = LOCAL_TRACKS.build(config.local, width=config.width, heads=config.heads, **local_options)
+    local = LOCAL_TRACKS.build(_local_spec(config.local, bias), width=config.width, heads=config.heads)
     if kind == "L":
         return LocalMixer(local)
     routing = config.routing
     gating = Gating(noise=routing.noise, gradient=routing.gradient, temperature=routing.temperature)
-    context = RouterContext(width=config.width, groups=config.routing_groups, layer=layer, seed=seed, gating=gating)
+    context = RouterContext(
+        width=config.width, groups=config.routing_groups, layer=layer, layers=config.layers, seed=seed, gating=gating
+    )
     router = QUERY_ROUTERS.build(routing.router, context=context)
     if not router.causal:
         raise ConfigError(
             f"router {routing.router!r} is not causal: its decision reads later tokens, which leaks the future into a "
             f"causal model; use its causal variant {router.causal_variant!r}"
         )
-    return RoutedMixer(router, local, attention())
+    return RoutedMixer(router, local, attention(), mix=routing.mix)
+
+
+def _local_spec(text: str, bias: bool) -> Spec:
+    """The local track as written; a form without biases takes them from it too, unless it says otherwise."""
+    spec = parse_spec(text)
+    if bias or "bias" in spec.options or "bias" not in LOCAL_TRACKS.options(spec.name):
+        return spec
+    return Spec(spec.name, {**spec.options, "bias": False})
 
 
 class Block(nn.Module):

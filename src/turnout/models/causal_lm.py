@@ -94,10 +94,13 @@ class CausalLM(nn.Module):
             at: int64 [B, Q], the only positions whose logits are wanted (-1 = empty, read at position 0).
             hint: bool [B, T] for the oracle router.
         Raises:
-            ShapeError: tokens are not [B, T].
+            ShapeError: tokens are not [B, T], or the state is full, of another batch size or of another model. The
+                state is then as it was.
         """
         if tokens.ndim != 2:
             raise ShapeError(f"tokens {tuple(tokens.shape)}; expected [batch, length]")
+        if state is not None:
+            self._check_state(state, tokens)
         x = self.embed(tokens)
         routes: list[Route | None] = []
         for i, block in enumerate(self.blocks):
@@ -106,6 +109,13 @@ class CausalLM(nn.Module):
         if at is not None:
             x = x.gather(1, at.clamp(min=0)[..., None].expand(-1, -1, x.shape[-1]))
         return Output(logits=self.head(self.norm(x)), routes=routes, state=state)
+
+    def _check_state(self, state: list[MixerState], tokens: Tensor) -> None:
+        if len(state) != len(self.blocks):
+            raise ShapeError(f"state of {len(state)} layers; expected {len(self.blocks)}: use this model's init_state")
+        for memory in state:
+            if memory.cache is not None:
+                memory.cache.check_room(*tokens.shape)
 
     def block_flops(self, length: int, usage: list[float]) -> float:
         """Forward multiply-adds × 2 of the blocks on one sequence at a usage per layer; embedding and head left out."""

@@ -45,6 +45,8 @@ class ConvTrack(LocalTrack):
             raise ConfigError(f"local conv: kernel={kernel}; expected >= 1")
         if form not in FORMS:
             raise ConfigError(f"local conv: form={form!r}{nearest(form, FORMS)}")
+        if form == "softmax" and width % heads:
+            raise ConfigError(f"local conv: width={width}, heads={heads}; form=softmax needs heads to divide width")
         self.kernel, self.form, self.width = kernel, form, width
         self.value = nn.Linear(width, width, bias=bias) if project else None
         self.out = nn.Linear(width, width, bias=bias) if project else None

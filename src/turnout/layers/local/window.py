@@ -28,6 +28,11 @@ class WindowTrack(LocalTrack):
         super().__init__()
         if size < 1:
             raise ConfigError(f"local window: size={size}; expected >= 1")
+        if width % heads or (rope and width // heads % 2):
+            raise ConfigError(
+                f"local window: width={width}, heads={heads}, rope={rope}; expected heads to divide width into "
+                "an even head dim (any head dim with rope=false)"
+            )
         self.size, self.rope, self.width, self.heads = size, rope, width, heads
         self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
