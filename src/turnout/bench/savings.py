@@ -48,7 +48,7 @@ def measure_run(
         calls = {name: make(arm, item, config, capacity) for name, arm in arms.items()}
         for name, timing in time_interleaved(calls, device=device, seconds=seconds).items():
             usage = summary["usage_layers"] if name == "routed" else None
-            tokens = DECODED_TOKENS if what == "decode" else 1
+            tokens = _decoded(item) if what == "decode" else 1
             rows.append(
                 {
                     "what": what, "arm": name, "length": length, "batch": item.tokens.shape[0],
@@ -98,13 +98,19 @@ def _first(batch: Batch, n: int) -> Batch:
     return Batch(**parts, slices={})
 
 
+def _decoded(batch: Batch) -> int:
+    """Tokens that one decode call reads; at least one is left as context."""
+    return max(1, min(DECODED_TOKENS, batch.tokens.shape[1] - 1))
+
+
 def _prefill(model: CausalLM, batch: Batch, config: RunConfig, capacity: int | None) -> Callable[[], object]:
     mode = RoutingMode(capacity=capacity)
     last = torch.full((batch.tokens.shape[0], 1), batch.tokens.shape[1] - 1, device=batch.tokens.device)
 
+    model.eval()
+
     @torch.no_grad()
     def call() -> Tensor:
-        model.eval()
         return model(batch.tokens, mode=mode, at=last, hint=batch.hint).logits
 
     return graphed(call, batch.tokens.device)
@@ -113,15 +119,18 @@ def _prefill(model: CausalLM, batch: Batch, config: RunConfig, capacity: int | N
 def _decode(model: CausalLM, batch: Batch, config: RunConfig, capacity: int | None) -> Callable[[], object]:
     """Decode the last tokens of the sequence one by one behind a prefilled context."""
     mode = RoutingMode()
-    split = max(1, batch.tokens.shape[1] - DECODED_TOKENS)
+    split = batch.tokens.shape[1] - _decoded(batch)
     model.eval()
     with torch.no_grad():
         state = model.init_state(batch.tokens.shape[0], batch.tokens.shape[1])
         model(batch.tokens[:, :split], mode=mode, state=state, hint=batch.hint[:, :split])
+    prefilled = [(layer.local, layer.router) for layer in state]
 
     @torch.no_grad()
     def call() -> None:
-        for layer in state:
+        # Every call starts from the same memory; otherwise positions and decisions would drift from call to call.
+        for layer, (local, router) in zip(state, prefilled, strict=True):
+            layer.local, layer.router = local, router
             if layer.cache is not None:
                 layer.cache.length = split
         for t in range(split, batch.tokens.shape[1]):
