@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from turnout.errors import ConfigError
+from turnout.errors import ConfigError, nearest
 from turnout.layers.attention import AttentionTrack
 from turnout.layers.kv_cache import KVCache
 from turnout.layers.local import LocalTrack
 from turnout.ops.compact import compact
+from turnout.routers.gate_options import MIXES
 from turnout.routers.mode import RoutingMode
 from turnout.routers.query import QueryRouter, Route
 
@@ -86,8 +87,9 @@ class RoutedMixer(nn.Module):
         router: who attends.
         local: the local track.
         attention: the attention track; the router's groups must be 1 or its kv heads.
+        mix: "replace" or "add".
     Raises:
-        ConfigError: the router decides for another number of groups.
+        ConfigError: the router decides for another number of groups, or an unknown mix.
     Cost: local + router + keys/values for T tokens, 4·E² + 2·E·T per row taken.
     """
 
@@ -95,6 +97,8 @@ class RoutedMixer(nn.Module):
         self, router: QueryRouter, local: LocalTrack, attention: AttentionTrack, *, mix: str = "replace"
     ) -> None:
         super().__init__()
+        if mix not in MIXES:
+            raise ConfigError(f"mix={mix!r}{nearest(mix, MIXES)}")
         self.replaces = mix == "replace"
         groups = router.context.groups
         if groups not in (1, attention.kv_heads):

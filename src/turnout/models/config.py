@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from turnout.errors import ConfigError, nearest
-from turnout.routers.gate_options import check_gate_options
+from turnout.routers.gate_options import MIXES, check_gate_options
 
 GRANULARITIES = ("token", "group")
 POSITIONS = ("none", "rope")
 FORMS = ("gpt", "llama")
-MIXES = ("replace", "add")
 LAYOUT_LETTERS = "RAL"
 
 

@@ -6,6 +6,7 @@ from turnout.errors import ConfigError, nearest
 
 NOISES = ("none", "bernoulli", "gumbel")
 GRADIENTS = ("straight_through", "scaled")
+MIXES = ("replace", "add")
 
 
 def check_gate_options(noise: str, gradient: str, temperature: float) -> None:

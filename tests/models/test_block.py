@@ -1,0 +1,58 @@
+"""A block is built from its letter in the layout, and its form reaches every part of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from routing_laws import local_tracks, tiny
+from turnout.layers import AttentionMixer, LocalMixer, RoutedMixer
+from turnout.layers.local import LOCAL_TRACKS, LocalTrack
+from turnout.models.block import MLP, Block, build_mixer
+
+
+def test_the_letter_chooses_the_mixer() -> None:
+    config = tiny(layers=3, layout="RAL")
+    kinds = [type(build_mixer(config, layer, 0)) for layer in range(3)]
+    assert kinds == [RoutedMixer, AttentionMixer, LocalMixer]
+
+
+@pytest.mark.parametrize("local", local_tracks())
+def test_the_llama_form_has_no_bias_outside_the_router(local: str) -> None:
+    block = Block(tiny(local=local, form="llama"), 0, 0)
+    biased = [name for name, _ in block.named_parameters() if name.endswith("bias") and "router" not in name]
+    assert biased == []
+    assert isinstance(block.mixer_norm, nn.RMSNorm)
+
+
+def test_the_local_track_keeps_a_bias_that_its_spec_asks_for() -> None:
+    config = replace(tiny(form="llama"), local="conv:kernel=4,bias=true")
+    assert Block(config, 0, 0).mixer.local.out.bias is not None
+
+
+def test_a_local_track_without_a_bias_option_fits_every_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Identity(LocalTrack):
+        def __init__(self, width: int, heads: int) -> None:
+            super().__init__()
+
+        def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+            return x, state
+
+    LOCAL_TRACKS.names()
+    monkeypatch.setitem(LOCAL_TRACKS._entries, "identity", Identity)
+    for form in ("gpt", "llama"):
+        assert isinstance(Block(replace(tiny(form=form), local="identity"), 0, 0).mixer.local, Identity)
+
+
+@pytest.mark.parametrize("form", ["gpt", "llama"])
+def test_the_mlp_counts_its_operations(form: str) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    mlp = MLP(tiny(form=form))
+    with FlopCounterMode(display=False) as counter:
+        mlp(torch.randn(1, 7, 16))
+    assert mlp.flops(7) == counter.get_total_flops()
