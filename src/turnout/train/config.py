@@ -40,6 +40,7 @@ class CurriculumConfig:
         stairs: 0 ramps at every step; n > 0 ramps in n equal stairs (published: 20 epochs).
         hold_steps: steps at the full cost.
         guard, back_off: accuracies, guard >= back_off; 0 switches the guard off.
+        stop_below: evaluation accuracy under which the run ends during ramp and hold (published: 0.9); 0 = never.
         guard_loss: for tasks without accuracy, the loss may exceed explore's by this fraction before the ramp holds.
         lengths: sequence lengths in order; empty = the task's length only.
         grow_steps: most steps a further length; it ends early at `grow_at` evaluation accuracy.
@@ -56,6 +57,7 @@ class CurriculumConfig:
     hold_steps: int = 500
     guard: float = 0.98
     back_off: float = 0.9
+    stop_below: float = 0.0
     guard_loss: float = 0.05
     lengths: tuple[int, ...] = ()
     grow_steps: int = 600
@@ -148,7 +150,7 @@ class OptimConfig:
         lr, weight_decay: of AdamW; betas are PyTorch's defaults. Norms, biases and gains are decayed too, as published.
         clip: gradient norm limit; 0 = off.
         warmup: steps of linear warm-up.
-        decay: "constant" or "cosine" (to a tenth of lr at the schedule's last step).
+        decay: "constant", or "cosine" to a tenth of lr: over the whole run, in a curriculum over *hold* and *grow*.
         precision: "fp32", "tf32" (fp32 with tensor-core products on a GPU) or "bf16" (autocast).
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from turnout.train.config import CurriculumConfig
-from turnout.train.schedule import Interval, Schedule
+from turnout.train.schedule import Interval, Schedule, cosine
 
 
 class Curriculum(Schedule):
@@ -25,6 +25,17 @@ class Curriculum(Schedule):
         self.reference_loss: float | None = None
         growths = max(0, len(config.lengths) - 1)
         self.total_steps = config.explore_steps + config.ramp_steps + config.hold_steps + growths * config.grow_steps
+
+    def anneal(self) -> float:
+        """Cosine over *hold*, and again over each *grow* stage from a quarter on; the phases before run at full rate.
+
+        The ramp moves decisions and needs large steps; what is decided should then settle on a firm margin.
+        """
+        if self.phase == "hold":
+            return cosine(self.steps / max(1, self.config.hold_steps))
+        if self.phase == "grow":
+            return cosine(0.5 + 0.5 * self.steps / max(1, self.config.grow_steps))
+        return 1.0
 
     def on_interval(self, seen: Interval) -> list[str]:
         config = self.config
@@ -54,7 +65,11 @@ class Curriculum(Schedule):
         solve_at = self.config.solve_at
         if self.phase == "explore" and solve_at is not None and accuracy >= solve_at:
             return [self._enter("ramp", f"solved at {accuracy:.4f} after {self.steps} steps")]
-        if self.phase == "grow" and accuracy >= self.config.grow_at:
+        if self.phase in ("ramp", "hold") and accuracy < self.config.stop_below:
+            self.done = True
+            return [f"{self.phase} -> end: evaluation accuracy {accuracy:.4f} < {self.config.stop_below:g}"]
+        # An evaluation right after the length changed still graded the old one.
+        if self.phase == "grow" and self.steps > 0 and accuracy >= self.config.grow_at:
             return [self._next_length(f"length {self.length} solved at {accuracy:.4f} after {self.steps} steps")]
         return []
 

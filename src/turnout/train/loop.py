@@ -26,6 +26,10 @@ from turnout.train.schedule import Interval, build_schedule
 from turnout.train.step import Stepper
 
 
+MAX_FINAL_TOKENS = 2**26
+"""A final evaluation of long sequences holds fewer of them."""
+
+
 class View(Protocol):
     """What shows progress: gets every metrics line."""
 
@@ -33,7 +37,18 @@ class View(Protocol):
 
 
 class Interrupted(Exception):
-    """Ctrl-C: the step was finished and a checkpoint written; resume to go on."""
+    """Ctrl-C: the interval was finished and a checkpoint written; resume to go on.
+
+    Attributes:
+        step: steps done.
+        run: the folder to resume, None when there is none.
+    """
+
+    def __init__(self, step: int, run: RunDir | None) -> None:
+        super().__init__(
+            f"stopped after step {step}; {'resume to go on' if run else 'without a run folder it is lost'}"
+        )
+        self.step, self.run = step, run
 
 
 def pick_device(name: str) -> torch.device:
@@ -74,6 +89,9 @@ class Trainer:
         self.capacity: int | None = None
         self.saved_at = 0
         self.clock: dict[str, list[float]] = {"dense": [0.0, 0.0], "skipping": [0.0, 0.0]}
+        self.stages: list[dict[str, Any]] = []
+        self.last_eval: dict[str, Any] = {}
+        self.last_ms: float | None = None
         self._stop = False
 
     def _build_task(self) -> Task:
@@ -119,7 +137,7 @@ class Trainer:
                     return {}
                 if self._stop:
                     self.save()
-                    raise Interrupted(f"stopped after step {self.step_count}; --resume goes on from there")
+                    raise Interrupted(self.step_count, self.run_dir)
         return self._finish()
 
     def _one_step(self) -> None:
@@ -138,8 +156,7 @@ class Trainer:
         if optim.warmup and self.step_count < optim.warmup:
             return lr * (self.step_count + 1) / optim.warmup
         if optim.decay == "cosine":
-            done = min(1.0, self.step_count / max(1, self.schedule.total_steps))
-            return lr * (0.55 + 0.45 * math.cos(math.pi * done))
+            return lr * self.schedule.anneal()
         return lr
 
     def _after_interval(self, seconds: float, steps: int) -> None:
@@ -147,6 +164,7 @@ class Trainer:
         key = "skipping" if self.skipping else "dense"
         self.clock[key][0] += seconds
         self.clock[key][1] += steps
+        self.last_ms = 1e3 * seconds / steps
         length, size = self.task.length, self.batch_size() * self.config.optim.accumulate
         layers = len(seen["usage_layers"])
         slots = layers * length * self.config.model.routing_groups
@@ -156,7 +174,7 @@ class Trainer:
                 **{k: v for k, v in seen.items() if k != "steps"},
                 "gates_per_seq": None if seen["usage"] is None else seen["usage"] * slots,
                 "skipping": self.skipping, "capacity": self.capacity, "length": length,
-                "ms": 1e3 * seconds / steps, "tokens_per_s": steps * size * length / seconds, "lr": self._lr(),
+                "ms": self.last_ms, "tokens_per_s": steps * size * length / seconds, "lr": self._lr(),
             }
         )  # fmt: skip
         if not math.isfinite(seen["loss"]):
@@ -199,13 +217,14 @@ class Trainer:
     def _follow_length(self) -> None:
         if self.schedule.done or self.schedule.length in (None, self.task.length):
             return
+        self._evaluate(final=True)
         state = self.task.state_dict()
         self.task = self._build_task()
         self.task.load_state_dict(state)
 
     def _evaluate(self, *, final: bool = False) -> list[str]:
         loop = self.config.loop
-        count = loop.final_sequences if final else loop.eval_sequences
+        count = min(loop.final_sequences, max(256, MAX_FINAL_TOKENS // self.task.length)) if final else loop.eval_sequences
         size = max(1, min(count, self._eval_batch()))
         precision = self.config.optim.precision
         seen = evaluate(self.model, self.task, sequences=count, batch=size, precision=precision, seed_offset=int(final))
@@ -213,6 +232,8 @@ class Trainer:
         record = {"kind": "eval", **where, "length": self.task.length, **seen}
         if final:
             record["final"] = True
+            kept = ("length", "accuracy", "n", "correct", "loss", "usage", "gates_per_seq", "most_rows")
+            self.stages.append({k: record[k] for k in kept} | {"step": self.step_count, "ms_per_step": self.last_ms})
         self._log(record)
         if self.run_dir is not None:
             sequences = max(1, min(64, count))
@@ -228,11 +249,12 @@ class Trainer:
         return max(1, tokens // self.task.length)
 
     def _finish(self) -> dict[str, Any]:
+        # A kill from here on costs no step: resuming repeats the final evaluation and what follows it.
+        self.save()
         self._evaluate(final=True)
         summary = self.summary()
         if self.run_dir is not None:
             checkpoint.save_tensors(self.run_dir.model_path, self.model.state_dict())
-            self.save()
             if self.config.loop.savings:
                 from turnout.bench.savings import measure_run
 
@@ -257,6 +279,7 @@ class Trainer:
             "train_s": sum(s for s, _ in self.clock.values()), "ms_per_step_dense": per_step["dense"],
             "ms_per_step_skipping": per_step["skipping"], "params": sum(p.numel() for p in self.model.parameters()),
             "device": self.device.type, "commit": git_commit(), "solved": self.schedule.solved,
+            "stages": self.stages,
         }  # fmt: skip
 
     def save(self) -> None:
@@ -270,7 +293,8 @@ class Trainer:
         }
         state = {
             "schedule": self.schedule.state_dict(), "task": self.task.state_dict(), "skipping": self.skipping,
-            "capacity": self.capacity, "clock": self.clock,
+            "capacity": self.capacity, "clock": self.clock, "stages": self.stages, "last_ms": self.last_ms,
+            "metrics": self.run_dir.position(),
         }  # fmt: skip
         self.run_dir.sync()
         checkpoint.save(self.run_dir.checkpoint_dir, self.step_count, tensors, state)
@@ -298,8 +322,9 @@ class Trainer:
         self.task = self._build_task()
         self.task.load_state_dict(state["task"])
         self.skipping, self.capacity, self.clock = state["skipping"], state["capacity"], state["clock"]
+        self.stages, self.last_ms = state["stages"], state["last_ms"]
         self.step_count = self.saved_at = step
-        self.run_dir.rewind(step)
+        self.run_dir.rewind(step, state["metrics"])
 
     def _log(self, record: dict[str, Any]) -> None:
         if self.run_dir is not None:
@@ -347,21 +372,21 @@ def train(
     Raises:
         ConfigError: impossible config, or the folder exists; DataError: files; Interrupted: Ctrl-C.
     """
-    device = pick_device(config.device)
-    run = RunDir.create(
+    # What can refuse the config does so before a folder exists.
+    trainer = Trainer(config, None, view)
+    run = trainer.run_dir = RunDir.create(
         root,
         name,
         config_dict=to_dict(config),
         exist="resume" if resume else "error",
-        manifest=build_manifest(config, config.seed, device, command),
+        manifest=build_manifest(config, config.seed, trainer.device, command),
         stem=f"{config.name}-{config.seed}",
     )
-    trainer = Trainer(config, run, view)
+    finished = run.summary()
+    if finished is not None:
+        return run, finished
     if resume:
         trainer.load()
-        finished = run.summary()
-        if finished is not None and trainer.schedule.done:
-            return run, finished
     return run, trainer.train()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,11 @@ class Schedule:
     solved = True
     content = True
     total_steps: int = 1
+    steps = 0
+
+    def anneal(self) -> float:
+        """Fraction of the learning rate under cosine decay: 1 at the start, 0.1 at the last step."""
+        return cosine(self.steps / self.total_steps)
 
     def on_interval(self, seen: Interval) -> list[str]:
         """Look at one logging interval; returns events worth a line in the metrics."""
@@ -84,6 +90,11 @@ class Joint(Schedule):
         self.steps += seen.steps
         self.done = self.steps >= self.config.steps
         return []
+
+
+def cosine(progress: float) -> float:
+    """From 1 at progress 0 to 0.1 at progress 1 and after, along half a cosine."""
+    return 0.55 + 0.45 * math.cos(math.pi * min(1.0, max(0.0, progress)))
 
 
 def build_schedule(config: CurriculumConfig | JointConfig | BudgetConfig) -> Schedule:

@@ -1,0 +1,101 @@
+"""What a claim is: a published number, the runs that re-measure it, and the judgement over their summaries."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from turnout.errors import ConfigError, nearest
+
+VERDICTS = ("holds", "holds with changes", "does not hold", "not measured")
+Summaries = dict[str, list[dict[str, Any]]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arm:
+    """One way of running a claim's experiment.
+
+    Args:
+        name: of the arm, as results and tables show it.
+        config: seed -> RunConfig; imported lazily, so that listing claims needs no torch.
+        control: True for what the learned arm is compared with.
+    """
+
+    name: str
+    config: Callable[[int], Any]
+    control: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """The judgement: one row of the claims table.
+
+    Attributes:
+        statement: what is claimed (by the source, or by this library on the source's behalf).
+        quoted: the source's number, as printed there.
+        measured: ours, in words with numbers.
+        n: seeds behind it.
+        interval: 95 % interval, in words.
+        control: the control's number.
+        verdict: one of `VERDICTS`.
+    """
+
+    statement: str
+    quoted: str
+    measured: str
+    n: int
+    interval: str
+    control: str
+    verdict: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claim:
+    """A published number and how it is re-measured.
+
+    Args:
+        id: "RA1", ...; `source`: where it was published; `title`: in a few words.
+        arms: () -> the runs; empty for claims measured by `bench`.
+        judge: summaries by arm -> findings (rows of the table).
+        bench: device -> one record, for claims that are timings and not runs.
+        seeds: how many a full reproduction uses; `device`: "cuda" when a CPU would take hours.
+    """
+
+    id: str
+    source: str
+    title: str
+    judge: Callable[[Summaries], list[Finding]]
+    arms: Callable[[], list[Arm]] = field(default=lambda: [])
+    bench: Callable[[str], dict[str, Any]] | None = None
+    seeds: int = 5
+    device: str = "cuda"
+
+
+CLAIMS: dict[str, Claim] = {}
+
+
+def claim(entry: Claim) -> Claim:
+    """Enter a claim into the registry."""
+    if entry.id in CLAIMS:
+        raise ConfigError(f"claim {entry.id} is registered twice")
+    CLAIMS[entry.id] = entry
+    return entry
+
+
+def load_claims() -> dict[str, Claim]:
+    """All claims by id; imports every module of this package once."""
+    package = importlib.import_module("turnout.claims")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    return CLAIMS
+
+
+def get_claim(claim_id: str) -> Claim:
+    """The claim of that id; ConfigError names the nearest."""
+    claims = load_claims()
+    if claim_id not in claims:
+        raise ConfigError(f"unknown claim {claim_id!r}{nearest(claim_id, claims)}")
+    return claims[claim_id]
