@@ -14,13 +14,16 @@ from torch import Tensor
 Function = Callable[..., Tensor]
 
 
-def value_and_grads(function: Function, inputs: Sequence[Tensor], seed: Tensor | None = None) -> list[Tensor]:
-    """The output of `function` and its gradient for every input, pulled back from one fixed random cotangent."""
+def value_and_grads(function: Function, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The output of `function` and its gradient for every input, pulled back from one fixed random cotangent.
+
+    The cotangent has unit norm along the last axis, so that its product with a vector of the inputs has unit size too.
+    """
     leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
     out = function(*leaves)
-    if seed is None:
-        seed = torch.randn(out.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    grads = torch.autograd.grad(out, leaves, seed.to(out.device, out.dtype), allow_unused=True)
+    cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    cotangent = torch.nn.functional.normalize(cotangent, dim=-1).to(out.device, out.dtype)
+    grads = torch.autograd.grad(out, leaves, cotangent, allow_unused=True)
     zeros = [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, grads, strict=True)]
     return [out.detach(), *zeros]
 
