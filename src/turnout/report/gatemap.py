@@ -1,0 +1,402 @@
+"""The gate map: which layer opens its attention at which position, drawn so that a single open gate stays visible.
+
+Positions are pooled by their *maximum* into columns of at least two pixels, and a mark is never narrower than three
+pixels; the darkest marks are drawn last. The colour steps are few and named, because the interesting range is a decade or two.
+
+Axes: L layers, T positions, C columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from turnout.report.figure import Cell, Data, Figure
+from turnout.report.gates import GateSequence, GateSnapshot
+from turnout.report.groups import Group, provenance
+from turnout.report.numbers import count, percent, plural
+from turnout.report.plot import both_sizes, picture
+from turnout.report.run import Run
+from turnout.report.svg import linear_scale, short, tag, text, tick_label
+
+# Upper ends of the colour steps; 0 is drawn as nothing.
+STEPS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.999, 1.0)
+STEP_WORDS = ("under 1 %", "1 to 5 %", "5 to 25 %", "25 to 50 %", "50 to 75 %", "75 to 99.9 %", "always open")
+LEAST_MARK = 3.0
+LEAST_COLUMN = 2.0
+SEQUENCE_BUDGET = 700_000
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenRow:
+    """How often one token took attention in the stored sequences."""
+
+    token: str
+    seen: int
+    opened: int
+    gates: int
+
+
+def level(frequency: float) -> int:
+    """Colour step of a frequency: -1 for 0, else 0 … 6."""
+    if frequency <= 0:
+        return -1
+    return next((i for i, upper in enumerate(STEPS) if frequency <= upper + 1e-12), len(STEPS) - 1)
+
+
+def pool(row: Sequence[float], columns: int) -> list[float]:
+    """Max-pool T values into at most `columns` columns, so that one open gate survives any reduction."""
+    per = max(1, math.ceil(len(row) / max(1, columns)))
+    return [max(row[i : i + per]) for i in range(0, len(row), per)]
+
+
+def gate_figure(run: Run, snapshot: GateSnapshot) -> Figure:
+    """Heat map of the mean frequency of an open gate, layer × position."""
+    wide, narrow = both_sizes(lambda width: _draw(snapshot, width))
+    rows: list[list[Cell]] = [
+        [layer, i * snapshot.bin, value]
+        for layer, row in zip(snapshot.index, snapshot.mean, strict=True)
+        for i, value in enumerate(row)
+        if value > 0
+    ]
+    binned = f" Each stored value is the mean over {snapshot.bin} neighbouring tokens." if snapshot.bin > 1 else ""
+    return Figure(
+        title="Where attention is spent: mean over sequences",
+        wide=wide,
+        narrow=narrow,
+        caption="Colour: in what share of the mapped sequences the gate is open at this layer and position. An empty "
+        "rail means never. Neighbouring positions share a mark by their maximum, and no mark is narrower than "
+        f"{LEAST_MARK:.0f} pixels.{binned} Step {snapshot.step:,}. {provenance([run], sample=_sample([snapshot]))}.",
+        data=Data(name="gates_mean", columns=["layer", "position", "open_frequency"], rows=rows),
+    )
+
+
+def evolution_figure(run: Run) -> Figure | None:
+    """Small maps of the snapshots taken during training; None with fewer than two."""
+    shots = run.snapshots
+    if len(shots) < 2:
+        return None
+    chosen = [shots[round(i * (len(shots) - 1) / (min(8, len(shots)) - 1))] for i in range(min(8, len(shots)))]
+    items = [
+        _Thumbnail(
+            title=f"step {shot.step:,}" + (f" · {shot.phase}" if shot.phase else ""), colour="var(--ink)", snapshot=shot
+        )
+        for shot in chosen
+    ]
+    wide, narrow = both_sizes(lambda width: _draw_thumbnails(items, width, columns=4 if width > 600 else 2))
+    rows: list[list[Cell]] = [
+        [shot.step, shot.phase, layer, opened]
+        for shot in chosen
+        for layer, opened in zip(shot.index, shot.open_per_sequence(), strict=True)
+    ]
+    return Figure(
+        title="How the map came about: snapshots during training",
+        wide=wide,
+        narrow=narrow,
+        caption="The lowest layer is the lowest rail; same colours as above. Under each map: open gates per sequence. "
+        f"{provenance([run], sample=_sample(chosen))}.",
+        data=Data(name="gates_training", columns=["step", "phase", "layer", "open_gates_per_sequence"], rows=rows),
+    )
+
+
+def comparison_figure(groups: Sequence[tuple[Group, Run]]) -> Figure:
+    """One small map per mechanism, side by side, of the runs given (which all have gates)."""
+    found = [(group, run, run.gates) for group, run in groups if run.gates]
+    items = [_Thumbnail(title=group.label, colour=group.var, snapshot=shot) for group, _, shot in found]
+    wide, narrow = both_sizes(lambda width: _draw_thumbnails(items, width, columns=2 if width > 600 else 1))
+    rows: list[list[Cell]] = [
+        [run.name, group.label, layer, i * shot.bin, value]
+        for group, run, shot in found
+        for layer, row in zip(shot.index, shot.mean, strict=True)
+        for i, value in enumerate(row)
+        if value > 0
+    ]
+    return Figure(
+        title="Where each mechanism spends attention",
+        wide=wide,
+        narrow=narrow,
+        caption="Mean over sequences; position from left to right, the lowest layer is the lowest rail. Under each "
+        f"map: open gates per sequence. One run per mechanism: {', '.join(run.name for _, run, _ in found)}. "
+        f"{provenance([run for _, run, _ in found], sample=_sample([shot for _, _, shot in found]))}.",
+        data=Data(name="gates_mean", columns=["run", "group", "layer", "position", "open_frequency"], rows=rows),
+    )
+
+
+def _sample(shots: Sequence[GateSnapshot]) -> str:
+    """`n = 64 sequences`, or "" when the files do not say."""
+    sizes = [shot.n for shot in shots if shot.n]
+    return f"n = {min(sizes):,} sequences" if sizes else ""
+
+
+def summary_words(snapshot: GateSnapshot) -> str:
+    """Where the open gates are, in one or two sentences."""
+    opened = math.fsum(snapshot.open_per_sequence())
+    slots = snapshot.layers * snapshot.length
+    if opened <= 0:
+        return f"No gate opens at any of the {slots:,} slots: the model runs on its local track alone."
+    any_group = f" (a gate counts once when any of its {snapshot.groups} groups opens)" if snapshot.groups > 1 else ""
+    words = f"{count(opened)} of {slots:,} gates are open in an average sequence{any_group}. "
+    weights = sorted(
+        ((v, layer, i) for layer, row in enumerate(snapshot.mean) for i, v in enumerate(row) if v > 0), reverse=True
+    )
+    total = math.fsum(v for v, _, _ in weights)
+    needed, reached = 0, 0.0
+    while reached < 0.9 * total:
+        reached += weights[needed][0]
+        needed += 1
+    value, layer, column = weights[0]
+    place = (
+        f"position {column}"
+        if snapshot.bin == 1
+        else f"positions {column * snapshot.bin} to {(column + 1) * snapshot.bin - 1}"
+    )
+    if needed == 1:
+        where = f"layer {snapshot.index[layer]}, {place}"
+        return (
+            f"{words}{percent(value / total)} of them sit at one slot: {where}, open in {percent(value)} of sequences."
+        )
+    shares = [math.fsum(row) / total for row in snapshot.mean]
+    top = max(range(len(shares)), key=lambda i: shares[i])
+    words += f"Nine tenths of them are spread over {needed:,} slots; "
+    words += f"layer {snapshot.index[top]} holds {percent(shares[top])} of them"
+    if math.fsum(snapshot.mean[top]) / len(snapshot.mean[top]) > 0.9:
+        words += " and is open almost everywhere, which is a choice of layer rather than of tokens"
+    return words + "."
+
+
+def query_words(snapshot: GateSnapshot) -> str:
+    """How well the open gates coincide with the positions that have a target; "" when every position has one."""
+    total = on_query = queries = positions = 0
+    for item in snapshot.sequences:
+        at = set(item.at)
+        queries += len(at)
+        positions += len(item.tokens)
+        for row in item.taken:
+            total += sum(row)
+            on_query += sum(1 for i in at if row[i])
+    if not total or not queries or queries > positions / 4:
+        return ""
+    return (
+        f"In the {len(snapshot.sequences)} stored sequences {percent(on_query / total)} of the open gates are at query "
+        f"positions, which are {percent(queries / positions)} of all positions."
+    )
+
+
+def token_rows(snapshot: GateSnapshot, top: int = 10) -> list[TokenRow]:
+    """Tokens that took attention most often, among those seen at least three times (once if none was)."""
+    seen: Counter[str] = Counter()
+    opened: Counter[str] = Counter()
+    gates: Counter[str] = Counter()
+    for item in snapshot.sequences:
+        for i, token in enumerate(item.tokens):
+            n = sum(row[i] for row in item.taken)
+            seen[token] += 1
+            opened[token] += n > 0
+            gates[token] += n
+    least = 3 if any(n >= 3 and opened[token] for token, n in seen.items()) else 1
+    kept = [token for token in opened if opened[token] and seen[token] >= least]
+    kept.sort(key=lambda token: (-opened[token] / seen[token], -opened[token], token))
+    return [TokenRow(token=token, seen=seen[token], opened=opened[token], gates=gates[token]) for token in kept[:top]]
+
+
+def sequence_payload(runs: Sequence[tuple[str, Run]]) -> tuple[list[dict[str, Any]], int]:
+    """What the reader's script needs, compactly: gates as two base-36 digits of the probability in thousandths.
+
+    Returns:
+        One entry per run that stores sequences, and how many sequences were left out to keep the page small.
+    """
+    entries: list[dict[str, Any]] = []
+    used = left_out = 0
+    queues = [(label, run.gates, list(run.gates.sequences)) for label, run in runs if run.gates and run.gates.sequences]
+    for label, shot, _ in queues:
+        entries.append({"label": label, "layers": shot.layers, "index": shot.index, "step": shot.step, "sequences": []})
+    for k in range(max((len(queue[2]) for queue in queues), default=0)):
+        for entry, (_, _, stored) in zip(entries, queues, strict=True):
+            if k >= len(stored):
+                continue
+            cost = len(stored[k].tokens) * (3 * len(stored[k].taken) + 6)
+            if used and used + cost > SEQUENCE_BUDGET:
+                left_out += 1
+                continue
+            used += cost
+            entry["sequences"].append(_packed(stored[k]))
+    return [entry for entry in entries if entry["sequences"]], left_out
+
+
+def sequence_data(runs: Sequence[tuple[str, Run]]) -> Data:
+    """Every open gate and every query of the stored sequences, one row each."""
+    rows: list[list[Cell]] = []
+    for label, run in runs:
+        index = run.gates.index if run.gates else ()
+        for s, item in enumerate(run.gates.sequences if run.gates else []):
+            answers = dict(zip(item.at, zip(item.targets, item.predictions, strict=True), strict=True))
+            dense = len(item.at) > len(item.tokens) / 4
+            for i, token in enumerate(item.tokens):
+                layers = [layer for layer, row in zip(index, item.taken, strict=True) if row[i]]
+                if not layers and (dense or i not in answers):
+                    continue
+                target, prediction = answers.get(i, ("", ""))
+                gate = " ".join(f"{row[i]:.3f}" for row in item.gate)
+                rows.append(
+                    [label, s, i, token, " ".join(str(v) for v in layers), gate, i in answers, target, prediction]
+                )
+    columns = [
+        "run",
+        "sequence",
+        "position",
+        "token",
+        "open_layers",
+        "gate_by_layer",
+        "is_query",
+        "target",
+        "prediction",
+    ]
+    return Data(name="gates_sequences", columns=columns, rows=rows)
+
+
+def _packed(item: GateSequence) -> dict[str, Any]:
+    return {
+        "tokens": item.tokens,
+        "taken": ["".join("1" if value else "0" for value in row) for row in item.taken],
+        "gate": ["".join(_base36(value) for value in row) for row in item.gate],
+        "at": item.at,
+        "targets": item.targets,
+        "predictions": item.predictions,
+    }
+
+
+def _base36(value: float) -> str:
+    if math.isnan(value):
+        return "zz"
+    thousandths = min(1000, max(0, round(1000 * value)))
+    return _DIGITS[thousandths // 36] + _DIGITS[thousandths % 36]
+
+
+def _draw(snapshot: GateSnapshot, width: float) -> str:
+    wide = width > 600
+    left, right, top = (50.0, 150.0, 46.0) if wide else (24.0, 76.0, 46.0)
+    layers = snapshot.layers
+    row_height = 30.0 if layers <= 6 else 20.0 if layers <= 12 else 12.0
+    plot = width - left - right
+    bottom = top + layers * row_height
+    marks = _query_marks(snapshot, left, plot, top - 8)
+    marks.append(text("layer", 0, top - 10, class_="axis-label"))
+    if wide:
+        marks.append(text("open per sequence · usage", left + plot + 8, top - 10, class_="axis-label"))
+    opened = snapshot.open_per_sequence()
+    for layer in range(layers):
+        y = top + (layers - 1 - layer) * row_height
+        share = opened[layer] / snapshot.length
+        gates = plural(opened[layer], "gate")
+        words = f"{gates} · {percent(share)}" if wide else gates
+        marks.append(
+            text(str(snapshot.index[layer]), left - 8, y + row_height / 2 + 4, class_="tick", text_anchor="end")
+        )
+        marks.append(text(words, left + plot + 8, y + row_height / 2 + 4, class_="row-label"))
+    marks += _rails(snapshot.mean, left, top, plot, row_height)
+    x = linear_scale([0, snapshot.length - 1], left, left + plot)
+    per_token = plot / snapshot.length
+    ticks = [value for value in x.ticks(8 if wide else 4) if value < snapshot.length and float(value).is_integer()]
+    last = float(snapshot.length - 1)
+    ticks = [value for value in ticks if (last - value) * per_token > 34] + [last]
+    for value in ticks:
+        at = left + (value + 0.5) * per_token
+        marks.append(tag("line", class_="axis", x1=at, x2=at, y1=bottom + 2, y2=bottom + 6))
+        marks.append(
+            text(
+                tick_label(value) if value != last else f"{last:,.0f}",
+                at,
+                bottom + 19,
+                class_="tick",
+                text_anchor="middle",
+            )
+        )
+    marks.append(text("position (token)", left + plot, bottom + 35, class_="axis-label", text_anchor="end"))
+    words = f"Gate map, {layers} layers by {snapshot.length:,} positions. {summary_words(snapshot)}"
+    return picture(width, bottom + 42, marks, label=words, css="gate-map")
+
+
+def _rails(mean: Sequence[Sequence[float]], left: float, top: float, plot: float, row_height: float) -> list[str]:
+    """One rail per layer, layer 0 lowest, and one path per colour step."""
+    layers = len(mean)
+    marks: list[str] = []
+    shapes: list[list[str]] = [[] for _ in STEPS]
+    inner = max(2.0, row_height - max(2.0, row_height * 0.28))
+    for layer, row in enumerate(mean):
+        y = top + (layers - 1 - layer) * row_height + (row_height - inner) / 2
+        marks.append(tag("rect", class_="rail", x=left, y=y, width=plot, height=inner))
+        pooled = pool(row, int(plot / LEAST_COLUMN))
+        step = plot / len(pooled) if len(pooled) == len(row) else plot * math.ceil(len(row) / len(pooled)) / len(row)
+        for first, last, found in _runs([level(value) for value in pooled]):
+            start, end = left + first * step, min(left + plot, left + last * step)
+            if end - start < LEAST_MARK:
+                middle = (start + end) / 2
+                start, end = middle - LEAST_MARK / 2, middle + LEAST_MARK / 2
+            shapes[found].append(
+                f"M{short(start)} {short(y)}h{short(end - start)}v{short(inner)}h{short(start - end)}z"
+            )
+    marks += [tag("path", class_=f"q{i}", d="".join(found)) for i, found in enumerate(shapes) if found]
+    return marks
+
+
+def _runs(levels: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(first, one past last, level) of equal neighbours, empty ones left out."""
+    found: list[tuple[int, int, int]] = []
+    for i, value in enumerate(levels):
+        if value < 0:
+            continue
+        if found and found[-1][1] == i and found[-1][2] == value:
+            found[-1] = (found[-1][0], i + 1, value)
+        else:
+            found.append((i, i + 1, value))
+    return found
+
+
+def _query_marks(snapshot: GateSnapshot, left: float, plot: float, y: float) -> list[str]:
+    """A small triangle over every position that holds a query in a stored sequence, unless nearly all do."""
+    if snapshot.bin > 1 or not snapshot.sequences:
+        return []
+    at = {position for item in snapshot.sequences for position in item.at}
+    if not at or len(at) > snapshot.length / 4:
+        return []
+    per = plot / snapshot.length
+    shapes = [f"M{short(left + (i + 0.5) * per - 4)} {short(y - 7)}h8l-4 7z" for i in sorted(at)]
+    marks = [tag("path", class_="query", d="".join(shapes))]
+    last = left + (max(at) + 0.5) * per
+    words = "query positions" if len(at) > 1 else "query position"
+    anchor = {"text_anchor": "end"} if last > left + plot / 2 else {}
+    return [*marks, text(words, last + (4 if anchor else -4), y - 11, class_="query-label", **anchor)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Thumbnail:
+    """A small map with its name and colour."""
+
+    title: str
+    colour: str
+    snapshot: GateSnapshot
+
+
+def _draw_thumbnails(items: Sequence[_Thumbnail], width: float, *, columns: int) -> str:
+    gap = 22.0
+    each = (width - gap * (columns - 1) - 12) / columns
+    layers = max(item.snapshot.layers for item in items)
+    row_height = 14.0 if layers <= 6 else 8.0
+    pitch = layers * row_height + 54
+    many_lengths = len({item.snapshot.length for item in items}) > 1
+    marks: list[str] = []
+    words: list[str] = []
+    for i, item in enumerate(items):
+        left, top = 6 + (i % columns) * (each + gap), 24 + (i // columns) * pitch
+        opened = plural(math.fsum(item.snapshot.open_per_sequence()), "open gate")
+        size = f" · T = {item.snapshot.length:,}" if many_lengths else ""
+        marks.append(text(item.title, left, top - 7, class_="panel-title", style=f"fill:{item.colour}"))
+        marks += _rails(item.snapshot.mean, left, top, each, row_height)
+        marks.append(text(f"{opened}{size}", left, top + item.snapshot.layers * row_height + 15, class_="tick"))
+        words.append(f"{item.title}: {opened}")
+    rows = math.ceil(len(items) / columns)
+    return picture(width, rows * pitch + 8, marks, label=f"Gate maps. {'; '.join(words)}.", css="gate-map")
