@@ -122,7 +122,8 @@ def _run_one(job: tuple[str, str, int, str, Path], index: int) -> str:
         torch.cuda.set_device(index % torch.cuda.device_count())
     from turnout.config import to_dict
     from turnout.train.jsonfile import write_json
-    from turnout.train.manifest import device_name, git_commit, package_version
+    from turnout import __version__
+    from turnout.train.manifest import device_name, git_commit
 
     entry = get_claim(claim_id)
     record: dict[str, Any]
@@ -142,7 +143,7 @@ def _run_one(job: tuple[str, str, int, str, Path], index: int) -> str:
         line = f"accuracy {record['accuracy']:.4f}, loss {record['loss']:.4f}, gates {record['gates_per_seq']:.2f}"
     record |= {
         "claim": claim_id, "arm_name": arm_name, "seed": seed, "commit": git_commit(),
-        "versions": {"turnout": package_version(), "torch": str(torch.__version__), "python": sys.version.split()[0]},
+        "versions": {"turnout": __version__, "torch": str(torch.__version__), "python": sys.version.split()[0]},
         "host_cores": os.cpu_count(),
     }  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
