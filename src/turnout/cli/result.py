@@ -1,0 +1,76 @@
+"""What a verb hands back, and how it is printed: one JSON document, or text with tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of short texts under column names."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Result of a verb.
+
+    Attributes:
+        data: what `--json` prints; numbers that are not finite become null.
+        parts: what is printed otherwise.
+        code: exit code.
+    """
+
+    data: Any
+    parts: Sequence[str | Table] = field(default_factory=tuple)
+    code: int = 0
+
+
+def emit(result: Result, *, as_json: bool) -> None:
+    """Print a result on stdout: JSON, rich tables on a terminal, plain aligned lines elsewhere."""
+    if as_json:
+        from turnout.train.jsonfile import to_json
+
+        print(_printable(to_json(result.data, indent=1)))
+        return
+    for part in result.parts:
+        if isinstance(part, str):
+            print(_printable(part))
+        elif sys.stdout.isatty():
+            _print_rich(part)
+        else:
+            print(_printable(plain_table(part)))
+
+
+def plain_table(table: Table) -> str:
+    """Aligned columns, two spaces apart."""
+    rows = [[str(cell) for cell in row] for row in (table.columns, *table.rows)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(table.columns))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([table.title, *lines] if table.title else lines)
+
+
+def _print_rich(table: Table) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    drawn = RichTable(title=table.title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in table.columns:
+        drawn.add_column(Text(column), overflow="fold")
+    for row in table.rows:
+        drawn.add_row(*(Text(str(cell)) for cell in row))
+    Console().print(drawn)
+
+
+def _printable(text: str) -> str:
+    """`text` with a question mark for each character that stdout cannot write."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)

@@ -1,0 +1,43 @@
+"""`turnout claims`: the table of published numbers, what was measured here, and the verdict."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from turnout.cli.flags import Call, Flags
+from turnout.cli.result import Result, Table
+from turnout.errors import UnsupportedError
+
+COLUMNS = ("id", "verdict", "statement", "quoted", "measured", "n", "device")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options(Flags):
+    """Print every claim with its committed measurement; --json adds source, interval, control, commit and command."""
+
+
+def run(call: Call[Options]) -> Result:
+    """Print the table."""
+    rows = claims_package().table()
+    return Result(rows, [claims_table(rows)])
+
+
+def claims_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """The columns that fit on a screen."""
+    return Table(COLUMNS, [[str(row.get(key, "")) for key in COLUMNS] for row in rows])
+
+
+def claims_package() -> types.ModuleType:
+    """`turnout.claims`.
+
+    Raises:
+        UnsupportedError: this installation has none.
+    """
+    try:
+        from turnout import claims
+    except ImportError as error:
+        raise UnsupportedError(f"the claims cannot be loaded ({error}); reinstall turnout") from error
+    return claims
