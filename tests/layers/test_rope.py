@@ -1,0 +1,52 @@
+"""Rotary positions: lengths stay, scores hang on distances, and compact rows are rotated as in their place."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from routing_laws import assert_same
+from turnout.layers.rope import rotate
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_a_rotation_keeps_every_length_and_position_zero_keeps_the_vector() -> None:
+    x = draw(2, 9, 3, 8)
+    y = rotate(x, torch.arange(9))
+    assert_same(y.square().sum(-1), x.square().sum(-1), terms=16)
+    assert torch.equal(y[:, 0], x[:, 0])
+    assert not torch.equal(y[:, 1], x[:, 1])
+
+
+@pytest.mark.parametrize("shift", [1, 64, 5000])
+def test_scores_depend_on_the_distance_alone(shift: int) -> None:
+    q, k = draw(1, 5, 1, 8), draw(1, 5, 1, 8, seed=1)
+    at = torch.arange(5)
+    near = torch.einsum("brhd,bshd->rs", rotate(q, at), rotate(k, at))
+    far = torch.einsum("brhd,bshd->rs", rotate(q, at + shift), rotate(k, at + shift))
+    # An angle of n radians is known to n · eps.
+    assert_same(far, near, terms=16 + 4 * (shift + 5))
+
+
+def test_compact_rows_are_rotated_as_in_their_place() -> None:
+    x = draw(2, 9, 3, 8)
+    whole = rotate(x, torch.arange(9))
+    rows = torch.tensor([[0, 3, 8], [1, 2, 5]])
+    picked = torch.stack([x[b, rows[b]] for b in range(2)])
+    assert torch.equal(rotate(picked, rows), torch.stack([whole[b, rows[b]] for b in range(2)]))
+    by_head = torch.stack((rows, rows, rows), dim=-1)
+    assert torch.equal(rotate(picked, by_head), rotate(picked, rows))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_the_dtype_is_kept_and_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
+    x = draw(1, 70, 1, 8).to(dtype)
+    y = rotate(x, torch.arange(70))
+    exact = rotate(x.double(), torch.arange(70))
+    assert y.dtype == dtype
+    angle = 70 * torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    limit = (torch.finfo(dtype).eps + 2 * angle) * exact.abs().max() * 2
+    assert (y.double() - exact).abs().max() <= limit
