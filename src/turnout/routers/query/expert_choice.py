@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -41,7 +42,8 @@ class ExpertChoiceRouter(QueryRouter):
         self, x: Tensor, *, mode: RoutingMode, state: Any = None, hint: Tensor | None = None
     ) -> tuple[Route, Any]:
         score = self.proj(x)
-        keep = max(1, min(x.shape[1], -int(-self.usage * x.shape[1] // 1)))
+        # Rounded first: 0.07 · 100 is a little above 7 in floating point.
+        keep = min(x.shape[1], math.ceil(round(self.usage * x.shape[1], 9)) or 1)
         top = score.topk(keep, dim=1).indices
         taken = torch.zeros_like(score, dtype=torch.bool).scatter_(1, top, True)
         gate = torch.sigmoid(score)
