@@ -5,14 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from turnout.errors import ConfigError, nearest
 from turnout.routers.query import Route
+from turnout.train.config import PENALTIES
 
 
 def open_gates(routes: list[Route | None], *, hard: bool = False) -> tuple[Tensor, int]:
     """Expected open gates per sequence, and how many slots a sequence has.
 
     n = sum over layers, tokens and groups of p                soft: p = gate probability
-                                                              hard: p = mixing weight (value 0/1, estimator's gradient)
+                                                              hard: p = mixing weight (its value and gradient)
 
     Returns:
         (float32 scalar, averaged over the batch; slots per sequence = routed layers · T · G). (0, 0) without routers.
@@ -37,11 +39,21 @@ def penalty(routes: list[Route | None], kind: str, cost: Tensor, quadratic: Tens
     mean_hard_gate   cost · u of the straight-through gates      (Bonsignore 2026)
 
     A gate without a gradient (a control) adds a constant. Cost O(slots).
+
+    Args:
+        kind: one of the three.
+        cost, quadratic, target: scalars on the model's device; the last two belong to mean_gate.
+    Raises:
+        ConfigError: unknown kind.
     """
+    if kind not in PENALTIES:
+        raise ConfigError(f"penalty {kind!r}{nearest(kind, PENALTIES)}")
     n, slots = open_gates(routes, hard=kind == "mean_hard_gate")
     if slots == 0:
         return torch.zeros_like(cost)
     if kind == "per_gate":
         return cost * n
     mean = n / slots
+    if kind == "mean_hard_gate":
+        return cost * mean
     return cost * mean + quadratic * (mean - target).clamp(min=0).square()

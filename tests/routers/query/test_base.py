@@ -41,7 +41,7 @@ def test_a_route_has_one_gate_weight_and_decision_a_token_and_group(name: str, g
     assert bool((route.weight[~route.taken] == 0).all())
 
 
-@pytest.mark.parametrize(("name", "groups"), itertools.product(routers(), (1, 2)))
+@pytest.mark.parametrize(("name", "groups"), list(itertools.product(routers(), (1, 2))))
 @pytest.mark.parametrize("sizes", [[1] * LENGTH, [5, 1, 7]])
 def test_decisions_in_pieces_are_those_of_the_whole(name: str, groups: int, sizes: list[int]) -> None:
     router, (x, hint) = build(name, groups), inputs()
@@ -89,7 +89,7 @@ def test_sampled_gates_read_the_given_generator_only(name: str, noise: str) -> N
     assert torch.equal(taken[0], taken[1])
 
 
-@pytest.mark.parametrize(("name", "groups"), itertools.product(routers(), (1, 2)))
+@pytest.mark.parametrize(("name", "groups"), list(itertools.product(routers(), (1, 2))))
 @pytest.mark.parametrize("gradient", ["straight_through", "scaled"])
 def test_a_learned_router_learns_from_the_weight_and_from_the_probability(
     name: str, groups: int, gradient: str

@@ -1,0 +1,138 @@
+"""The penalty is the number of its formula, and it reaches the router's weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from routing_laws import sequences, tiny, wake
+from turnout.errors import ConfigError
+from turnout.models import CausalLM, RoutingConfig
+from turnout.routers.mode import RoutingMode
+from turnout.routers.query import Route
+from turnout.train.config import PENALTIES
+from turnout.train.penalty import open_gates, penalty
+
+COST, QUADRATIC, TARGET = torch.tensor(0.3), torch.tensor(2.0), torch.tensor(0.1)
+
+
+def routes(*groups: int) -> list[Route | None]:
+    """Random decisions of one layer for each number of groups, for 3 sequences of 5 tokens; 0 = no router there."""
+    generator = torch.Generator().manual_seed(0)
+
+    def one(n: int) -> Route | None:
+        gate, taken = torch.rand(3, 5, n, generator=generator), torch.rand(3, 5, n, generator=generator) < 0.5
+        return Route(gate=gate, weight=taken.float(), taken=taken) if n else None
+
+    return [one(n) for n in groups]
+
+
+def by_hand(some: list[Route | None], part: str) -> tuple[float, int]:
+    """Open gates per sequence and slots, one gate at a time."""
+    total, slots = 0.0, 0
+    for route in some:
+        if route is not None:
+            total += sum(getattr(route, part).flatten().tolist()) / 3
+            slots += 5 * route.gate.shape[2]
+    return total, slots
+
+
+@pytest.mark.parametrize("groups", [(1,), (2, 2), (0, 1, 0, 1)])
+def test_open_gates_are_counted_per_sequence_over_layers_tokens_and_groups(groups: tuple[int, ...]) -> None:
+    some = routes(*groups)
+    for hard, part in ((False, "gate"), (True, "weight")):
+        n, slots = open_gates(some, hard=hard)
+        want, want_slots = by_hand(some, part)
+        assert slots == want_slots
+        assert float(n) == pytest.approx(want, rel=100 * torch.finfo(torch.float32).eps)
+
+
+@pytest.mark.parametrize("groups", [(1,), (2, 2), (0, 1, 0, 1)])
+def test_each_kind_is_its_formula(groups: tuple[int, ...]) -> None:
+    some = routes(*groups)
+    n, slots = by_hand(some, "gate")
+    hard, _ = by_hand(some, "weight")
+    u = n / slots
+    assert u > float(TARGET)
+    want = {"per_gate": 0.3 * n, "mean_gate": 0.3 * u + 2 * (u - 0.1) ** 2, "mean_hard_gate": 0.3 * hard / slots}
+    assert set(want) == set(PENALTIES)
+    for kind, value in want.items():
+        have = penalty(some, kind, COST, QUADRATIC, TARGET)
+        assert float(have) == pytest.approx(value, rel=200 * torch.finfo(torch.float32).eps)
+
+
+def test_below_the_target_only_the_linear_part_is_left() -> None:
+    some = routes(1, 1)
+    n, slots = by_hand(some, "gate")
+    have = penalty(some, "mean_gate", COST, QUADRATIC, torch.tensor(1.0))
+    assert float(have) == pytest.approx(0.3 * n / slots, rel=200 * torch.finfo(torch.float32).eps)
+
+
+def test_the_pressure_on_a_gate_is_the_cost_whatever_the_length_or_depth() -> None:
+    for length, layers in ((4, 1), (400, 3)):
+        gates = [torch.full((2, length, 1), 0.5, requires_grad=True) for _ in range(layers)]
+        made = [Route(gate=g, weight=g, taken=g > 0) for g in gates]
+        grads = torch.autograd.grad(penalty(made, "per_gate", COST, QUADRATIC, TARGET), gates)
+        # A mean over the batch, as the task loss is.
+        assert all(torch.allclose(grad, COST / 2) for grad in grads)
+
+
+@pytest.mark.parametrize("kind", PENALTIES)
+def test_a_model_without_routers_pays_nothing(kind: str) -> None:
+    assert float(penalty([None, None], kind, COST, QUADRATIC, TARGET)) == 0
+    assert float(penalty([], kind, COST, QUADRATIC, TARGET)) == 0
+
+
+def grads_of(kind: str, router: str, **routing: Any) -> tuple[Tensor, dict[str, Tensor | None]]:
+    """The penalty of a model on random tokens, and its gradient on the routers' weights."""
+    config = tiny(routing=RoutingConfig(router=router, **routing))
+    model = CausalLM(config, vocab=23).train()
+    for block in model.blocks:
+        wake(block.mixer.router)
+    tokens, hint = sequences()
+    mode = RoutingMode(sample=True, generator=torch.Generator().manual_seed(0))
+    out = model(tokens, mode=mode, hint=hint)
+    value = penalty(out.routes, kind, COST, QUADRATIC, TARGET)
+    if value.requires_grad:
+        value.backward()
+    return value, {name: p.grad for name, p in model.named_parameters() if ".router." in name}
+
+
+@pytest.mark.parametrize("kind", PENALTIES)
+@pytest.mark.parametrize("router", ["linear", "mlp", "ema", "threshold"])
+@pytest.mark.parametrize("gradient", ["straight_through", "scaled"])
+def test_every_penalty_reaches_every_weight_of_a_learned_router(kind: str, router: str, gradient: str) -> None:
+    value, grads = grads_of(kind, router, gradient=gradient)
+    assert float(value.detach()) > 0 and grads
+    for name, grad in grads.items():
+        assert grad is not None and bool(grad.any()), name
+
+
+@pytest.mark.parametrize("kind", PENALTIES)
+@pytest.mark.parametrize("router", ["always", "random:p=0.5", "periodic", "oracle", "frozen"])
+def test_a_control_pays_a_constant(kind: str, router: str) -> None:
+    value, grads = grads_of(kind, router)
+    assert not value.requires_grad and float(value) > 0
+    assert all(grad is None for grad in grads.values())
+
+
+def test_a_step_against_the_penalty_closes_gates() -> None:
+    config = tiny("linear")
+    model = CausalLM(config, vocab=23)
+    tokens, _ = sequences()
+    before = penalty(model(tokens).routes, "per_gate", COST, QUADRATIC, TARGET)
+    before.backward()
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.grad is not None:
+                p -= 1e-3 * p.grad
+        after = penalty(model(tokens).routes, "per_gate", COST, QUADRATIC, TARGET)
+    assert after < before
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"penalty 'per_gat'; did you mean 'per_gate'"):
+        penalty(routes(1), "per_gat", COST, QUADRATIC, TARGET)
