@@ -11,7 +11,8 @@ from torch.nn.functional import pad
 
 from turnout.errors import ConfigError, ShapeError
 
-BLOCK = 64
+# 32 to 64 measured best on the CPU for T = 128 to 16,384.
+BLOCK = 32
 
 
 def causal_ema(x: Tensor, decay: float, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -31,7 +32,7 @@ def causal_ema(x: Tensor, decay: float, state: Tensor | None = None) -> tuple[Te
     Raises:
         ShapeError: a tensor has the wrong shape or dtype.
         ConfigError: decay outside [0, 1).
-    Cost: O(B·T·E·(L + T/L²)) multiply-adds, L = 64; one step with T = 1 costs 2·B·E.
+    Cost: O(B·T·E·(L + T/L²)) multiply-adds, L = 32; one step with T = 1 costs 2·B·E.
     """
     _check(x, decay, state)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -61,15 +62,16 @@ def _powers(decay: float, n: int, like: Tensor) -> Tensor:
 def _blocks(x: Tensor, decay: float, state: Tensor) -> Tensor:
     n_batch, n_tokens, n_channels = x.shape
     length = min(BLOCK, n_tokens)
-    blocks = pad(x, (0, 0, 0, -n_tokens % length)).view(n_batch, -1, length, n_channels)
-    inside = _powers(decay, length, x) @ (blocks * (1 - decay))
+    fill = -n_tokens % length
+    blocks = (pad(x, (0, 0, 0, fill)) if fill else x).reshape(n_batch, -1, length, n_channels)
+    inside = (_powers(decay, length, x) * (1 - decay)) @ blocks
     n_blocks = blocks.shape[1]
     # start[n]: the average that enters block n = the state, and all earlier block ends, each decayed by whole blocks.
     entering = torch.cat([state[:, None], inside[:, :-1, -1]], 1)
     start = _powers(decay**length, n_blocks, x) @ entering
     step = torch.arange(1, length + 1, device=x.device, dtype=torch.float64)
     fading = (decay**step).to(x.dtype)[:, None]
-    return (inside + fading * start[:, :, None]).flatten(1, 2)[:, :n_tokens]
+    return torch.addcmul(inside, fading, start[:, :, None]).flatten(1, 2)[:, :n_tokens]
 
 
 def _check(x: Tensor, decay: float, state: Tensor | None) -> None:

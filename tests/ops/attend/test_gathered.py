@@ -166,19 +166,24 @@ def test_every_dtype_is_as_exact_as_the_reference_in_it(dtype: torch.dtype, deca
 
 @pytest.mark.parametrize("path", ["_masked", "_scattered"])
 @pytest.mark.parametrize("n_lists", [1, 2])
+@pytest.mark.parametrize("decay", [False, True])
 def test_the_paths_for_devices_that_must_not_synchronise_mean_the_same(
-    path: str, n_lists: int, monkeypatch: pytest.MonkeyPatch
+    path: str, n_lists: int, decay: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gathered, "MASK_BYTES", 2000)
+    monkeypatch.setattr(gathered, "MASK_BYTES", 20_000)
+    monkeypatch.setattr(gathered, "_chunked", getattr(gathered, path))
     rows = rows_of(torch.rand(2, 90, n_lists, generator=torch.Generator().manual_seed(0)) < 0.3)
     q, k, v = randn(2, rows.shape[-1], 4, 8), randn(2, 90, 2, 8, seed=1), randn(2, 90, 2, 8, seed=2)
-    options = (None, 0) if path == "_masked" else ()
-    assert_as_exact_as_eager(
-        lambda q, k, v: getattr(gathered, path)(q, k, v, rows, 8**-0.5, *options),
-        lambda q, k, v: attend(q, k, v, rows=rows, impl="reference"),
-        (q, k, v),
-        reduction=90,
-    )
+    extra = [-0.1 * randn(2, 90, 4, seed=3).abs()] if decay else []
+    agree(q, k, v, *extra, rows=rows)
+    if path == "_masked":
+        agree(q, k, v, *extra, rows=rows, window=7, sinks=3)
+
+
+@pytest.mark.parametrize("window,sinks", [(1, 0), (16, 0), (200, 5)])
+def test_a_window_over_all_positions_reads_only_its_neighbourhood(window: int, sinks: int) -> None:
+    q, k, v = (randn(2, 300, 2, 8, seed=seed) for seed in range(3))
+    agree(q, k, v, window=window, sinks=sinks)
 
 
 def test_a_chunk_of_one_sequence_does_not_change_the_rows_of_another() -> None:
