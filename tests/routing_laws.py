@@ -108,6 +108,7 @@ def assert_same(have: Tensor, want: Tensor, *, terms: int) -> None:
     |have − want| ≤ terms · eps · max |want|                       first-order error bound of a sum of `terms`
     """
     assert have.shape == want.shape and have.dtype == want.dtype
+    have, want = have.detach(), want.detach()
     limit = terms * torch.finfo(want.dtype).eps * float(want.abs().max()) if want.numel() else 0.0
     error = float((have - want).abs().max()) if want.numel() else 0.0
     # Written so that a NaN fails.

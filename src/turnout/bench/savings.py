@@ -13,6 +13,7 @@ from torch import Tensor
 from turnout.bench.timing import graphed, time_interleaved
 from turnout.models.causal_lm import CausalLM
 from turnout.routers.mode import RoutingMode
+from turnout.routers.query import QueryRouter
 from turnout.tasks import Batch, Task
 from turnout.train.config import RunConfig
 from turnout.train.manifest import device_name
@@ -35,6 +36,7 @@ def measure_run(
         The content of savings.json. `flops` are multiply-adds × 2 of one call at the measured usage.
     """
     device = model.embed.weight.device
+    was_training = model.training
     length = task.length
     data = next(iter(task.eval_batches(1, batch, 2))).to(device)
     arms = build_arms(model, config, task.vocab, summary["usage_layers"])
@@ -43,8 +45,8 @@ def measure_run(
     if device.type == "cuda":
         capacity = min(length, 2 ** max(3, math.ceil(math.log2(max(1, 2 * (summary["most_rows"] or 1))))))
     for what, make in (("prefill", _prefill), ("decode", _decode), ("train_step", _train_step)):
-        # Decoding reads single tokens of one sequence: fewer sequences, same context.
-        item = _first(data, 1) if what == "decode" else data
+        # Decoding reads single tokens of as few sequences as the router allows, behind the same context.
+        item = _first(data, _least_batch(model)) if what == "decode" else data
         calls = {name: make(arm, item, config, capacity) for name, arm in arms.items()}
         for name, timing in time_interleaved(calls, device=device, seconds=seconds).items():
             usage = summary["usage_layers"] if name == "routed" else None
@@ -57,6 +59,7 @@ def measure_run(
                     "usage": summary["usage"] if name == "routed" else None,
                 }
             )  # fmt: skip
+    model.train(was_training)
     return {"device": device_name(device), "threads": torch.get_num_threads(), "rows": rows}
 
 
@@ -91,6 +94,10 @@ def count_flops(model: CausalLM, what: str, batch: Batch, usage: list[float] | N
 def _spread(model: CausalLM, usage: list[float] | None) -> list[float]:
     values = iter(usage or [])
     return [next(values, 0.0) if kind == "R" else 0.0 for kind in model.config.layer_kinds]
+
+
+def _least_batch(model: CausalLM) -> int:
+    return max((module.least_batch for module in model.modules() if isinstance(module, QueryRouter)), default=1)
 
 
 def _first(batch: Batch, n: int) -> Batch:

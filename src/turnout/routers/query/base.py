@@ -44,13 +44,15 @@ class QueryRouter(nn.Module):
     """Base of all query routers: `score` gives gate logits, `forward` the decision.
 
     Subclasses implement `score`; a control that decides without a logit overrides `forward`. A router whose decision
-    at t reads anything after t sets `causal = False`, and causal models refuse it.
+    at t reads anything after t sets `causal = False`, and causal models refuse it. `least_batch` is the fewest
+    sequences that it can decide for.
     """
 
     causal: bool = True
     learned: ClassVar[bool] = True
     needs_hint: bool = False
     causal_variant: str = ""
+    least_batch: ClassVar[int] = 1
 
     def __init__(self, context: RouterContext) -> None:
         super().__init__()

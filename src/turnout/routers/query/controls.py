@@ -150,6 +150,7 @@ class ShuffledRouter(QueryRouter):
     """
 
     learned = False
+    least_batch = 2
 
     def __init__(self, context: RouterContext, *, inner: str = "linear") -> None:
         super().__init__(context)
