@@ -10,10 +10,13 @@ from turnout.train.live import number, percent
 
 def count(value: float) -> str:
     """`1.12 M`, `3.4 G`; plain below ten thousand."""
-    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= size:
-            return f"{value / min(size, 1e3 if letter == 'k' else size):.3g} {letter}"
-    return f"{value:,.0f}"
+    if abs(value) < 1e4:
+        return f"{value:,.0f}"
+    for size, letter in ((1e3, "k"), (1e6, "M"), (1e9, "G")):
+        rounded = float(f"{value / size:.3g}")
+        if abs(rounded) < 1000:
+            return f"{rounded:g} {letter}"
+    return f"{value / 1e12:.3g} T"
 
 
 def setting(value: Any) -> str:
