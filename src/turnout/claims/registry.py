@@ -22,11 +22,13 @@ class Arm:
         name: of the arm, as results and tables show it.
         config: seed -> RunConfig; imported lazily, so that listing claims needs no torch.
         control: True for what the learned arm is compared with.
+        owner: id of the claim whose runs these are, when several claims read the same runs.
     """
 
     name: str
     config: Callable[[int], Any]
     control: bool = False
+    owner: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

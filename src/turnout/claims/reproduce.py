@@ -47,7 +47,8 @@ def reproduce(
     """
     root = Path(out) if out is not None else results_dir()
     claims = [get_claim(i) for i in ids] if ids else list(load_claims().values())
-    work = [job for entry in claims for job in _jobs(entry, 1 if quick else seeds or entry.seeds, device, root)]
+    # Claims may share runs: each is done once.
+    work = list(dict.fromkeys(j for c in claims for j in _jobs(c, 1 if quick else seeds or c.seeds, device, root)))
     report(f"{len(work)} runs to do for {', '.join(entry.id for entry in claims)} ({jobs} at a time)")
     failures = _run_all(work, jobs, report)
     rows: list[dict[str, Any]] = []
@@ -63,6 +64,9 @@ def judge(entry: Claim, root: Path, device: str = "auto") -> list[dict[str, Any]
     from turnout.train.jsonfile import write_json
 
     seen = summaries(entry.id, root)
+    for arm in entry.arms():
+        if arm.owner:
+            seen |= {name: records for name, records in summaries(arm.owner, root).items() if name == arm.name}
     if not seen and entry.bench is None:
         return []
     records = [record for arm in seen.values() for record in arm]
@@ -82,15 +86,15 @@ def judge(entry: Claim, root: Path, device: str = "auto") -> list[dict[str, Any]
 
 
 def _jobs(entry: Claim, seeds: int, device: str, root: Path) -> list[tuple[str, str, int, str, Path]]:
-    folder = root / "runs" / entry.id
     jobs = []
+    folder = root / "runs" / entry.id
     if entry.bench is not None and not list(folder.glob("bench-*.json")):
         jobs.append((entry.id, "bench", 0, device, folder / "bench-0.json"))
     for arm in entry.arms():
         for seed in range(seeds):
-            path = folder / f"{arm.name}-{seed}.json"
+            path = root / "runs" / (arm.owner or entry.id) / f"{arm.name}-{seed}.json"
             if not path.exists():
-                jobs.append((entry.id, arm.name, seed, device, path))
+                jobs.append((arm.owner or entry.id, arm.name, seed, device, path))
     return jobs
 
 

@@ -75,8 +75,13 @@ def _judge_ra1(seen: Summaries) -> list[Finding]:
             _row("distance 126 with the published recipe", "100 % at 0.3 %", published, "chance 1 %", verdict,
                  f"per seed {_per_seed(published)}")
         )  # fmt: skip
-    for name in ("our curriculum, published model", "our curriculum, linear router", "demo (CPU size)"):
-        if records := seen.get(name):
+    ours = {
+        "the published model under our curriculum": seen.get("our curriculum, published model", []),
+        "a linear router under our curriculum": [_stage(r, 128) for r in seen.get("ours", [])],
+        "a small model on two CPU cores": seen.get("demo", []),
+    }
+    for name, records in ours.items():
+        if records:
             control = f"published recipe {_percent(_usage(published)[0])}" if published else ""
             verdict = "holds" if _holds(records, 0.999, 0.003) else "does not hold"
             detail = f"per seed {_per_seed(records)}"
@@ -167,11 +172,12 @@ def _ra1_arms() -> list[Arm]:
     return [
         Arm(name="published recipe", config=lambda seed: _recipes().published_recall(128, seed=seed), control=True),
         Arm(name="our curriculum, published model", config=lambda seed: _recipes().recall_published_model(seed)),
-        Arm(
-            name="our curriculum, linear router",
-            config=lambda seed: _recipes().recall_published_model(seed, router="linear", noise="bernoulli"),
-        ),
+        _long_arm(),
     ]
+
+
+def _long_arm() -> Arm:
+    return Arm(name="ours", config=lambda seed: _recipes().recall_long(seed), owner="RA3")
 
 
 def _ra4_arms() -> list[Arm]:
@@ -207,7 +213,7 @@ claim(
         title="distance 510: 100 % at 25 % usage",
         arms=lambda: [
             Arm(name="published recipe", config=lambda seed: _recipes().published_recall(512, seed=seed), control=True),
-            Arm(name="ours", config=lambda seed: _recipes().recall_long(seed, (128, 256, 512))),
+            _long_arm(),
         ],
         judge=_judge_ra2,
     )
@@ -217,7 +223,7 @@ claim(
         id="RA3",
         source=SOURCE,
         title="distances 1,022 to 32,766",
-        arms=lambda: [Arm(name="ours", config=lambda seed: _recipes().recall_long(seed))],
+        arms=lambda: [_long_arm()],
         judge=_judge_ra3,
         seeds=5,
     )

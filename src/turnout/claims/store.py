@@ -32,7 +32,7 @@ def claim_rows(claim_id: str, root: Path | None = None) -> list[dict[str, Any]]:
 
 
 def summaries(claim_id: str, root: Path | None = None) -> dict[str, list[dict[str, Any]]]:
-    """Committed summaries of one claim's runs by arm, in order of seed."""
+    """Committed records of the runs that one claim owns, by arm, in order of seed."""
     found: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(((root or results_dir()) / "runs" / claim_id).glob("*.json")):
         record = read_json(path)

@@ -91,7 +91,7 @@ def recall_published_model(seed: int = 0, router: str = "ema", noise: str = "gum
         seed=seed,
         task=RecallConfig(length=128),
         model=model,
-        schedule=CurriculumConfig(cost=0.02, explore_steps=2500, ramp_steps=1200, hold_steps=400),
+        schedule=CurriculumConfig(cost=0.02, explore_steps=2500, ramp_steps=1000, hold_steps=400),
         optim=OptimConfig(batch=32, decay="cosine"),
         loop=LoopConfig(eval_sequences=1024, savings=False, checkpoint_every=0),
     )
@@ -107,7 +107,7 @@ def recall_long(seed: int = 0, lengths: tuple[int, ...] = LONG_LENGTHS) -> RunCo
         task=RecallConfig(length=lengths[-1]),
         model=model,
         schedule=CurriculumConfig(
-            cost=0.02, explore_steps=2500, ramp_steps=1200, hold_steps=400, lengths=lengths, grow_steps=400,
+            cost=0.02, explore_steps=2500, ramp_steps=1000, hold_steps=400, lengths=lengths, grow_steps=400,
             grow_at=0.9995,
         ),
         optim=OptimConfig(batch=32, max_tokens=65536, decay="cosine", precision="tf32"),
@@ -119,8 +119,8 @@ def recall_long(seed: int = 0, lengths: tuple[int, ...] = LONG_LENGTHS) -> RunCo
 def hard_recall(router: str = "linear:bias=0", layout: str = "R", seed: int = 0, learned: bool = True) -> RunConfig:
     """Attention adds to the local track, so that the convolution can mark a value with its key while gates are open."""
     schedule = CurriculumConfig(
-        cost=0.01, explore_steps=4000 if learned else 6000, solve_at=0.995, ramp_steps=1500 if learned else 1, hold_steps=600,
-        guard=0.985 if learned else 0.0, back_off=0.95 if learned else 0.0,
+        cost=0.004, explore_steps=4500, solve_at=0.995, ramp_steps=1200 if learned else 1, hold_steps=500,
+        guard=0.993 if learned else 0.0, back_off=0.9 if learned else 0.0,
     )  # fmt: skip
     return RunConfig(
         name="hard_recall",

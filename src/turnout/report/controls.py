@@ -1,4 +1,4 @@
-"""The controls section: quality against usage with direct labels, groups with intervals, pairs at equal usage in words."""
+"""The controls section: quality against usage with direct labels, groups with intervals, equal usage in words."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ def scatter_figure(task: str, groups: Sequence[Group], chance: float) -> Figure 
         wide=wide,
         narrow=narrow,
         caption="Small marks are seeds, large marks the mean of a mechanism with its 95 % interval "
-        f"({better}; further left is cheaper). Round marks are learned routers, other shapes are controls. {provenance(runs)}.",
+        f"({better}; further left is cheaper). Round marks are learned routers, other shapes are controls. "
+        f"{provenance(runs)}.",
         data=Data(name=f"controls_{task}", columns=["run", "group", "seed", "usage", key, "n"], rows=rows),
     )
 
@@ -94,8 +95,8 @@ def equal_usage_words(groups: Sequence[Group]) -> list[str]:
             if others:
                 words.append(
                     f"{learned.label} runs at {percent(usage)} usage and no control here is within a factor of "
-                    f"{EQUAL_USAGE} of that, so these runs cannot say what learning to route is worth; add a random and "
-                    "a frozen control at that usage."
+                    f"{EQUAL_USAGE} of that, so these runs cannot say what learning to route is worth; add a random "
+                    "and a frozen control at that usage."
                 )
             continue
         parts = [f"{group.label} {_with_interval(group)} ({percent(group.estimate('usage').mean)})" for group in equal]
@@ -155,7 +156,7 @@ def _draw(groups: Sequence[Group], key: str, chance: float, width: float) -> str
         panel.marks.append(tag("path", class_="axis", d=path([(at - 4, box.bottom + 5), (at, box.bottom - 5)])))
         panel.marks.append(tag("path", class_="axis", d=path([(at + 1, box.bottom + 5), (at + 5, box.bottom - 5)])))
     if key == "accuracy" and not math.isnan(chance):
-        panel.reference(chance, f"chance {exact_percent(chance)}")
+        panel.reference(chance, f"chance {exact_percent(chance)}", end=_free_end(panel, groups, key, chance))
     leaders, names = _labels(panel, groups, key, width)
     panel.marks += leaders
     for group in groups:
@@ -163,6 +164,14 @@ def _draw(groups: Sequence[Group], key: str, chance: float, width: float) -> str
     panel.marks += names
     words = "; ".join(f"{g.label}: {_with_interval(g)} at {percent(g.estimate('usage').mean)} usage" for g in groups)
     return picture(width, box.bottom + 40, panel.marks, label=f"{title} against usage. {words}.")
+
+
+def _free_end(panel: Panel, groups: Sequence[Group], key: str, value: float) -> float:
+    """Where along a horizontal line a short label meets the fewest marks: its right end, in pixels."""
+    box, y = panel.box, panel.y(value)
+    near = [panel.x(g.estimate("usage").mean) for g in groups if abs(panel.y(g.estimate(key).mean) - y) < 30]
+    ends = [box.right - 4 - 0.25 * i * (box.width - 80) for i in range(4)]
+    return max(ends, key=lambda end: min([abs(end - 30 - x) for x in near] + [120.0]))
 
 
 def _draw_group(panel: Panel, group: Group, key: str) -> None:

@@ -150,10 +150,11 @@ def _matrix(raw: Any, what: str) -> list[list[float]]:
     if len({len(row) for row in raw}) > 1:
         raise ValueError(f"the rows of `{what}` differ in length")
     try:
-        return [[math.nan if value is None else float(value) for value in row] for row in raw]
+        rows = [[math.nan if value is None else float(value) for value in row] for row in raw]
     except (TypeError, ValueError):
         raise ValueError(f"`{what}` holds something that is not a number") from None
+    return [[value if math.isfinite(value) else math.nan for value in row] for row in rows]
 
 
 def _whole(raw: Any, default: int) -> int:
-    return int(raw) if isinstance(raw, int | float) and math.isfinite(raw) else default
+    return int(raw) if isinstance(raw, int | float) and abs(raw) < 1e9 else default

@@ -24,6 +24,9 @@ from turnout.report.run import Run, lookup, number
 from turnout.report.savings import step_ratio
 from turnout.report.stats import wilson
 
+# At or above this accuracy the headline says "learnt".
+LEARNT = 0.9
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tile:
@@ -51,7 +54,6 @@ class RunRow:
     seed: str
     device: str
     commit: str
-    solved: str
 
 
 def chance_level(run: Run) -> float:
@@ -85,7 +87,7 @@ def comparison_headline(groups: Sequence[Group]) -> str:
             named |= {other.label for other in [group, *equal]}
         parts += [_group_words(group) for group in mine if group.label not in named]
         shown = parts[:6] + ([f"and {len(parts) - 6} more below"] if len(parts) > 6 else [])
-        start = _task_words(mine[0].runs[0]) if len({group.length for group in mine}) == 1 else task.replace("_", " ")
+        start = _task_words(mine[0].runs[0]) if len({group.length for group in mine}) == 1 else _task_name(task)
         counts = {len(group.runs) for group in mine}
         seeds = plural(min(counts), "seed") if len(counts) == 1 else f"{min(counts)} to {max(counts)} seeds"
         sentences.append(f"{start[:1].upper()}{start[1:]}: {'; '.join(shown)} ({seeds} each).")
@@ -127,7 +129,6 @@ def run_rows(groups: Sequence[Group]) -> list[RunRow]:
     for group in groups:
         for run in group.runs:
             loss = run.final("loss")
-            solved = run.summary.get("solved")
             rows.append(
                 RunRow(
                     name=run.name,
@@ -143,7 +144,6 @@ def run_rows(groups: Sequence[Group]) -> list[RunRow]:
                     seed=run.seed,
                     device=str(run.summary.get("device") or run.manifest.get("device") or MISSING),
                     commit=run.commit,
-                    solved=MISSING if not isinstance(solved, bool) else "yes" if solved else "no",
                 )
             )
     return rows
@@ -165,7 +165,7 @@ def _subject(run: Run) -> str:
     elif name in ("random", "periodic", "frozen", "shuffled", "oracle"):
         who = f"The {name} control"
     else:
-        who = f"The {run.router} router" if not run.router.startswith("unknown") else "The model"
+        who = f"The model with the {run.router} router" if not run.router.startswith("unknown") else "The model"
     return who
 
 
@@ -181,8 +181,8 @@ def _quality_words(run: Run) -> str:
     if math.isnan(accuracy):
         return f"has no evaluation on {task} yet"
     guess = f" (chance {exact_percent(chance)})" if not math.isnan(chance) else ""
-    failed = run.summary.get("solved") is False
-    verb = "did not solve" if failed else "learnt" if run.summary.get("solved") else "is at work on"
+    low, _ = wilson(accuracy, 0 if math.isnan(n) else int(n))
+    verb = "learnt" if accuracy >= LEARNT else "partly learnt" if low > 2 * chance else "did not learn"
     return f"{verb} {task}: it answers {percent(accuracy)}{of_n} held-out queries right{guess}"
 
 
@@ -242,12 +242,16 @@ def _quality_of(group: Group) -> str:
 
 def _task_words(run: Run) -> str:
     if run.length is None:
-        return run.task.replace("_", " ")
+        return _task_name(run.task)
     if run.task == "recall":
         return f"recall over a distance of {run.length - 2:,} tokens"
     pairs = lookup(run.config.get("task"), "pairs")
     extra = f", {pairs} pairs" if pairs else ""
-    return f"{run.task.replace('_', ' ')} at T={run.length:,}{extra}"
+    return f"{_task_name(run.task)} at T={run.length:,}{extra}"
+
+
+def _task_name(task: str) -> str:
+    return "hard recall" if task == "recall_hard" else task.replace("_", " ")
 
 
 def _slots(run: Run) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from turnout.errors import DataError, UnsupportedError
-from turnout.report import controls, details, gatemap, savings, training
+from turnout.report import controls, costs, details, gatemap, reading, savings, training
 from turnout.report.figure import Data, Figure
 from turnout.report.groups import Group, colour_variables, group_runs, provenance
 from turnout.report.headline import chance_level, comparison_headline, headline, run_rows, tiles, title_of
@@ -37,7 +37,7 @@ class GateBlock:
     words: str
     figure: Figure
     evolution: Figure | None
-    tokens: list[gatemap.TokenRow]
+    tokens: list[reading.TokenRow]
     n_sequences: int
 
 
@@ -195,11 +195,11 @@ def _training_context(groups: Sequence[Group]) -> dict[str, Any]:
 def _gates_context(groups: Sequence[Group]) -> dict[str, Any]:
     """The map of the only run, or small maps of one run per group; their sequences feed the reader."""
     found = [(group, run) for group in groups for run in group.runs if run.gates]
-    first = {group.label: (group, run) for group, run in reversed(found)}
-    shown = [first[group.label] for group in groups if group.label in first][:MAPS_SHOWN]
+    firsts = [next((run for run in group.runs if run.gates), None) for group in groups]
+    shown = [(group, run) for group, run in zip(groups, firsts, strict=True) if run][:MAPS_SHOWN]
     many = sum(len(group.runs) for group in groups) > 1
     labelled = [(f"{group.label}: {run.name}" if many else run.name, run) for group, run in shown]
-    payload, left_out = gatemap.sequence_payload(labelled)
+    payload, left_out = reading.sequence_payload(labelled)
     notes = []
     if left_out:
         notes.append(f"{left_out} further stored sequences are left out to keep the page small.")
@@ -211,7 +211,7 @@ def _gates_context(groups: Sequence[Group]) -> dict[str, Any]:
         "gate_figures": [gatemap.comparison_figure(shown)] if shown and many else [],
         "payload": _script_json(payload) if payload else "",
         "reader_caption": " ".join([*notes, provenance([run for _, run in shown]) + "."]) if shown else "",
-        "sequence_data": gatemap.sequence_data(labelled),
+        "sequence_data": reading.sequence_data(labelled),
     }
 
 
@@ -219,10 +219,10 @@ def _gate_block(run: Run) -> GateBlock | None:
     if run.gates is None:
         return None
     return GateBlock(
-        words=f"{gatemap.summary_words(run.gates)} {gatemap.query_words(run.gates)}",
+        words=f"{reading.summary_words(run.gates)} {reading.query_words(run.gates)}",
         figure=gatemap.gate_figure(run, run.gates),
         evolution=gatemap.evolution_figure(run),
-        tokens=gatemap.token_rows(run.gates),
+        tokens=reading.token_rows(run.gates),
         n_sequences=len(run.gates.sequences),
     )
 
@@ -238,7 +238,7 @@ def _savings_context(groups: Sequence[Group]) -> dict[str, Any]:
                 name=run.name,
                 label=group.label,
                 sentences=savings.sentences(found),
-                figure=savings.savings_figure(run, rows, name=f"savings{suffix}"),
+                figure=costs.savings_figure(run, rows, name=f"savings{suffix}"),
                 rows=found,
             )
         )

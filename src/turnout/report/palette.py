@@ -2,7 +2,7 @@
 
 Learned routers are blues and greens with round markers; controls are the warm and grey colours with other shapes, so
 that the shape alone tells them apart. The hues come from Okabe and Ito's and Tol's colour-blind-safe sets, each with a
-lighter twin for dark pages. A name that is not listed gets a colour computed from its letters: the same in every report.
+lighter twin for dark pages. A name that is not listed gets a colour computed from its letters, the same everywhere.
 """
 
 from __future__ import annotations
@@ -77,6 +77,8 @@ def assign(labels: Iterable[tuple[str, tuple[str, ...]]]) -> dict[str, Ink]:
     """
     chosen: dict[str, Ink] = {}
     for label, names in labels:
+        if label in chosen:
+            continue
         known = (PALETTE.get(base_name(name)) for name in names)
         free = [candidate for candidate in known if candidate and candidate not in chosen.values()]
         chosen[label] = free[0] if free else _computed(label)

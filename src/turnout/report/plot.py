@@ -98,13 +98,15 @@ class Panel:
         )
         self.marks.append(tag("path", class_="whisker", d=path(ends), style=f"stroke:{colour}"))
 
-    def reference(self, value: float, label: str) -> None:
-        """A dashed horizontal line with its name on it."""
+    def reference(self, value: float, label: str, *, end: float | None = None) -> None:
+        """A dashed horizontal line with its name on it; the name ends at x = `end`, by default at the right edge."""
         y = self.y(value)
         self.marks.append(tag("line", class_="reference", x1=self.box.left, x2=self.box.right, y1=y, y2=y))
         above = y - self.box.top > 16
         place = y - 5 if above else y + 12
-        self.marks.append(text(label, self.box.right - 4, place, class_="reference-label", text_anchor="end"))
+        self.marks.append(
+            text(label, self.box.right - 4 if end is None else end, place, class_="reference-label", text_anchor="end")
+        )
 
     def end_labels(self, labels: Sequence[tuple[float, str, str]], *, gap: float = 12.5) -> None:
         """Direct labels right of the plot: (y value, words, colour), moved apart and thinned to the room there is."""

@@ -16,6 +16,8 @@ from typing import Any
 from turnout.errors import DataError, nearest
 from turnout.report.gates import GateSnapshot, parse_gates
 
+_NUMBERS = ("step", "n", "lambda", "loss", "task_loss", "accuracy", "usage", "gates_per_seq", "length", "ms")
+_LARGEST, _SMALLEST = 1e30, 1e-30
 _MARKS = ("manifest.json", "metrics.jsonl", "summary.json")
 
 Line = dict[str, Any]
@@ -183,9 +185,8 @@ def load_run(path: Path) -> Run:
 
 
 def number(source: Any, key: str) -> float:
-    """`source[key]` as a float; NaN when it is missing, null or not a number. Booleans are not numbers here."""
-    value = source.get(key) if isinstance(source, dict) else None
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    """`source[key]` as a float; NaN when it is missing, null, infinite or no number. Booleans are not numbers here."""
+    return measured(source.get(key) if isinstance(source, dict) else None)
 
 
 def numbers(source: Line, key: str) -> list[float]:
@@ -193,7 +194,14 @@ def numbers(source: Line, key: str) -> list[float]:
     value = source.get(key)
     if not isinstance(value, list):
         return []
-    return [float(v) if isinstance(v, int | float) and not isinstance(v, bool) else math.nan for v in value]
+    return [measured(item) for item in value]
+
+
+def measured(value: Any) -> float:
+    """A finite number of a size that a measurement can have, else NaN; what is far too small to matter is 0."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < _LARGEST:
+        return math.nan
+    return float(value) if abs(value) > _SMALLEST else 0.0
 
 
 def lookup(config: Any, key: str) -> Any:
@@ -267,7 +275,7 @@ def _read_metrics(run: Run) -> None:
         except ValueError:
             raw = None
         if isinstance(raw, dict):
-            lines.append(raw)
+            lines.append(_checked(raw))
         else:
             damaged.append(i)
     if damaged == [len(rows)]:
@@ -280,16 +288,21 @@ def _read_metrics(run: Run) -> None:
         )
     run.train = _by_step(line for line in lines if line.get("kind") == "train")
     run.evals = _by_step(line for line in lines if line.get("kind") == "eval")
-    run.events = sorted((line for line in lines if line.get("kind") == "event"), key=lambda line: number(line, "step"))
-    lost = [
-        line for line in run.train if line.get("loss", 0) is None or math.isnan(number({"loss": 0, **line}, "loss"))
-    ]
+    events = [line for line in lines if line.get("kind") == "event" and not math.isnan(number(line, "step"))]
+    run.events = sorted(events, key=lambda line: number(line, "step"))
+    lost = [line for line in run.train if "loss" in line and math.isnan(line["loss"])]
     if lost:
         first, last = int(number(lost[0], "step")), int(number(lost[-1], "step"))
         run.notes.append(
-            f"The training loss is not a number in {len(lost)} of {len(run.train)} lines (steps {first} to {last}): the "
-            "run diverged there; the curves leave those points out."
+            f"The training loss is not a number in {len(lost)} of {len(run.train)} lines (steps {first} to {last}): "
+            "the run diverged there; the curves leave those points out."
         )
+
+
+def _checked(line: Line) -> Line:
+    """The line with its numbers as numbers (NaN where they are none), its phase as text, `skipping` as a truth value."""
+    found = {key: number(line, key) for key in _NUMBERS if key in line}
+    return {**line, **found, "phase": str(line.get("phase") or ""), "skipping": line.get("skipping") is True}
 
 
 def _by_step(lines: Iterable[Line]) -> list[Line]:

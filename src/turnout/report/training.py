@@ -67,14 +67,18 @@ def comparison_figure(task: str, groups: Sequence[Group], chance: float) -> Figu
     merged = {str(run.path): buckets(run.train, max(40, 400 // len(runs))) for run in runs}
     first = TEXT_LOSS if groups[0].is_text else ACCURACY
     plans = [first, USAGE, LAMBDA]
-    plans = [plan for plan in plans if any(_group_curves(group, plan.key, merged) for group in groups)]
+    curves = {plan.key: [c for group in groups for c in _group_curves(group, plan.key, merged)] for plan in plans}
+    plans = [plan for plan in plans if any(value or plan is not LAMBDA for c in curves[plan.key] for _, value in c)]
+    if not plans:
+        return None
     wide, narrow = both_sizes(lambda width: _draw_many(groups, merged, plans, chance, width))
     return Figure(
         title=f"Training, step by step: {task}",
         wide=wide,
         narrow=narrow,
         caption="Evaluations on held-out sequences (training batches where a run was not evaluated): a thin line per "
-        f"seed; from three seeds on a thick line for their mean and a ribbon from the least to the greatest. {provenance(runs)}.",
+        f"seed; from three seeds on a thick line for their mean and a ribbon from the least to the greatest. "
+        f"{provenance(runs)}.",
         data=_data(runs, merged, f"training_{task}"),
     )
 

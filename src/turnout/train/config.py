@@ -26,9 +26,10 @@ class CurriculumConfig:
     Phases: *explore* (lambda = 0, both tracks), *ramp* (lambda rises to `cost`), *hold* (lambda = `cost`),
     *grow* (one stage for each further entry of `lengths`).
 
-    The guard watches the training accuracy of each logging interval (for tasks without an accuracy: the loss against
-    the end of explore). At or above `guard` the ramp moves on; below it the ramp holds; below `back_off` it moves
-    backwards at twice its speed. In *hold* and *grow* the guard works the same way on a finished ramp.
+    The guard looks at every evaluation after explore. At `guard` accuracy or above the weights are kept in memory and the
+    ramp moves on. Below it training turns dense (only then does a closed gate get a gradient that can reopen it), the
+    ramp moves backwards at half its speed and *hold* does not count. Below `back_off` the gates have collapsed: the
+    kept weights return, the ramp falls to half of where it was kept, and goes on at half its speed.
 
     Args:
         penalty: "per_gate" = lambda · E[open gates per sequence], the pressure on each gate independent of T and L;
@@ -39,9 +40,10 @@ class CurriculumConfig:
         ramp_steps: steps from lambda = 0 to `cost` while the guard is content.
         stairs: 0 ramps at every step; n > 0 ramps in n equal stairs (published: 20 epochs).
         hold_steps: steps at the full cost.
-        guard, back_off: accuracies, guard >= back_off; 0 switches the guard off.
+        guard, back_off: evaluation accuracies, guard >= back_off; guard 0 switches both off.
         stop_below: evaluation accuracy under which the run ends during ramp and hold (published: 0.9); 0 = never.
-        guard_loss: for tasks without accuracy, the loss may exceed explore's by this fraction before the ramp holds.
+        guard_loss: for tasks without accuracy: the evaluation loss may exceed explore's by this fraction (`guard`), and by
+            four times as much (`back_off`).
         lengths: sequence lengths in order; empty = the task's length only.
         grow_steps: most steps a further length; it ends early at `grow_at` evaluation accuracy.
         grow_at: evaluation accuracy that ends a stage of growth.
@@ -55,7 +57,7 @@ class CurriculumConfig:
     ramp_steps: int = 1500
     stairs: int = 0
     hold_steps: int = 500
-    guard: float = 0.98
+    guard: float = 0.995
     back_off: float = 0.9
     stop_below: float = 0.0
     guard_loss: float = 0.05
@@ -194,7 +196,7 @@ class LoopConfig:
     """
 
     log_every: int = 25
-    eval_every: int = 100
+    eval_every: int = 50
     eval_sequences: int = 256
     final_sequences: int = 4096
     checkpoint_every: int = 500

@@ -20,15 +20,11 @@ from turnout.tasks import Batch, Task
 from turnout.train import checkpoint
 from turnout.train.config import RunConfig
 from turnout.train.evaluate import evaluate, gate_map
+from turnout.train.kept import KeptWeights
 from turnout.train.manifest import build_manifest, git_commit
 from turnout.train.rundir import RunDir
 from turnout.train.schedule import Interval, build_schedule
 from turnout.train.step import Stepper
-
-
-MAX_FINAL_TOKENS = 2**26
-"""A final evaluation of long sequences holds fewer of them."""
-
 
 class View(Protocol):
     """What shows progress: gets every metrics line."""
@@ -81,9 +77,10 @@ class Trainer:
         self.schedule = build_schedule(config.schedule)
         self.task = self._build_task()
         self.model = CausalLM(config.model, vocab=self.task.vocab, seed=config.seed).to(self.device)
-        self._check_oracle()
+        self._check_task()
         self.gates = torch.Generator(self.device).manual_seed(config.seed * 7919 + 17)
         self.stepper = Stepper(self.model, config.optim, generator=self.gates, cuda_graph=config.loop.cuda_graph)
+        self.kept = KeptWeights(self.model, self.stepper.optimizer)
         self.step_count = 0
         self.skipping = False
         self.capacity: int | None = None
@@ -100,7 +97,14 @@ class Trainer:
             config = config.with_length(self.schedule.length)
         return config.build(self.config.seed)
 
-    def _check_oracle(self) -> None:
+    def _check_task(self) -> None:
+        """Refuse what the task cannot serve: an oracle without hints, an accuracy to reach without one."""
+        solve_at = getattr(self.config.schedule, "solve_at", None)
+        if self.task.chance is None and solve_at is not None:
+            raise ConfigError(
+                f"schedule.solve_at={solve_at} waits for an accuracy, which task "
+                f"{self.config.task.kind!r} does not have; set schedule.solve_at to none, or use the budget schedule"
+            )
         needs = [b for b in self.model.blocks if getattr(getattr(b.mixer, "router", None), "needs_hint", False)]
         if needs and not self.task.has_oracle:
             raise ConfigError(
@@ -186,6 +190,10 @@ class Trainer:
         events = self.schedule.on_interval(interval)
         if self.step_count % self.config.loop.eval_every < steps:
             events += self._evaluate()
+            if self.schedule.request == "keep":
+                self.kept.keep()
+            elif self.schedule.request == "restore":
+                self.kept.restore()
         for event in events:
             self._event("phase", event)
         self._choose_execution(seen)
@@ -224,7 +232,9 @@ class Trainer:
 
     def _evaluate(self, *, final: bool = False) -> list[str]:
         loop = self.config.loop
-        count = min(loop.final_sequences, max(256, MAX_FINAL_TOKENS // self.task.length)) if final else loop.eval_sequences
+        wanted, tokens = (loop.final_sequences, 2**26) if final else (loop.eval_sequences, 2**23)
+        # Long sequences are graded on fewer of them, so that grading does not outlast training.
+        count = min(wanted, max(256, tokens // self.task.length))
         size = max(1, min(count, self._eval_batch()))
         precision = self.config.optim.precision
         seen = evaluate(self.model, self.task, sequences=count, batch=size, precision=precision, seed_offset=int(final))
@@ -290,6 +300,7 @@ class Trainer:
             **checkpoint.with_prefix("model", self.model.state_dict()),
             **checkpoint.flatten_optimizer(self.stepper.optimizer, self.model.named_parameters()),
             **checkpoint.flatten_generators({"gates": self.gates}),
+            **self.kept.tensors(),
         }
         state = {
             "schedule": self.schedule.state_dict(), "task": self.task.state_dict(), "skipping": self.skipping,
@@ -318,6 +329,7 @@ class Trainer:
         self.model.load_state_dict(weights)
         checkpoint.restore_optimizer(self.stepper.optimizer, self.model.named_parameters(), tensors)
         checkpoint.restore_generators({"gates": self.gates}, tensors)
+        self.kept.load(tensors)
         self.schedule.load_state_dict(state["schedule"])
         self.task = self._build_task()
         self.task.load_state_dict(state["task"])

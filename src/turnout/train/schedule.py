@@ -49,6 +49,7 @@ class Schedule:
     done = False
     solved = True
     content = True
+    request = ""
     total_steps: int = 1
     steps = 0
 

@@ -15,14 +15,15 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from turnout.ops.attend.call import Call
 from turnout.ops.attend.reference import per_head, suppress_directions, total_decay
 
-# Query rows in one chunk. On the CPU 64 to 160 differ little, and torch's kernel keeps one tile size below 192; on a
-# GPU chunks with their own keys exist only where the rows are fixed, and launches count.
-CHUNK = {"cpu": 128, "cuda": 512}
-# Torch's CPU kernel works on tiles of 32 rows (below 192 rows) and 512 keys. A chunk of routed rows is padded to whole
-# tiles, so that the same tiles are computed in the same order whatever is routed later: an earlier row's output does
-# not change by one bit when later routes change.
+# Torch's CPU kernel works on tiles of 32 or 64 rows (below 768 rows) and 512 keys. A chunk of routed rows is padded to
+# whole tiles, so that the same products are computed in the same order whatever is routed later: an earlier row's
+# output does not change by one bit when later routes change (tested; torch promises nothing of the kind).
 ROW_TILE = 32
 KEY_TILE = 512
+# Query rows in one chunk, at least and at most; between them a chunk spans one key tile. On a GPU chunks with keys of
+# their own exist only where the rows are fixed, and launches count.
+CPU_CHUNK = (128, 512)
+GPU_CHUNK = 512
 # A chunk's mask on a device without synchronisation stays under this many bytes.
 MASK_BYTES = 256 * 2**20
 # Fraction of all rows from which dense attention with the queries scattered into place is faster on a GPU (H200).
@@ -112,7 +113,7 @@ def _chunked(q: Tensor, k: Tensor, rows: Tensor, scale: float, call: Call) -> Te
     used = -(-used // row_tile) * row_tile
     extra = max(used - n_rows, 0)
     q, rows_used = pad(q, (0, 0, 0, 0, 0, extra))[:, :used], pad(rows, (0, extra), value=-1)[..., :used]
-    chunk = max(CHUNK.get(q.device.type, CHUNK["cuda"]) // size // ROW_TILE, 1) * ROW_TILE
+    chunk = _chunk_rows(used, call)
     outs = []
     for start in range(0, used, chunk):
         part = rows_used[..., start : start + chunk]
@@ -131,6 +132,15 @@ def _tiles(call: Call) -> tuple[int, int]:
     if call.rows is None or bool(((call.rows < 0) | (call.rows == call.k.shape[1] - 1)).all()):
         return 1, 1
     return ROW_TILE, KEY_TILE
+
+
+def _chunk_rows(used: int, call: Call) -> int:
+    """Query rows in one chunk of `_chunked`, all heads of a kv head counted: a whole number of row tiles."""
+    least, most = CPU_CHUNK
+    n_packed = GPU_CHUNK
+    if call.q.device.type == "cpu":
+        n_packed = least if call.window is not None else min(max(KEY_TILE * used // call.k.shape[1], least), most)
+    return max(n_packed // call.group_size // ROW_TILE, 1) * ROW_TILE
 
 
 def _ends(part: Tensor, start: int, call: Call) -> tuple[int, int]:
