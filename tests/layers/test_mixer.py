@@ -169,6 +169,22 @@ def test_a_batch_without_any_open_gate_trains_the_local_track_and_has_no_nan(mod
     assert all(p.grad is None or not bool(p.grad.any()) for p in attention.parameters())
 
 
+def test_when_no_gate_is_open_no_query_is_computed_and_keys_are_kept_for_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never_called(*args: Any, **options: Any) -> Tensor:
+        raise AssertionError("attention was computed")
+
+    monkeypatch.setattr("turnout.layers.attention.attend", never_called)
+    mixer = RoutedMixer(router("never"), *tracks())
+    x = draw(2, 5, WIDTH)
+    mixer(x, mode=SKIP)
+    state = mixer.init_state(2, 5, device=x.device, dtype=x.dtype)
+    with torch.no_grad():
+        mixer(x, mode=SKIP, state=state)
+        k, v = mixer.attention.keys_values(x, None)
+    assert state.cache.length == 5
+    assert torch.equal(state.cache.k, k) and torch.equal(state.cache.v, v)
+
+
 @pytest.mark.parametrize("mode", [SKIP, DENSE, RoutingMode(capacity=13)])
 @pytest.mark.parametrize("gradient", ["straight_through", "scaled"])
 def test_an_open_gate_gets_the_gradient_of_what_it_opens(mode: RoutingMode, gradient: str) -> None:
