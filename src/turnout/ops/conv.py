@@ -14,12 +14,12 @@ from torch.nn.functional import conv1d, pad
 
 from turnout.errors import ShapeError
 
-# Measured, forward and backward. CPU: torch's forward is the fastest, its backward is 2 to 5 times slower than ours from 8
-# taps on; 8 to 64 tokens a block differ little. GPU (H200): torch's backward is faster than ours, and kernels that are
-# shared by the channels of a head are 1.3 to 2 times faster as one matrix product from 32 taps on.
+# Measured, forward and backward. CPU: torch's forward is the fastest, its backward is 2 to 5 times slower than ours
+# from 8 taps on; 8 to 64 tokens a block differ little. GPU (H200): torch's backward is faster than ours, and kernels
+# shared by the channels of a head are 1.2 to 2 times faster as one matrix product from 32 taps on.
 OWN_BACKWARD_FROM = 8
 BLOCK = 32
-GPU_MATRIX_FROM = 32
+GPU_MATRIX_TAPS = range(32, 129)
 GPU_BLOCK = 128
 
 
@@ -63,7 +63,7 @@ def _choose(context: Tensor, weight: Tensor) -> Callable[[Tensor, Tensor], Tenso
     n_kernels, n_taps = weight.shape
     if context.device.type == "cpu":
         return _CausalConv.apply if n_taps >= OWN_BACKWARD_FROM else _forward
-    return _as_matrix if n_kernels < context.shape[2] and n_taps >= GPU_MATRIX_FROM else _forward
+    return _as_matrix if n_kernels < context.shape[2] and n_taps in GPU_MATRIX_TAPS else _forward
 
 
 def _per_channel(weight: Tensor, n_channels: int) -> Tensor:
@@ -80,14 +80,15 @@ def _as_matrix(context: Tensor, weight: Tensor) -> Tensor:
     """One product with a banded matrix per head: y_{nL+l} = Σ_m M[l, m] context_{nL+m}, M[l, l+K−1−j] = w_j."""
     n_kernels, n_taps = weight.shape
     length, n_tokens = GPU_BLOCK, context.shape[1] - (n_taps - 1)
+    past = n_taps - 1
     # Rows of length L+K−1 cut from a sequence of period L+K: each is the one above, moved one place to the right.
-    band = pad(weight.flip(1), (0, length)).repeat(1, length)[:, : length * (length + n_taps - 1)]
-    band = band.view(n_kernels, length, length + n_taps - 1)
-    seen = pad(context, (0, 0, 0, -n_tokens % length)).unfold(1, length + n_taps - 1, length)
-    # [B, N, E, L+K−1] → [H, L+K−1, B·N·E/H]
-    heads = (n_kernels, context.shape[2] // n_kernels)
-    flat = seen.unflatten(2, heads).permute(2, 4, 0, 1, 3)
-    y = (band @ flat.flatten(2)).unflatten(2, flat.shape[2:])
+    band = pad(weight.flip(1), (0, length)).repeat(1, length)[:, : length * (length + past)]
+    band = band.view(n_kernels, length, length + past)
+    blocks = pad(context, (0, 0, length - past, -n_tokens % length)).unflatten(1, (-1, length))
+    # Every block with the K−1 tokens before it, [B, N, L+K−1, E] → [H, L+K−1, B, N, E/H].
+    seen = torch.cat([blocks[:, :-1, length - past :], blocks[:, 1:]], 2)
+    seen = seen.unflatten(3, (n_kernels, -1)).permute(3, 2, 0, 1, 4)
+    y = (band @ seen.flatten(2)).unflatten(2, seen.shape[2:])
     return y.permute(2, 3, 1, 0, 4).flatten(3).flatten(1, 2)[:, :n_tokens]
 
 

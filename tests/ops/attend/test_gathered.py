@@ -34,7 +34,8 @@ def agree(q: Tensor, k: Tensor, v: Tensor, *extra: Tensor, dtype: torch.dtype = 
         run("gathered"),
         run("reference"),
         (q, k, v, *extra),
-        reduction=k.shape[1] * k.shape[3] * (1 + len(extra)),
+        # The products that meet in one gradient: those of the scores and those of the values.
+        reduction=2 * k.shape[1] * k.shape[3] * (1 + len(extra)),
         dtype=dtype,
     )
 
@@ -122,7 +123,7 @@ def test_empty_slots_are_exactly_zero_whatever_q_holds_there() -> None:
 @settings(max_examples=30)
 @given(st.data())
 def test_later_keys_and_later_routes_do_not_change_an_earlier_row_by_one_bit(data: st.DataObject) -> None:
-    n_keys = data.draw(st.sampled_from([40, 100, 300, 700]))
+    n_keys = data.draw(st.sampled_from([40, 100, 300, 700, 1024]))
     cut = data.draw(st.integers(1, n_keys - 1))
     window, sinks = data.draw(st.sampled_from([(None, 0), (9, 0), (150, 3)]))
     n_heads, n_groups = data.draw(st.sampled_from([(4, 4), (4, 2)]))

@@ -1,0 +1,101 @@
+"""On a GPU: the meaning of the reference, no synchronisation, and capture in a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from oracles import assert_as_exact_as_eager
+from torch import Tensor
+
+from turnout.ops import attend, causal_conv, causal_ema, compact, explain
+
+pytestmark = pytest.mark.gpu
+B, N, H, G, D = 2, 150, 4, 2, 16
+
+
+@pytest.fixture
+def no_synchronisation() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).cuda()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("capacity", [10, 77, 150])
+@pytest.mark.parametrize("n_lists", [1, G])
+@pytest.mark.parametrize("window,sinks,decay", [(None, 0, False), (7, 2, False), (None, 0, True)])
+def test_gathered_means_what_the_reference_means(
+    dtype: torch.dtype, capacity: int, n_lists: int, window: int | None, sinks: int, decay: bool
+) -> None:
+    taken = torch.rand(B, N, n_lists, generator=torch.Generator().manual_seed(1)) < 0.3
+    taken[0] = False
+    rows = compact(taken.cuda(), capacity).rows
+    extra = [-0.1 * randn(B, N, H, seed=4).abs()] if decay else []
+
+    def run(impl: str, *inputs: Tensor) -> Tensor:
+        q, k, v, *log_decay = inputs
+        return attend(
+            q, k, v, rows=rows, window=window, sinks=sinks, log_decay=log_decay[0] if log_decay else None, impl=impl
+        )
+
+    assert_as_exact_as_eager(
+        lambda *inputs: run("gathered", *inputs),
+        lambda *inputs: run("reference", *inputs),
+        (randn(B, capacity, H, D, seed=1), randn(B, N, G, D, seed=2), randn(B, N, G, D, seed=3), *extra),
+        reduction=2 * N * D * (1 + len(extra)),
+        dtype=dtype,
+    )
+
+
+@pytest.mark.parametrize("n_kernels,n_taps", [(4, 64), (4, 16), (32, 16), (32, 64)])
+def test_the_convolution_on_a_gpu_is_that_on_the_cpu(n_kernels: int, n_taps: int) -> None:
+    x, weight = randn(B, 300, 32), randn(n_kernels, n_taps, seed=1)
+    want, state = causal_conv(x.cpu(), weight.cpu())
+    y, last = causal_conv(x, weight)
+    assert torch.allclose(y.cpu(), want, rtol=0, atol=1e-11) and torch.equal(last.cpu(), state)
+
+
+def step(gate: Tensor, q: Tensor, k: Tensor, v: Tensor, capacity: int, overflow: str) -> list[Tensor]:
+    """Everything a routed layer runs, forward and backward."""
+    rows = compact(gate > 0.5, capacity, overflow=overflow, gate=gate).rows  # type: ignore[arg-type]
+    plain = attend(q, k, v, rows=rows)
+    near = attend(q, k, v, rows=rows, window=9, sinks=2, log_decay=-gate.expand(B, N, H))
+    last = attend(q, k, v, window=20)
+    x = k.flatten(2)
+    y = causal_ema(x, 0.9)[0] + causal_conv(x, x.new_ones(H, 40))[0] + causal_conv(x, x.new_ones(x.shape[2], 4))[0]
+    return [plain, near, last, *torch.autograd.grad((plain + near + last).sum() + y.square().sum(), (q, k, v))]
+
+
+@pytest.mark.parametrize("capacity,overflow", [(32, "earliest"), (140, "earliest"), (32, "confident")])
+def test_nothing_waits_for_the_device_and_a_graph_replays_new_routes(
+    no_synchronisation: None, capacity: int, overflow: str
+) -> None:
+    gate = torch.rand(B, N, 1, device="cuda")
+    q, k, v = (randn(B, n, h, D).float().requires_grad_() for n, h in ((capacity, H), (N, G), (N, G)))
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            step(gate, q, k, v, capacity, overflow)
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step(gate, q, k, v, capacity, overflow)
+    gate.copy_(torch.rand(B, N, 1, device="cuda"))
+    graph.replay()
+    for replayed, eager in zip(captured, step(gate, q, k, v, capacity, overflow), strict=True):
+        assert torch.allclose(replayed, eager, rtol=0, atol=1e-4)
+
+
+def test_autocast_runs_in_bfloat16() -> None:
+    q, k, v = (randn(B, N, H, D).float() for _ in range(3))
+    with torch.autocast("cuda", torch.bfloat16):
+        assert attend(q, k, v, window=9).dtype == torch.bfloat16
+        assert explain(q, k, v).startswith("dense")
