@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from oracles import assert_as_exact_as_eager
 from torch import Tensor
 
+from oracles import assert_as_exact_as_eager
 from turnout.ops import attend, causal_conv, causal_ema, compact, explain
 
 pytestmark = pytest.mark.gpu
