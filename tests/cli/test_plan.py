@@ -34,11 +34,11 @@ def test_a_plan_counts_what_the_model_really_has() -> None:
     assert from_dict(RunConfig, data["config"]) == SMALL
 
 
-def test_the_guard_may_stretch_the_ramp_fourfold() -> None:
+def test_the_guard_may_stretch_ramp_and_hold_fourfold() -> None:
     data = plan(SMALL).data
     schedule = SMALL.schedule
     assert data["steps"] == schedule.explore_steps + schedule.ramp_steps + schedule.hold_steps
-    assert data["steps_at_most"] == data["steps"] + 3 * schedule.ramp_steps
+    assert data["steps_at_most"] == data["steps"] + 3 * (schedule.ramp_steps + schedule.hold_steps)
 
 
 def test_activations_grow_with_the_tokens_of_a_micro_batch() -> None:

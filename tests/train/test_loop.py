@@ -23,6 +23,7 @@ from turnout.train.config import (
     OptimConfig,
     RunConfig,
 )
+from turnout.train.evaluate import evaluate
 from turnout.train.loop import Interrupted, Trainer, load_model, pick_device, train
 from turnout.train.rundir import RunDir, list_runs
 
@@ -105,6 +106,30 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(tmp_path: Path, router
     assert same_bits(weights(whole), weights(cut))
     assert without_clocks(whole) == without_clocks(cut)
     assert [path.name for path in whole.gate_files()] == [path.name for path in cut.gate_files()]
+
+
+def test_weights_kept_before_a_collapse_survive_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running: list[Trainer] = []
+
+    def scripted(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Solved at once, and collapsed at steps 8 and 10: the second time what was kept is as old as step 6."""
+        return {**evaluate(*args, **kwargs), "accuracy": 0.0 if running[-1].step_count in (8, 10) else 1.0}
+
+    def trainer(run: RunDir) -> Trainer:
+        running.append(Trainer(config, run))
+        return running[-1]
+
+    monkeypatch.setattr("turnout.train.loop.evaluate", scripted)
+    schedule = replace(CURRICULUM, ramp_steps=4, hold_steps=4, guard=0.5, back_off=0.5, lengths=())
+    config = tiny(schedule=schedule, loop=replace(tiny().loop, eval_every=2))
+    whole, cut = new_run(tmp_path / "whole", config), new_run(tmp_path / "cut", config)
+    trainer(whole).train()
+    trainer(cut).train(stop_after=10)
+    trainer(cut).load()
+    assert running[-1].step_count == 8
+    running[-1].train()
+    assert same_bits(weights(whole), weights(cut)) and without_clocks(whole) == without_clocks(cut)
+    assert [line["step"] for line in cut.metrics("event") if "kept weights" in line["detail"]] == [8, 10]
 
 
 def test_resuming_twice_from_one_checkpoint_changes_nothing(tmp_path: Path) -> None:
@@ -262,23 +287,26 @@ def test_cuda_without_a_gpu_is_a_clear_error() -> None:
         pick_device("cuda")
 
 
-def test_routed_recall_learns_within_1600_steps_and_then_skips() -> None:
+def test_routed_recall_learns_within_1500_steps_and_then_skips() -> None:
     """The main job on the smallest model that does it: solve, then close the gates that are not needed, and skip."""
     config = RunConfig(
+        seed=1,
         device="cpu",
         threads=1,
         task=RecallConfig(length=16),
         model=ModelConfig(layers=1, width=32, heads=2, local="conv:kernel=4", mlp_ratio=2),
-        schedule=CurriculumConfig(cost=0.05, explore_steps=1000, ramp_steps=250, hold_steps=100),
-        optim=OptimConfig(lr=4e-3),
+        schedule=CurriculumConfig(
+            cost=0.1, explore_steps=1000, solve_at=0.98, ramp_steps=200, hold_steps=50, guard=0.95, back_off=0.8
+        ),
+        optim=OptimConfig(lr=6e-3),
         loop=LoopConfig(log_every=25, eval_every=25, eval_sequences=128, final_sequences=128, savings=False),
     )
     watch = Watch()
     trainer = Trainer(config, None, watch)
     summary = trainer.train()
-    assert summary["solved"] and summary["steps"] <= 1600
+    assert summary["solved"] and summary["steps"] <= 1500
     # A router that sees one token cannot tell the query from the same key at the start: at least 2 gates of 16.
-    cheap = [line for line in watch.of("eval") if line["accuracy"] >= 0.98 and line["usage"] <= 0.25]
+    cheap = [line for line in watch.of("eval") if line["accuracy"] >= 0.95 and line["usage"] <= 0.25]
     assert cheap, watch.of("eval")[-5:]
     assert any(line["skipping"] for line in watch.of("train"))
     flops = [trainer.model.block_flops(16, [usage]) for usage in (cheap[-1]["usage"], 1.0)]

@@ -25,6 +25,7 @@ def plan(config: RunConfig) -> Result:
         ConfigError: the model cannot be built; DataError: the text is missing, empty or binary.
     """
     from turnout.models.causal_lm import CausalLM
+    from turnout.train.curriculum import PATIENCE
     from turnout.train.schedule import build_schedule
 
     if isinstance(config.task, TextConfig):
@@ -43,8 +44,7 @@ def plan(config: RunConfig) -> Result:
     memory = estimate_memory(model, config, length)
     most = schedule.total_steps
     if isinstance(config.schedule, CurriculumConfig) and config.schedule.guard:
-        # The guard may hold the ramp for up to four times its length.
-        most += 3 * config.schedule.ramp_steps
+        most += (PATIENCE - 1) * (config.schedule.ramp_steps + config.schedule.hold_steps)
     data = {
         "config": to_dict(config),
         "parameters": parameters,
