@@ -101,7 +101,8 @@ def test_a_mixer_built_directly_with_a_router_that_is_not_causal_leaks(name: str
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, LENGTH, 16, generator=generator, dtype=torch.float64)
     other = torch.cat((x[:, :-3], torch.randn(2, 3, 16, generator=generator, dtype=torch.float64)), 1)
-    for mode in (SKIP, DENSE):
+    # Static shapes: with as many rows as are taken, the sums of another count of rows round differently.
+    for mode in (RoutingMode(capacity=LENGTH), DENSE):
         leaky, clean = (
             not torch.equal(made(x, mode=mode)[0][:, :-3], made(other, mode=mode)[0][:, :-3])
             for made in (mixer, causal)
