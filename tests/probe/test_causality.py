@@ -17,7 +17,7 @@ from turnout.layers import RoutedMixer
 from turnout.layers.local import LocalTrack
 from turnout.models import CausalLM, RoutingConfig
 from turnout.probe.causality import Certificate, Leak, certify
-from turnout.routers.mode import DENSE, SKIP
+from turnout.routers.mode import DENSE, RoutingMode
 from turnout.routers.query import QUERY_ROUTERS, QueryRouter, RouterContext
 from turnout.routers.query.linear import LinearRouter
 
