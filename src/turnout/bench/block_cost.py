@@ -52,14 +52,16 @@ class ForcedRouter(nn.Module):
 def measure(device: str) -> dict[str, Any]:
     """Rows for the published size (float32) and, on a GPU in bfloat16, a production size and that of `text_gpu`.
 
-    Arms: attention (SDPA by the dispatcher; on a GPU in bfloat16 also pinned to flash and to cuDNN), local track, routed
-    with one gate a sequence, a sixth and a quarter of the rows, for the published EMA router and the linear router. The
-    static hybrid of one attention layer in four is the mean of one attention and three local blocks.
+    Arms: attention (SDPA by the dispatcher; on a GPU in bfloat16 also pinned to flash and to cuDNN), local track,
+    routed with one gate a sequence, a sixth and a quarter of the rows, for the published EMA router and the linear
+    router. The static hybrid of one attention layer in four is the mean of one attention and three local blocks.
     """
     kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     where = torch.device(kind)
     rows: list[dict[str, Any]] = []
-    sizes = [("published", NARROW, torch.float32, LENGTHS[kind])]
+    sizes: list[tuple[str, ModelConfig, torch.dtype, tuple[int, ...]]] = [
+        ("published", NARROW, torch.float32, LENGTHS[kind])
+    ]
     if kind == "cuda":
         sizes += [("wide", WIDE, torch.bfloat16, LENGTHS[kind]), ("text", TEXT, torch.bfloat16, TEXT_LENGTHS)]
     for size, config, dtype, lengths in sizes:
@@ -77,7 +79,10 @@ def _measure_length(
     arms = _arms(config, dtype, batch, length, device, generator)
     rows = []
     for what in ("forward", "forward+backward"):
-        calls = {name: graphed(_call(block, x, mode, backend, what), device) for name, (block, mode, backend, _) in arms.items()}
+        calls = {
+            name: graphed(_call(block, x, mode, backend, what), device)
+            for name, (block, mode, backend, _) in arms.items()
+        }
         timings = time_interleaved(calls, device=device, seconds=0.3 if device.type == "cuda" else 1.5, most=60)
         for name, timing in timings.items():
             block, _, _, usage = arms[name]

@@ -26,9 +26,9 @@ class CurriculumConfig:
     Phases: *explore* (lambda = 0, both tracks), *ramp* (lambda rises to `cost`), *hold* (lambda = `cost`),
     *grow* (one stage for each further entry of `lengths`).
 
-    The guard looks at every evaluation after explore. At `guard` accuracy or above the weights are kept in memory and the
-    ramp moves on. Below it training turns dense (only then does a closed gate get a gradient that can reopen it), the
-    ramp moves backwards at half its speed and *hold* does not count. Below `back_off` the gates have collapsed: the
+    The guard looks at every evaluation after explore. At `guard` accuracy or above the weights are kept in memory and
+    the ramp moves on. Below it training turns dense (only then does a closed gate get a gradient that can reopen it),
+    the ramp moves backwards at half its speed and *hold* does not count. Below `back_off` the gates have collapsed: the
     kept weights return, the ramp falls to half of where it was kept, and goes on at half its speed.
 
     Args:
@@ -42,8 +42,8 @@ class CurriculumConfig:
         hold_steps: steps at the full cost.
         guard, back_off: evaluation accuracies, guard >= back_off; guard 0 switches both off.
         stop_below: evaluation accuracy under which the run ends during ramp and hold (published: 0.9); 0 = never.
-        guard_loss: for tasks without accuracy: the evaluation loss may exceed explore's by this fraction (`guard`), and by
-            four times as much (`back_off`).
+        guard_loss: for tasks without accuracy: the evaluation loss may exceed explore's by this fraction (`guard`), and
+            by four times as much (`back_off`).
         lengths: sequence lengths in order; empty = the task's length only.
         grow_steps: most steps a further length; it ends early at `grow_at` evaluation accuracy.
         grow_at: evaluation accuracy that ends a stage of growth.

@@ -36,7 +36,7 @@ class KeptWeights:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put the copies back; optimiser state made since then becomes fresh. Nothing happens before the first `keep`."""
+        """Put the copies back, if there are any; optimiser state made since then becomes fresh."""
         if not self.copies:
             return
         for name, tensor in self._live():

@@ -26,6 +26,7 @@ from turnout.train.rundir import RunDir
 from turnout.train.schedule import Interval, build_schedule
 from turnout.train.step import Stepper
 
+
 class View(Protocol):
     """What shows progress: gets every metrics line."""
 
