@@ -300,7 +300,7 @@ def _read_metrics(run: Run) -> None:
 
 
 def _checked(line: Line) -> Line:
-    """The line with its numbers as numbers (NaN where they are none), its phase as text, `skipping` as a truth value."""
+    """The line with its numbers as numbers (or NaN), its phase as text and `skipping` as a truth value."""
     found = {key: number(line, key) for key in _NUMBERS if key in line}
     return {**line, **found, "phase": str(line.get("phase") or ""), "skipping": line.get("skipping") is True}
 
