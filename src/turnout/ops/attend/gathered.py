@@ -24,6 +24,8 @@ KEY_TILE = 512
 # their own exist only where the rows are fixed, and launches count.
 CPU_CHUNK = (128, 512)
 GPU_CHUNK = 512
+# One position of distance in a mask; a power of two, so that products with positions are exact.
+HIDDEN = 2.0**100
 # A chunk's mask on a device without synchronisation stays under this many bytes.
 MASK_BYTES = 256 * 2**20
 # Fraction of all rows from which dense attention with the queries scattered into place is faster on a GPU (H200).
@@ -86,17 +88,17 @@ def _unpack(out: Tensor, group_size: int) -> Tensor:
 def _mask(rows: Tensor, keys: Tensor, dtype: torch.dtype, call: Call) -> Tensor:
     """What to add to the scores, rows [B, L, P], keys [n] → [B, L, P, n]: 0 where a row sees a key, ≤ −1e30 elsewhere.
 
-    Written as arithmetic in place, which is five times faster on the CPU than comparing and selecting. An empty slot
-    sees the first key, so that no softmax is empty. float32 holds every position below 2^24.
+    mask = min(0, row − key) · HIDDEN, which is two passes in place and five times faster on the CPU than comparing and
+    selecting. An empty slot sees the first key, so that no softmax is empty. float32 holds every position below 2^24.
     """
     number = torch.float64 if dtype == torch.float64 else torch.float32
-    keys = keys.to(number)
-    row = torch.where(rows < 0, keys[:1], rows.to(number))[..., None]
-    mask = (row - keys).clamp_(max=0)
+    place = keys.to(number) * HIDDEN
+    row = torch.where(rows < 0, place[:1], rows.to(number) * HIDDEN)[..., None]
+    mask = (row - place).clamp_(max=0)
     if call.window is not None:
-        too_far = (keys - (row - (call.window - 1))).clamp_(max=0)
+        too_far = (place + (call.window - 1) * HIDDEN - row).clamp_(max=0)
         mask += too_far.masked_fill_(keys < call.sinks, 0)
-    return mask.mul_(1e30).to(dtype)
+    return mask.to(dtype)
 
 
 def _blank_empty(out: Tensor, rows: Tensor, call: Call) -> Tensor:
