@@ -9,6 +9,7 @@ import io
 import json
 import math
 import re
+import subprocess
 import sys
 import urllib.parse
 import xml.etree.ElementTree as ET
@@ -274,6 +275,12 @@ def test_without_jinja2_the_error_says_what_to_install(tmp_path: Path, monkeypat
         write_report([folder])
 
 
+def test_importing_the_report_loads_neither_torch_nor_the_template_engine() -> None:
+    code = "import sys, turnout.report; print(sorted({'torch', 'jinja2', 'rich', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 SCALARS = (
     st.none() | st.booleans() | st.integers(-3, 10**7) | st.floats() | st.sampled_from(["", "ramp", "cpu", "R", "<b>"])
 )
@@ -311,7 +318,7 @@ LINE_KEYS = [
 ]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_value_in_any_file_brings_the_page_down(fuzzed: Path, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from([*FILES, "metrics.jsonl"]))

@@ -65,7 +65,7 @@ def test_any_text_survives_as_text(words: str) -> None:
     assert (element.text or "") == words and element.get("data-note") == words
 
 
-def test_nan_interrupts_a_path() -> None:
-    assert path([(0, 0), (1, 1), (math.nan, 2), (3, 3.456)]) == "M0 0L1 1M3 3.46"
+def test_nan_interrupts_a_path_and_a_lone_point_becomes_a_dot() -> None:
+    assert path([(0, 0), (1, 1), (math.nan, 2), (3, 3.456)]) == "M0 0L1 1M3 3.46h0"
     assert tag("line", x1=0.0, stroke_width=2, class_="a", y=None) == '<line x1="0" stroke-width="2" class="a"/>'
     assert Scale(low=0, high=1, start=0, end=10)(7) == 10

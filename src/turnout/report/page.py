@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,7 @@ def _environment(groups: Sequence[Group]) -> Any:
         step_words=gatemap.STEP_WORDS,
         kinds=savings.KINDS,
         verdict_css=savings.verdict_css,
+        coded=lambda words: Markup(re.sub(r"`(.*?)`", r"<code>\1</code>", str(Markup.escape(words)))),
         slice_rows=SLICE_ROWS,
     )
     return environment
@@ -205,12 +207,14 @@ def _gates_context(groups: Sequence[Group]) -> dict[str, Any]:
         notes.append(f"{left_out} further stored sequences are left out to keep the page small.")
     if len(found) > len(shown):
         notes.append(f"{len(shown)} of {len(found)} runs with a gate map are shown; each run's own report has its map.")
+    stored = sum(len(run.gates.sequences) for _, run in shown if run.gates)
+    origin = provenance([run for _, run in shown], sample=f"n = {stored:,} stored sequences") if shown else ""
     return {
         "gates": _gate_block(shown[0][1]) if shown and not many else None,
         "nothing_routed": all(run.router == "none" for group in groups for run in group.runs),
         "gate_figures": [gatemap.comparison_figure(shown)] if shown and many else [],
         "payload": _script_json(payload) if payload else "",
-        "reader_caption": " ".join([*notes, provenance([run for _, run in shown]) + "."]) if shown else "",
+        "reader_caption": " ".join([*notes, f"{origin}."]) if shown else "",
         "sequence_data": reading.sequence_data(labelled),
     }
 

@@ -35,15 +35,16 @@ def short(value: float) -> str:
 
 
 def path(points: Sequence[tuple[float, float]]) -> str:
-    """Path data of a polyline; NaN in either coordinate lifts the pen."""
+    """Path data of a polyline; NaN in either coordinate lifts the pen. A lone point becomes a dot (round line ends)."""
     parts: list[str] = []
-    down = False
-    for x, y in points:
+    drawn = 0
+    for x, y in [*points, (math.nan, math.nan)]:
         if math.isnan(x) or math.isnan(y):
-            down = False
+            parts += ["h0"] if drawn == 1 else []
+            drawn = 0
             continue
-        parts.append(f"{'L' if down else 'M'}{short(x)} {short(y)}")
-        down = True
+        parts.append(f"{'L' if drawn else 'M'}{short(x)} {short(y)}")
+        drawn += 1
     return "".join(parts)
 
 

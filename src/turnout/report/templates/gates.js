@@ -121,7 +121,8 @@
     ui.tokens.className = flows ? "tokens flows" : "tokens apart";
     ui.tokens.style.setProperty("--rails-height", `${run.layers * (h + 1)}px`);
     const rails = [];
-    for (let layer = 0; layer < run.layers; layer++) {
+    // With many layers the lines would run into one grey block; then only the lowest is drawn.
+    for (let layer = 0; layer < (run.layers > 6 ? 1 : run.layers); layer++) {
       rails.push(`linear-gradient(var(--rail-line), var(--rail-line)) 0 calc(100% - ${layer * (h + 1)}px) / 100% 1px no-repeat`);
     }
     ui.tokens.style.setProperty("--rails", rails.join(", "));
