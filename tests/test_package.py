@@ -70,7 +70,7 @@ def test_pins_are_exact_versions_without_urls() -> None:
 
 def test_the_core_stays_light(project: dict[str, Any]) -> None:
     names = {Requirement(line).name for line in project["project"]["dependencies"]}
-    assert names == {"torch", "numpy", "safetensors", "tyro", "rich"}
+    assert names == {"torch", "numpy", "safetensors", "rich"}
 
 
 def test_the_wheel_carries_the_results_and_the_type_marker(project: dict[str, Any]) -> None:

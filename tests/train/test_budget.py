@@ -9,7 +9,8 @@ import pytest
 
 from turnout.train.budget import Budget
 from turnout.train.config import BudgetConfig
-from turnout.train.schedule import Interval, build_schedule
+from turnout.train.schedule import Interval
+from turnout.train.schedules import build_schedule
 
 STEPS = 3000
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from turnout.train.config import CurriculumConfig
 from turnout.train.curriculum import PATIENCE, Curriculum
-from turnout.train.schedule import Interval, build_schedule
+from turnout.train.schedule import Interval
+from turnout.train.schedules import build_schedule
 
 GOOD, MIDDLING, BAD = 0.999, 0.95, 0.5
 

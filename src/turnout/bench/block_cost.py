@@ -128,13 +128,12 @@ def _random_rows(batch: int, length: int, count: int, device: torch.device, gene
 
 
 def _call(block: Block, x: Tensor, mode: RoutingMode, backend: SDPBackend | None, what: str) -> Callable[[], object]:
-    pinned = sdpa_kernel(backend) if backend is not None else contextlib.nullcontext()
-
     def forward() -> Tensor:
         return block(x, mode=mode)[0]
 
     def call() -> None:
-        with pinned:
+        # A context of this kind can be entered once only.
+        with sdpa_kernel(backend) if backend is not None else contextlib.nullcontext():
             if what == "forward":
                 with torch.no_grad():
                     forward()

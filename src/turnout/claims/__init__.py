@@ -2,6 +2,6 @@
 
 from turnout.claims.registry import CLAIMS, Arm, Claim, Finding, get_claim
 from turnout.claims.reproduce import reproduce
-from turnout.claims.table import table
+from turnout.claims.table import markdown, table
 
-__all__ = ["CLAIMS", "Arm", "Claim", "Finding", "get_claim", "reproduce", "table"]
+__all__ = ["CLAIMS", "Arm", "Claim", "Finding", "get_claim", "markdown", "reproduce", "table"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from turnout.errors import ConfigError, nearest
 
-VERDICTS = ("holds", "holds with changes", "does not hold", "not measured")
+VERDICTS = ("holds", "holds with changes", "does not hold", "too few seeds", "not measured")
 Summaries = dict[str, list[dict[str, Any]]]
 
 
@@ -43,6 +43,7 @@ class Finding:
         interval: 95 % interval, in words.
         control: the control's number.
         verdict: one of `VERDICTS`.
+        detail: seed by seed, layer by layer: what a table has no room for.
     """
 
     statement: str
@@ -52,6 +53,7 @@ class Finding:
     interval: str
     control: str
     verdict: str
+    detail: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +65,8 @@ class Claim:
         arms: () -> the runs; empty for claims measured by `bench`.
         judge: summaries by arm -> findings (rows of the table).
         bench: device -> one record, for claims that are timings and not runs.
-        seeds: how many a full reproduction uses; `device`: "cuda" when a CPU would take hours.
+        seeds: how many a full reproduction uses.
+        least_seeds: a finding with fewer gets the verdict "too few seeds", whatever its numbers say.
     """
 
     id: str
@@ -73,7 +76,7 @@ class Claim:
     arms: Callable[[], list[Arm]] = field(default=lambda: [])
     bench: Callable[[str], dict[str, Any]] | None = None
     seeds: int = 5
-    device: str = "cuda"
+    least_seeds: int = 3
 
 
 CLAIMS: dict[str, Claim] = {}

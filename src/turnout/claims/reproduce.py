@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,8 @@ def judge(entry: Claim, root: Path, device: str = "auto") -> list[dict[str, Any]
         return []
     records = [record for arm in seen.values() for record in arm]
     findings: list[Finding] = entry.judge(seen)
+    if entry.bench is None:
+        findings = [replace(f, verdict="too few seeds") if f.n < entry.least_seeds else f for f in findings]
     command = f"turnout reproduce {entry.id}"
     devices = sorted({r.get("device_name", r.get("device", "")) for r in records})
     commits = sorted({r.get("commit", "unknown") for r in records})
@@ -136,8 +138,6 @@ def _run_one(job: tuple[str, str, int, str, Path], index: int) -> str:
         record = assert_bench(device) if assert_bench is not None else {}
         line = f"{len(record.get('rows', []))} rows"
     else:
-        from dataclasses import replace
-
         from turnout.train.loop import Trainer, pick_device
 
         arm = next(a for a in entry.arms() if a.name == arm_name)

@@ -58,11 +58,12 @@ def _row(
     return Finding(
         statement=statement,
         quoted=quoted,
-        measured=f"{measured}; {detail}" if detail else measured,
+        measured=measured,
         n=len(records),
         interval=_interval(records),
         control=control,
         verdict=verdict,
+        detail=detail,
     )
 
 
@@ -77,6 +78,7 @@ def _judge_ra1(seen: Summaries) -> list[Finding]:
         )  # fmt: skip
     ours = {
         "the published model under our curriculum": seen.get("our curriculum, published model", []),
+        "the same with the first guard": seen.get("first guard, published model", []),
         "a linear router under our curriculum": [_stage(r, 128) for r in seen.get("ours", [])],
         "a small model on two CPU cores": seen.get("demo", []),
     }
@@ -95,9 +97,11 @@ def _judge_ra2(seen: Summaries) -> list[Finding]:
         plateau = [r for r in published if max(r["usage_layers"]) > 0.5]
         detail = f"{len(plateau)} of {len(published)} runs leave a layer open; per layer {_layers(published)}"
         verdict = "holds" if len(plateau) * 2 > len(published) else "does not hold"
-        rows.append(_row("distance 510 needs attention on 25 % of positions (published recipe)", "100 % at 25 %",
+        rows.append(_row("distance 510 with the published recipe: one of four layers stays open", "100 % at 25 %",
                          published, "one of four layers always open: 25 %", verdict, detail))  # fmt: skip
-    if ours := seen.get("ours"):
+    # Runs to 32,768 pass through 512; runs that stop there are the same until then.
+    ours = sorted(seen.get("ours", []) + seen.get("ours, to 512", []), key=lambda r: r["seed"])
+    if ours:
         stage = [_stage(r, 512) for r in ours]
         good = all(s["accuracy"] >= 0.999 and s["usage"] <= 0.0006 for s in stage)
         control = f"published recipe {_percent(_usage(seen['published recipe'])[0])}" if published else ""
@@ -119,17 +123,18 @@ PUBLISHED_LONG = {1024: "98 % at 90 %", 2048: "97 % at 38 %", 8192: "nobody", 32
 
 def _judge_ra3(seen: Summaries) -> list[Finding]:
     rows = []
-    for length, quoted in PUBLISHED_LONG.items():
-        reached = [r for r in seen.get("ours", []) if any(s["length"] == length for s in r["stages"])]
-        if not reached:
-            continue
-        stage = [_stage(r, length) for r in reached]
-        good = all(s["accuracy"] >= 0.999 and s["gates_per_seq"] <= 2 for s in stage)
-        ms = ", ".join(f"{s['ms_per_step']:.1f}" for s in stage)
-        rows.append(
-            _row(f"distance {length - 2:,}, length grown from 128", quoted, stage, "attention-only published: 99 % at 1,022, 82 % at 2,046",
-                 "holds" if good else "does not hold", f"per seed {_per_seed(stage)}; {ms} ms a step while training")
-        )  # fmt: skip
+    for arm, words in (("ours", "length grown from 128"), ("first guard", "the same without restoring weights")):
+        for length, quoted in PUBLISHED_LONG.items():
+            reached = [r for r in seen.get(arm, []) if any(s["length"] == length for s in r["stages"])]
+            if not reached:
+                continue
+            stage = [_stage(r, length) for r in reached]
+            good = all(s["accuracy"] >= 0.999 and s["gates_per_seq"] <= 2 for s in stage)
+            control = "attention only, published: 99 % at 1,022, 82 % at 2,046"
+            rows.append(
+                _row(f"distance {length - 2:,}, {words}", quoted, stage, control,
+                     "holds" if good else "does not hold", f"per seed {_per_seed(stage)}")
+            )  # fmt: skip
     return rows
 
 
@@ -214,6 +219,7 @@ claim(
         arms=lambda: [
             Arm(name="published recipe", config=lambda seed: _recipes().published_recall(512, seed=seed), control=True),
             _long_arm(),
+            Arm(name="ours, to 512", config=lambda seed: _recipes().recall_long(seed, (128, 256, 512))),
         ],
         judge=_judge_ra2,
     )

@@ -8,7 +8,7 @@ from typing import Any
 from turnout.claims.registry import load_claims
 from turnout.claims.store import claim_rows
 
-COLUMNS = ("id", "source", "statement", "quoted", "measured", "n", "interval", "control", "verdict", "device", "commit", "command")  # fmt: skip
+COLUMNS = ("id", "source", "statement", "quoted", "measured", "n", "interval", "control", "verdict", "device", "commit", "command", "detail")  # fmt: skip
 
 
 def table(root: Path | None = None) -> list[dict[str, Any]]:
@@ -26,7 +26,7 @@ def table(root: Path | None = None) -> list[dict[str, Any]]:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The table as README shows it."""
-    shown = ("id", "statement", "quoted", "measured", "n", "control", "verdict")
+    shown = ("id", "statement", "quoted", "measured", "n", "verdict")
     lines = ["| " + " | ".join(shown) + " |", "|" + "---|" * len(shown)]
     for row in rows:
         lines.append("| " + " | ".join(str(row[key]).replace("|", "/").replace("\n", " ") for key in shown) + " |")

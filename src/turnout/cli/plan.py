@@ -26,7 +26,7 @@ def plan(config: RunConfig) -> Result:
     """
     from turnout.models.causal_lm import CausalLM
     from turnout.train.curriculum import PATIENCE
-    from turnout.train.schedule import build_schedule
+    from turnout.train.schedules import build_schedule
 
     if isinstance(config.task, TextConfig):
         from turnout.tasks.documents import read_corpus

@@ -30,17 +30,16 @@ def _batch(length: int) -> int:
 
 @recipe("demo", "recall at distance 126 on two CPU cores: a curriculum closes all gates but the one that is needed")
 def demo(seed: int = 0) -> RunConfig:
-    """Four small layers; about two thousand steps."""
+    """Four small layers; gates are closed at 32 tokens, where a step is cheap, then the length grows to 128."""
     return RunConfig(
         name="demo",
         seed=seed,
         task=RecallConfig(length=128),
-        model=ModelConfig(
-            layers=4, width=64, heads=4, local="conv:kernel=8,project=false", routing=RoutingConfig(noise="none")
+        model=ModelConfig(layers=4, width=64, heads=4, local="conv:kernel=8,project=false"),
+        schedule=CurriculumConfig(
+            cost=0.02, explore_steps=3000, ramp_steps=600, hold_steps=200, lengths=(32, 64, 128), grow_steps=300
         ),
-        schedule=CurriculumConfig(cost=0.02, explore_steps=3000, ramp_steps=800, hold_steps=300),
         optim=OptimConfig(batch=32, lr=2e-3, decay="cosine"),
-        loop=LoopConfig(final_sequences=4096),
     )
 
 

@@ -22,6 +22,9 @@ class Budget(Schedule):
         self.steps = 0
         self.quadratic = 0.0
 
+    def steps_left(self) -> int:
+        return self.config.steps - self.steps
+
     def on_interval(self, seen: Interval) -> list[str]:
         config = self.config
         self.steps += seen.steps

@@ -197,7 +197,7 @@ class LoopConfig:
 
     log_every: int = 25
     eval_every: int = 50
-    eval_sequences: int = 256
+    eval_sequences: int = 512
     final_sequences: int = 4096
     checkpoint_every: int = 500
     skip_below: float = 0.25

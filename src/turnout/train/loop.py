@@ -7,23 +7,25 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from turnout.config import from_dict, to_dict
-from turnout.errors import CheckpointError, ConfigError
+from turnout.errors import CheckpointError, ConfigError, TurnoutError
 from turnout.models.causal_lm import CausalLM
 from turnout.routers.mode import RoutingMode
-from turnout.tasks import Batch, Task
+from turnout.tasks import Batch, Task, TextConfig
 from turnout.train import checkpoint
 from turnout.train.config import RunConfig
 from turnout.train.evaluate import evaluate, gate_map
 from turnout.train.kept import KeptWeights
 from turnout.train.manifest import build_manifest, git_commit
 from turnout.train.rundir import RunDir
-from turnout.train.schedule import Interval, build_schedule
+from turnout.train.schedule import Interval
+from turnout.train.schedules import build_schedule
 from turnout.train.step import Stepper
 
 
@@ -135,7 +137,7 @@ class Trainer:
         with self._catch_interrupt():
             while not self.schedule.done:
                 began, first = time.perf_counter(), self.step_count
-                for _ in range(loop.log_every):
+                for _ in range(min(loop.log_every, self.schedule.steps_left() or loop.log_every)):
                     self._one_step()
                 self._after_interval(time.perf_counter() - began, self.step_count - first)
                 if stop_after is not None and self.step_count >= stop_after:
@@ -183,7 +185,7 @@ class Trainer:
             }
         )  # fmt: skip
         if not math.isfinite(seen["loss"]):
-            raise ConfigError(
+            raise TurnoutError(
                 f"the loss is {seen['loss']} at step {self.step_count}; lower optim.lr or use precision=fp32"
             )
         graded = seen["accuracy"] if self.task.chance is not None else None
@@ -260,6 +262,9 @@ class Trainer:
         return max(1, tokens // self.task.length)
 
     def _finish(self) -> dict[str, Any]:
+        if not self.schedule.content and self.schedule.phase == "hold" and self.kept.copies:
+            self.kept.restore()
+            self._event("restore", "the guard objects to the last weights: ending with the kept ones")
         # A kill from here on costs no step: resuming repeats the final evaluation and what follows it.
         self.save()
         self._evaluate(final=True)
@@ -385,6 +390,9 @@ def train(
     Raises:
         ConfigError: impossible config, or the folder exists; DataError: files; Interrupted: Ctrl-C.
     """
+    if isinstance(config.task, TextConfig):
+        # A run folder must find its text from any working directory.
+        config = replace(config, task=replace(config.task, path=str(Path(config.task.path).expanduser().resolve())))
     # What can refuse the config does so before a folder exists.
     trainer = Trainer(config, None, view)
     run = trainer.run_dir = RunDir.create(

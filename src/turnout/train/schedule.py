@@ -1,4 +1,4 @@
-"""What a schedule of the routing pressure is, and how one is built from its config."""
+"""What a schedule of the routing pressure is, and the simplest one."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from turnout.errors import UnsupportedError
-from turnout.train.config import BudgetConfig, CurriculumConfig, JointConfig
+from turnout.train.config import JointConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +56,10 @@ class Schedule:
         """Fraction of the learning rate under cosine decay: 1 at the start, 0.1 at the last step."""
         return cosine(self.steps / self.total_steps)
 
+    def steps_left(self) -> int | None:
+        """Steps until the end, when that is known."""
+        return None
+
     def on_interval(self, seen: Interval) -> list[str]:
         """Look at one logging interval; returns events worth a line in the metrics."""
         raise NotImplementedError
@@ -87,6 +90,9 @@ class Joint(Schedule):
         """No pressure, no end: for measurements."""
         return cls(JointConfig(cost=0.0))
 
+    def steps_left(self) -> int:
+        return self.config.steps - self.steps
+
     def on_interval(self, seen: Interval) -> list[str]:
         self.steps += seen.steps
         self.done = self.steps >= self.config.steps
@@ -96,17 +102,3 @@ class Joint(Schedule):
 def cosine(progress: float) -> float:
     """From 1 at progress 0 to 0.1 at progress 1 and after, along half a cosine."""
     return 0.55 + 0.45 * math.cos(math.pi * min(1.0, max(0.0, progress)))
-
-
-def build_schedule(config: CurriculumConfig | JointConfig | BudgetConfig) -> Schedule:
-    """The schedule a config describes."""
-    from turnout.train.budget import Budget
-    from turnout.train.curriculum import Curriculum
-
-    if isinstance(config, CurriculumConfig):
-        return Curriculum(config)
-    if isinstance(config, BudgetConfig):
-        return Budget(config)
-    if isinstance(config, JointConfig):
-        return Joint(config)
-    raise UnsupportedError(f"schedule {type(config).__name__}; expected a curriculum, joint or budget config")

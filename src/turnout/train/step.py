@@ -41,8 +41,7 @@ class Stepper:
             model.parameters(),
             lr=torch.tensor(config.lr, device=self.device) if on_gpu else config.lr,
             weight_decay=config.weight_decay,
-            fused=on_gpu or None,
-            foreach=None if on_gpu else True,
+            fused=True,
             capturable=on_gpu,
         )
         layers = sum(kind == "R" for kind in model.config.layer_kinds)

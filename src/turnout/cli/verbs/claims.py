@@ -16,13 +16,20 @@ COLUMNS = ("id", "verdict", "statement", "quoted", "measured", "n", "device")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options(Flags):
-    """Print every claim with its committed measurement; --json adds source, interval, control, commit and command."""
+    """Print every claim with its committed measurement; --json adds source, interval, control, commit and command.
+
+    Args:
+        markdown: print the table as README shows it.
+    """
+
+    markdown: bool = False
 
 
 def run(call: Call[Options]) -> Result:
     """Print the table."""
-    rows = claims_package().table()
-    return Result(rows, [claims_table(rows)])
+    package = claims_package()
+    rows = package.table()
+    return Result(rows, [package.markdown(rows) if call.options.markdown else claims_table(rows)])
 
 
 def claims_table(rows: Sequence[dict[str, Any]]) -> Table:

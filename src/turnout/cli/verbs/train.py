@@ -55,7 +55,7 @@ def train_run(
     """Train under a live view; Ctrl-C becomes a KeyboardInterrupt that says how to go on."""
     from turnout.train.live import LiveView
     from turnout.train.loop import Interrupted, train
-    from turnout.train.schedule import build_schedule
+    from turnout.train.schedules import build_schedule
 
     with LiveView(build_schedule(config.schedule).total_steps, enabled=False if call.options.json else None) as view:
         try:
