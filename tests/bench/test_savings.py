@@ -49,9 +49,10 @@ def test_every_arm_and_call_has_one_row_with_positive_ordered_times_and_operatio
     model, config, task = run(router)
     result = measure(model, config, task)
     assert {(row["what"], row["arm"]) for row in result["rows"]} == {
-        (what, arm) for what in WHATS for arm in ("routed", "dense", "static_hybrid", "local")
+        ("train_step", "dense_phase"),
+        *((what, arm) for what in WHATS for arm in ("routed", "dense", "static_hybrid", "local")),
     }
-    assert len(result["rows"]) == 12
+    assert len(result["rows"]) == 13
     assert result["threads"] == torch.get_num_threads() and result["device"]
     for row in result["rows"]:
         assert 0 < row["ms_p20"] <= row["ms"] <= row["ms_p80"]

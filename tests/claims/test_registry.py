@@ -18,12 +18,26 @@ from turnout.claims.table import COLUMNS
 from turnout.errors import ConfigError, DataError, TurnoutError
 from turnout.train.config import JointConfig, LoopConfig, OptimConfig, RunConfig
 
-REQUIRED = ("id", "source", "statement", "quoted", "measured", "n", "interval", "control", "verdict", "device", "commit", "command")
+REQUIRED = (
+    "id",
+    "source",
+    "statement",
+    "quoted",
+    "measured",
+    "n",
+    "interval",
+    "control",
+    "verdict",
+    "device",
+    "commit",
+    "command",
+)
 
 
 def summary(arm: str, seed: int, **changes: Any) -> dict[str, Any]:
     base = {
-        "arm_name": arm, "seed": seed, "accuracy": 1.0, "usage": 0.002, "gates_per_seq": 1.0, "usage_layers": [0.008, 0, 0, 0],
+        "arm_name": arm, "seed": seed, "accuracy": 1.0, "usage": 0.002, "gates_per_seq": 1.0,
+        "usage_layers": [0.008, 0, 0, 0],
         "correct": 4096, "n_eval": 4096, "loss": 0.1, "device_name": "test", "commit": "abc", "stages": [],
     }  # fmt: skip
     return base | changes

@@ -32,6 +32,8 @@ def measure_run(
     the layer that the router uses most) and local have the same shape and fresh weights. GPU train steps and prefills
     are CUDA graphs for every arm.
 
+    `dense_phase` is the routed model's own train step with both tracks computed everywhere, as in explore.
+
     Returns:
         The content of savings.json. `flops` are multiply-adds × 2 of one call at the measured usage.
     """
@@ -48,14 +50,16 @@ def measure_run(
         # Decoding reads single tokens of as few sequences as the router allows, behind the same context.
         item = _first(data, _least_batch(model)) if what == "decode" else data
         calls = {name: make(arm, item, config, capacity) for name, arm in arms.items()}
+        if what == "train_step" and "routed" in arms:
+            calls["dense_phase"] = _train_step(model, item, config, None, skip=False)
         for name, timing in time_interleaved(calls, device=device, seconds=seconds).items():
-            usage = summary["usage_layers"] if name == "routed" else None
+            usage = {"routed": summary["usage_layers"], "dense_phase": [1.0] * config.model.layers}.get(name)
             tokens = _decoded(item) if what == "decode" else 1
             rows.append(
                 {
                     "what": what, "arm": name, "length": length, "batch": item.tokens.shape[0],
                     "ms": timing.ms / tokens, "ms_p20": timing.ms_p20 / tokens, "ms_p80": timing.ms_p80 / tokens,
-                    "n": timing.n, "flops": count_flops(arms[name], what, item, usage),
+                    "n": timing.n, "flops": count_flops(arms.get(name, model), what, item, usage),
                     "usage": summary["usage"] if name == "routed" else None,
                 }
             )  # fmt: skip
@@ -146,14 +150,16 @@ def _decode(model: CausalLM, batch: Batch, config: RunConfig, capacity: int | No
     return call
 
 
-def _train_step(model: CausalLM, batch: Batch, config: RunConfig, capacity: int | None) -> Callable[[], object]:
+def _train_step(
+    model: CausalLM, batch: Batch, config: RunConfig, capacity: int | None, *, skip: bool = True
+) -> Callable[[], object]:
     """A whole optimisation step on a copy of the model, so that measuring trains nothing."""
     twin = CausalLM(model.config, vocab=model.vocab).to(model.embed.weight)
     twin.load_state_dict(model.state_dict())
     generator = torch.Generator(batch.tokens.device).manual_seed(0)
     stepper = Stepper(twin, config.optim, generator=generator)
     schedule = Joint.idle()
-    mode = RoutingMode(capacity=capacity, sample=True, generator=generator)
+    mode = RoutingMode(skip=skip, capacity=capacity, sample=True, generator=generator)
 
     def call() -> None:
         # A step size of zero keeps the decisions where training left them.

@@ -66,6 +66,4 @@ def _finding(rows: list[dict[str, Any]], size: str, what: str, device: str) -> F
     )
 
 
-claim(
-    Claim(id="RA5", source=SOURCE, title="99.7 % / 75 % compute savings", judge=_judge, bench=_bench, seeds=1)
-)
+claim(Claim(id="RA5", source=SOURCE, title="99.7 % / 75 % compute savings", judge=_judge, bench=_bench, seeds=1))

@@ -112,7 +112,9 @@ def _run_all(work: list[tuple[str, str, int, str, Path]], jobs: int, report: Rep
             claim_id, arm, seed, _, _ = pending[future]
             try:
                 line = future.result()
-            except Exception as error:  # a run may fail in any way; the others go on and the failure is raised at the end
+            except (
+                Exception
+            ) as error:  # a run may fail in any way; the others go on and the failure is raised at the end
                 failures.append(f"{claim_id} {arm} seed {seed}: {error}")
                 line = f"failed: {error}"
             report(f"[{done}/{len(work)}, {time.perf_counter() - began:.0f} s] {claim_id} {arm} seed {seed}: {line}")
@@ -126,9 +128,9 @@ def _run_one(job: tuple[str, str, int, str, Path], index: int) -> str:
 
     if torch.cuda.is_available() and torch.cuda.device_count() > 1:
         torch.cuda.set_device(index % torch.cuda.device_count())
+    from turnout import __version__
     from turnout.config import to_dict
     from turnout.train.jsonfile import write_json
-    from turnout import __version__
     from turnout.train.manifest import device_name, git_commit
 
     entry = get_claim(claim_id)

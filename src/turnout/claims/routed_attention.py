@@ -151,7 +151,9 @@ def _judge_ra4(seen: Summaries) -> list[Finding]:
             failed = sum(r["accuracy"] < 0.5 for r in records)
             verdict = "holds" if failed == len(records) else "does not hold" if failed == 0 else "holds with changes"
             detail = f"{failed} of {len(records)} fail; per seed {_per_seed(records)}"
-            rows.append(_row(f"a penalty from step 0 fails ({name}, 4,500 steps)", quoted, records, control, verdict, detail))
+            rows.append(
+                _row(f"a penalty from step 0 fails ({name}, 4,500 steps)", quoted, records, control, verdict, detail)
+            )
     return rows
 
 
@@ -236,5 +238,12 @@ claim(
 )
 claim(Claim(id="RA4", source=SOURCE, title="a penalty from step 0 fails", arms=_ra4_arms, judge=_judge_ra4, seeds=3))
 claim(
-    Claim(id="RA6", source="this library", title="hard recall: >= 99 % at <= 2 x oracle", arms=_ra6_arms, judge=_judge_ra6, seeds=3)
+    Claim(
+        id="RA6",
+        source="this library",
+        title="hard recall: >= 99 % at <= 2 x oracle",
+        arms=_ra6_arms,
+        judge=_judge_ra6,
+        seeds=3,
+    )
 )

@@ -8,7 +8,10 @@ from typing import Any
 from turnout.claims.registry import load_claims
 from turnout.claims.store import claim_rows
 
-COLUMNS = ("id", "source", "statement", "quoted", "measured", "n", "interval", "control", "verdict", "device", "commit", "command", "detail")  # fmt: skip
+COLUMNS = (
+    "id", "source", "statement", "quoted", "measured", "n", "interval", "control", "verdict", "device", "commit",
+    "command", "detail",
+)  # fmt: skip
 
 
 def table(root: Path | None = None) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ USAGE = 0.1667
 
 
 def _arms() -> list[Arm]:
-    def arm(name: str, control: bool = True, **options: str) -> Arm:
+    def arm(name: str, control: bool = True, **options: Any) -> Arm:
         def config(seed: int) -> Any:
             from turnout.recipes.text import text_gpu
 
@@ -61,4 +61,13 @@ def _judge(seen: Summaries) -> list[Finding]:
     ]
 
 
-claim(Claim(id="TX1", source="this library", title="routing on real text against its controls", arms=_arms, judge=_judge, seeds=3))
+claim(
+    Claim(
+        id="TX1",
+        source="this library",
+        title="routing on real text against its controls",
+        arms=_arms,
+        judge=_judge,
+        seeds=3,
+    )
+)

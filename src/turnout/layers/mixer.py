@@ -163,14 +163,19 @@ class RoutedMixer(nn.Module):
         weight = torch.where(rows >= 0, route.weight.transpose(1, 2).gather(2, index), 0.0).to(o.dtype)[..., None]
         gain = self.attention.project(o * weight)
         bias = self.attention.out.bias
-        y = local
+        changes = []
         for n in range(groups):
             change = gain[:, n]
             if self.replaces:
                 change = change - weight[:, n] / groups * _gather(local, index[:, n])
             if bias is not None:
                 change = change + weight[:, n] / groups * bias
-            y = y.scatter_add(1, index[:, n, :, None].expand(-1, -1, y.shape[-1]), change.to(y.dtype))
+            changes.append(change.to(local.dtype))
+        # Without autograd the local track's output is ours to write into: one copy of [B, T, E] less.
+        add = torch.Tensor.scatter_add if torch.is_grad_enabled() else torch.Tensor.scatter_add_
+        y = local
+        for n, change in enumerate(changes):
+            y = add(y, 1, index[:, n, :, None].expand(-1, -1, y.shape[-1]), change)
         return y
 
     def flops(self, length: int, usage: float) -> float:

@@ -1,8 +1,8 @@
 """Recipes of the routed-attention study: the published runs, and this library's answer to each of them.
 
-`published_*` follow the published code (4 layers, width 128, convolution of 64 averaged values, EMA router, Gumbel gates,
-penalty on the mean hard gate). `ours_*` change what the code's failures ask for: penalty per gate on the soft probability,
-a guard, a small router, lengths grown after the gates are closed.
+`published_*` follow the published code (4 layers, width 128, convolution of 64 averaged values, EMA router, Gumbel
+gates, penalty on the mean hard gate). The others change what its failures ask for: penalty per gate on the soft
+probability, a guard, a small router, lengths grown after the gates are closed.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def recall_published_model(seed: int = 0, router: str = "ema", noise: str = "gum
 
 @recipe("recall_long", "one gate at 128 tokens, then the length grown to 32,768")
 def recall_long(seed: int = 0, lengths: tuple[int, ...] = LONG_LENGTHS) -> RunConfig:
-    """The published model with a linear router; gates are closed at 128 tokens, each further length is a short stage."""
+    """The published model with a linear router: gates are closed at 128 tokens, each further length is a stage."""
     model = replace(PUBLISHED_MODEL, routing=RoutingConfig(router="linear"))
     return RunConfig(
         name="recall_long",

@@ -41,7 +41,7 @@ def test_without_projections_there_is_only_the_kernel() -> None:
 
 @pytest.mark.parametrize("project", [True, False])
 def test_counted_operations_are_those_that_torch_counts(project: bool) -> None:
-    track = ConvTrack(8, 2, kernel=5, project=project)
+    track = ConvTrack(8, 2, kernel=9, project=project)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         track(torch.randn(1, 11, 8))
     assert track.flops(11) == counter.get_total_flops()
