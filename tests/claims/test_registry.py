@@ -167,3 +167,9 @@ def test_failed_runs_are_reported_after_the_others(tmp_path: Path, monkeypatch: 
     write(tmp_path, "T1", [summary("arm", 1)])
     with pytest.raises(TurnoutError, match="boom"):
         reproduce(["T1"], device="cpu", seeds=2, out=tmp_path, report=lambda line: None)
+
+
+def test_readme_shows_the_committed_table() -> None:
+    readme = results_dir().parent / "README.md"
+    shown = readme.read_text().partition("<!-- claims -->\n")[2].partition("\n<!-- /claims -->")[0]
+    assert shown == markdown(table())
