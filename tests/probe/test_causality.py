@@ -95,7 +95,10 @@ def test_a_router_that_is_not_causal_is_found_when_a_model_is_made_to_accept_it(
 
 @pytest.mark.parametrize("name", routers(causal=False))
 def test_a_mixer_built_directly_with_a_router_that_is_not_causal_leaks(name: str) -> None:
-    router: QueryRouter = QUERY_ROUTERS.build(name, context=RouterContext(width=16)).double()
+    with torch.random.fork_rng():
+        # Drawn weights decide whether these three tokens change the choice of rows; fixed ones always do.
+        torch.manual_seed(1)
+        router: QueryRouter = QUERY_ROUTERS.build(name, context=RouterContext(width=16)).double()
     causal = awake(tiny()).blocks[0].mixer
     mixer = RoutedMixer(router, causal.local, causal.attention)
     generator = torch.Generator().manual_seed(0)

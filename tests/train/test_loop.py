@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from turnout.config import to_dict
-from turnout.errors import CheckpointError, ConfigError, DataError
+from turnout.errors import CheckpointError, ConfigError, DataError, TurnoutError
 from turnout.models.config import ModelConfig, RoutingConfig
 from turnout.tasks import RecallConfig, RecallHardConfig, TextConfig
 from turnout.train import checkpoint
@@ -238,7 +238,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
     trainer.train(stop_after=4)
     with torch.no_grad():
         trainer.model.head.weight.fill_(float("nan"))
-    with pytest.raises(ConfigError, match="the loss is nan at step 6"):
+    with pytest.raises(TurnoutError, match="the loss is nan at step 6"):
         trainer.train()
     assert checkpoint.load(run.checkpoint_dir)[0] == 4
 

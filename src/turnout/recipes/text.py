@@ -36,3 +36,30 @@ def text_gpu(path: str, router: str = "linear", layout: str = "R", seed: int = 0
             eval_every=250, eval_sequences=256, final_sequences=1024, skip_below=0.0, savings=False, checkpoint_every=0
         ),
     )  # fmt: skip
+
+
+@recipe(
+    "text_cpu",
+    "four small layers on bytes, a minute on one CPU core: learned routing against its controls at a quarter",
+    needs={"path": "task.path"},
+)
+def text_cpu(path: str, router: str = "linear", layout: str = "R", seed: int = 0) -> RunConfig:
+    """2,048 bytes a step at length 128.
+
+    Args:
+        path: a text file, or a folder of them.
+    """
+    return RunConfig(
+        name="text_cpu",
+        seed=seed,
+        task=TextConfig(path=path, length=128),
+        model=ModelConfig(
+            layers=4, width=64, heads=4, layout=layout, local="conv:kernel=4,project=false", positions="rope",
+            form="llama", routing=RoutingConfig(router=router, mix="add"),
+        ),
+        schedule=BudgetConfig(usage=0.25, steps=600),
+        optim=OptimConfig(batch=16, lr=4e-3, warmup=50, decay="cosine"),
+        loop=LoopConfig(
+            eval_every=200, eval_sequences=64, final_sequences=512, skip_below=0.0, savings=False, checkpoint_every=0
+        ),
+    )  # fmt: skip
