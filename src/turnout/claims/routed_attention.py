@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from turnout.claims.registry import Arm, Claim, Finding, Summaries, claim
-from turnout.claims.statistics import mean_interval, wilson
+from turnout.stats import mean_interval, wilson
 
 SOURCE = "Bonsignore 2026, Routed Attention"
 HARD_USAGE = 16 / (2 * 512)
@@ -41,7 +41,8 @@ def _layers(records: list[dict[str, Any]]) -> str:
 
 
 def _interval(records: list[dict[str, Any]]) -> str:
-    low, high = wilson(sum(r["correct"] for r in records), sum(r["n_eval"] for r in records))
+    answers = sum(r["n_eval"] for r in records)
+    low, high = wilson(sum(r["correct"] for r in records) / answers, answers)
     mean, half = _usage(records)
     return f"accuracy {100 * low:.2f}-{100 * high:.2f} %, usage {_percent(mean)} ± {_percent(half)}"
 

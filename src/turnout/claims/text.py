@@ -9,7 +9,7 @@ import os
 from typing import Any
 
 from turnout.claims.registry import Arm, Claim, Finding, Summaries, claim
-from turnout.claims.statistics import mean_interval
+from turnout.stats import mean_interval
 
 SIXTH, QUARTER = 0.1667, 0.25
 

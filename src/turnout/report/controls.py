@@ -10,8 +10,8 @@ from turnout.report.figure import Cell, Data, Figure
 from turnout.report.groups import Group, provenance
 from turnout.report.numbers import MISSING, count, exact_percent, interval, milliseconds, percent, significant
 from turnout.report.plot import Box, Panel, both_sizes, picture
-from turnout.report.stats import Estimate
 from turnout.report.svg import Scale, linear_scale, log_scale, path, spread, tag, text
+from turnout.stats import Estimate
 
 EQUAL_USAGE = 1.25
 

@@ -11,7 +11,7 @@ from typing import Any
 from turnout.report.figure import Cell, Data
 from turnout.report.numbers import count, interval, percent
 from turnout.report.run import Run, flatten, number
-from turnout.report.stats import wilson
+from turnout.stats import wilson
 
 _SHOWN_ELSEWHERE = ("config",)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from turnout.report.palette import PALETTE, Ink, assign, base_name, ink
 from turnout.report.run import Run, flatten, number
-from turnout.report.stats import Estimate, mean_over_seeds
+from turnout.stats import Estimate, mean_over_seeds
 
 LEARNED = frozenset({"linear", "mlp", "ema", "threshold", "expert_choice", "routed"})
 _SEED_OPTION = re.compile(r"(?<=[:,])seed=\d+,?|,seed=\d+$")

@@ -22,7 +22,7 @@ from turnout.report.numbers import (
 from turnout.report.palette import base_name
 from turnout.report.run import Run, lookup, number
 from turnout.report.savings import step_ratio
-from turnout.report.stats import wilson
+from turnout.stats import wilson
 
 # At or above this accuracy the headline says "learnt".
 LEARNT = 0.9

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnout.report.stats import mean_over_seeds, t95, wilson
+from turnout.stats import mean_interval, mean_over_seeds, t95, wilson
 
 
 @given(st.integers(1, 5000), st.data())
@@ -49,3 +49,15 @@ def test_one_loss_has_no_interval_and_nan_is_left_out() -> None:
     single = mean_over_seeds([1.5, math.nan])
     assert (single.mean, single.n, single.method) == (1.5, 1, "none") and math.isnan(single.low)
     assert mean_over_seeds([math.nan]).n == 0
+
+
+def test_mean_interval_is_students_t() -> None:
+    # n = 3, sd = 1: t(2) = 4.3027, half width 4.3027 / sqrt(3).
+    mean, half = mean_interval([1.0, 2.0, 3.0])
+    assert mean == 2.0
+    assert half == pytest.approx(4.3027 / math.sqrt(3))
+
+
+def test_one_seed_has_an_infinite_width_and_equal_values_none() -> None:
+    assert mean_interval([0.5]) == (0.5, math.inf)
+    assert mean_interval([0.25] * 4) == (0.25, 0.0)
