@@ -189,7 +189,7 @@ class Trainer:
                 f"the loss is {seen['loss']} at step {self.step_count}; lower optim.lr or use precision=fp32"
             )
         graded = seen["accuracy"] if self.task.chance is not None else None
-        interval = Interval(steps=steps, loss=seen["task_loss"], accuracy=graded, usage=seen["usage"] or 0.0)
+        interval = Interval(steps=steps, loss=seen["task_loss"], accuracy=graded, usage=seen["decided"] or 0.0)
         events = self.schedule.on_interval(interval)
         if self.step_count % self.config.loop.eval_every < steps:
             events += self._evaluate()

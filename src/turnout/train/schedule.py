@@ -16,7 +16,7 @@ class Interval:
     Attributes:
         steps: how many.
         loss: task loss; accuracy: of the targets, None when the task has none.
-        usage: fraction of slots taken.
+        usage: fraction of slots that the gates take without noise, as in evaluation.
     """
 
     steps: int

@@ -17,7 +17,7 @@ from turnout.train.schedule import Schedule
 
 # Eager steps before a capture: they create optimiser state and let libraries allocate their workspaces.
 _WARMUP_STEPS = 3
-_SCALARS = ("steps", "loss", "task_loss", "penalty", "correct", "targets", "grad_norm", "dropped")
+_SCALARS = ("steps", "loss", "task_loss", "penalty", "correct", "targets", "grad_norm", "dropped", "decided")
 
 
 class Stepper:
@@ -80,6 +80,7 @@ class Stepper:
     def read(self) -> dict[str, Any]:
         """Averages since the last read (one synchronisation), and start again from zero.
 
+        `usage` is what the sampled gates took, `decided` what the same logits take without noise, as evaluation does;
         `accuracy` is None when nothing had a target; `most_rows` is the largest count of rows that one sequence and
         group took in one layer.
         """
@@ -92,6 +93,7 @@ class Stepper:
             "accuracy": values["correct"] / values["targets"] if values["targets"] else None,
             "usage_layers": usage,
             "usage": sum(usage) / len(usage) if usage else None,
+            "decided": values["decided"] / steps if usage else None,
             "most_rows": int(self.most_rows),
             "dropped": int(values["dropped"]),
         }
@@ -130,6 +132,7 @@ class Stepper:
             routes = [route for route in out.routes if route is not None]
             for i, route in enumerate(routes):
                 self.usage[i] += route.taken.float().mean() * scale
+                self.sums["decided"] += (route.gate > 0.5).float().mean() * (scale / len(routes))
                 torch.maximum(self.most_rows, route.taken.sum(1).max(), out=self.most_rows)
                 if route.dropped is not None:
                     self.sums["dropped"] += route.dropped.sum()
