@@ -100,7 +100,8 @@ class JointConfig:
 class BudgetConfig:
     """Steer the usage to a target by dual ascent.
 
-    loss = task + l1 · p + l2 · relu(p - u*)^2,  p = mean gate probability;  l1 <- l1 + rate · (u - u*), u = usage without gate noise
+    loss = task + l1 · p + l2 · relu(p - u*)^2        p = mean gate probability
+    l1 <- l1 + rate · (u - u*) / u*                   u = usage without gate noise
 
     The target u* falls from 1 to `usage` (geometrically) between `warmup` and `warmup + ramp` of the steps.
 
