@@ -81,7 +81,7 @@ def _judge_ra1(seen: Summaries) -> list[Finding]:
         "the published model under our curriculum": seen.get("our curriculum, published model", []),
         "the same with the first guard": seen.get("first guard, published model", []),
         "a linear router under our curriculum": [_stage(r, 128) for r in seen.get("ours", [])],
-        "a small model on two CPU cores": seen.get("demo", []),
+        "the demo, minutes on a CPU": seen.get("demo", []),
     }
     for name, records in ours.items():
         if records:
@@ -180,6 +180,7 @@ def _ra1_arms() -> list[Arm]:
     return [
         Arm(name="published recipe", config=lambda seed: _recipes().published_recall(128, seed=seed), control=True),
         Arm(name="our curriculum, published model", config=lambda seed: _recipes().recall_published_model(seed)),
+        Arm(name="demo", config=lambda seed: _recipes().demo(seed)),
         _long_arm(),
     ]
 
