@@ -95,9 +95,16 @@ def _judge_ra1(seen: Summaries) -> list[Finding]:
 def _judge_ra2(seen: Summaries) -> list[Finding]:
     rows = []
     if published := seen.get("published recipe"):
-        plateau = [r for r in published if max(r["usage_layers"]) > 0.5]
-        detail = f"{len(plateau)} of {len(published)} runs leave a layer open; per layer {_layers(published)}"
-        verdict = "holds" if len(plateau) * 2 > len(published) else "does not hold"
+        # A run that explore did not solve never met the penalty: its open layers say nothing about the plateau.
+        pressed = [r for r in published if r["solved"]]
+        plateau = [r for r in pressed if max(r["usage_layers"]) > 0.5]
+        detail = (
+            f"{len(plateau)} of {len(pressed)} runs that reached the penalty leave a layer open, "
+            f"{len(published) - len(pressed)} never reached it; per layer {_layers(published)}"
+        )
+        mostly = len(plateau) * 2 > len(published)
+        exact = all(r["accuracy"] >= 0.999 for r in published) and len(plateau) == len(published)
+        verdict = "holds" if exact else "holds with changes" if mostly else "does not hold"
         rows.append(_row("distance 510 with the published recipe: one of four layers stays open", "100 % at 25 %",
                          published, "one of four layers always open: 25 %", verdict, detail))  # fmt: skip
     # Runs to 32,768 pass through 512; runs that stop there are the same until then.
