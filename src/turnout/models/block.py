@@ -62,7 +62,12 @@ def build_mixer(config: ModelConfig, layer: int, seed: int) -> Mixer:
     if kind == "L":
         return LocalMixer(local)
     routing = config.routing
-    gating = Gating(noise=routing.noise, gradient=routing.gradient, temperature=routing.temperature)
+    gating = Gating(
+        noise=routing.noise,
+        gradient=routing.gradient,
+        temperature=routing.temperature,
+        max_logit=routing.max_logit,
+    )
     context = RouterContext(
         width=config.width, groups=config.routing_groups, layer=layer, layers=config.layers, seed=seed, gating=gating
     )

@@ -23,6 +23,7 @@ class RoutingConfig:
         noise: gate noise in training: "none", "bernoulli" or "gumbel".
         gradient: estimator of the gate's gradient: "straight_through" or "scaled".
         temperature: of the gumbel surrogate, > 0.
+        max_logit: largest gate logit, > 0, so that an open gate can always be closed again; None = no limit.
         mix: what an open gate does: attention may "replace" the local track (published) or "add" to it.
     """
 
@@ -31,12 +32,13 @@ class RoutingConfig:
     noise: str = "bernoulli"
     gradient: str = "straight_through"
     temperature: float = 1.0
+    max_logit: float | None = None
     mix: str = "replace"
 
     def __post_init__(self) -> None:
         if self.mix not in MIXES:
             raise ConfigError(f"mix={self.mix!r}{nearest(self.mix, MIXES)}")
-        check_gate_options(self.noise, self.gradient, self.temperature)
+        check_gate_options(self.noise, self.gradient, self.temperature, self.max_logit)
         if self.granularity not in GRANULARITIES:
             raise ConfigError(f"granularity={self.granularity!r}{nearest(self.granularity, GRANULARITIES)}")
 

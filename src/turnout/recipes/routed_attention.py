@@ -82,9 +82,11 @@ def joint_recall(cost: float = 0.02, length: int = 128, seed: int = 0) -> RunCon
 
 
 @recipe("recall_published_model", "the published model, router included, under our curriculum")
-def recall_published_model(seed: int = 0, router: str = "ema", noise: str = "gumbel") -> RunConfig:
-    """What the published architecture reaches when only the penalty and the schedule change."""
-    model = replace(PUBLISHED_MODEL, routing=RoutingConfig(router=router, noise=noise))
+def recall_published_model(
+    seed: int = 0, router: str = "ema", noise: str = "gumbel", max_logit: float | None = None
+) -> RunConfig:
+    """What the published architecture reaches when only the penalty and the schedule change, and the bound on logits."""
+    model = replace(PUBLISHED_MODEL, routing=RoutingConfig(router=router, noise=noise, max_logit=max_logit))
     return RunConfig(
         name="recall_published_model",
         seed=seed,

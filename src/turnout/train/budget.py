@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from turnout.train.config import BudgetConfig
+import math
+
+from turnout.train.config import LOG_USAGE, BudgetConfig
 from turnout.train.schedule import Interval, Schedule
 
 
 class Budget(Schedule):
-    """Dual ascent on the usage, see `BudgetConfig`.
+    """The method of multipliers on the log of the usage, see `BudgetConfig`.
 
-    The error is taken relative to the target, so that one `rate` serves a budget of 50 % and one of 0.5 %. The
-    multiplier may be negative: below the target it pays for open gates.
+    The multiplier may be negative: below the target it pays for open gates.
     """
 
     phase = "budget"
-    penalty = "mean_gate"
+    penalty = LOG_USAGE
 
     def __init__(self, config: BudgetConfig) -> None:
         self.config = config
@@ -34,7 +35,7 @@ class Budget(Schedule):
             return []
         self.quadratic = config.quadratic
         self.target = config.usage ** min(1.0, max(0.0, progress))
-        error = (seen.usage - self.target) / self.target
-        # One step of at most the target's own size: a burst of closed gates must not wind the multiplier up.
+        # At most one: a burst of closed gates must not wind the multiplier up.
+        error = math.log(max(seen.usage, 1e-9) / self.target)
         self.cost += config.rate * seen.steps * min(1.0, max(-1.0, error))
         return []

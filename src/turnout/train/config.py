@@ -9,7 +9,8 @@ from turnout.errors import ConfigError, nearest
 from turnout.models.config import ModelConfig
 from turnout.tasks import RecallConfig, RecallHardConfig, TextConfig
 
-PENALTIES = ("per_gate", "mean_gate", "mean_hard_gate")
+PENALTIES = ("per_gate", "log_gate", "mean_gate", "mean_hard_gate")
+LOG_USAGE = "log_usage"
 PRECISIONS = ("fp32", "tf32", "bf16")
 DECAYS = ("constant", "cosine")
 
@@ -98,19 +99,23 @@ class JointConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BudgetConfig:
-    """Steer the usage to a target by dual ascent.
+    """Steer the usage to a target by the method of multipliers (Hestenes 1969; Powell 1969) on the log of the usage.
 
-    loss = task + l1 · p + l2 · relu(p - u*)^2        p = mean gate probability
-    l1 <- l1 + rate · (u - u*) / u*                   u = usage without gate noise
+    loss = task + l1 · x + l2 · x^2        x = log(p / u*), p = mean gate probability
+    l1 <- l1 + rate · log(u / u*)          u = usage without gate noise
 
-    The target u* falls from 1 to `usage` (geometrically) between `warmup` and `warmup + ramp` of the steps.
+    The quadratic term acts at once, on the probabilities of this very step; the multiplier only has to learn what is
+    left, which is slow: the price of a gate, and that p is not quite u. The log makes one setting serve a budget of 50 %
+    and one of 0.5 %. The target u* falls from 1 to `usage` (geometrically) between `warmup` and `warmup + ramp` of the
+    steps.
 
     Args:
         usage: target fraction of open (token, layer, group) slots, in (0, 1].
         steps: how long.
         warmup, ramp: fractions of `steps`.
-        rate: step size of the multiplier, > 0; per step and unit of relative error (u - u*) / u*.
-        quadratic: l2 >= 0.
+        rate: step size of the multiplier, > 0; per step and unit of log(u / u*), which is taken as at most 1. The
+            multiplier follows in about 2 · quadratic / rate steps, which must be longer than the router's own lag.
+        quadratic: l2 >= 0; 0 leaves plain dual ascent, which swings.
     """
 
     kind: ClassVar[str] = "budget"

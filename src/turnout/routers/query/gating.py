@@ -6,6 +6,7 @@ B batch, T tokens, G routing groups (1, or one per kv head).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,12 +25,14 @@ class Route:
             gradient. The local track has weight 1 - weight.
         taken: bool [B, T, G]; True takes the attention track.
         dropped: int64 [B, G], rows taken but refused by the capacity; None before compaction.
+        logit: float [B, T, G] with gate = sigmoid(logit); None where the decision is not made from one.
     """
 
     gate: Tensor
     weight: Tensor
     taken: Tensor
     dropped: Tensor | None = None
+    logit: Tensor | None = None
 
     @classmethod
     def fixed(cls, taken: Tensor, dtype: torch.dtype) -> Route:
@@ -58,18 +61,23 @@ class Gating:
         noise: one of none, bernoulli, gumbel; used in training only.
         gradient: one of straight_through, scaled.
         temperature: of the gumbel surrogate, > 0.
+        max_logit: largest logit, > 0. At the limit only the gradient that lowers the logit passes, so that a gate that
+            has been open for long still feels its cost, as sigmoid'(max_logit); None leaves logits free.
     """
 
     noise: str = "bernoulli"
     gradient: str = "straight_through"
     temperature: float = 1.0
+    max_logit: float | None = None
 
     def __post_init__(self) -> None:
-        check_gate_options(self.noise, self.gradient, self.temperature)
+        check_gate_options(self.noise, self.gradient, self.temperature, self.max_logit)
 
     def decide(self, logit: Tensor, mode: RoutingMode) -> Route:
         """Decide from `logit` [B, T, G]; float32 arithmetic whatever the dtype of the model. Cost O(B·T·G)."""
         logit = logit.float() if logit.dtype in (torch.float16, torch.bfloat16) else logit
+        if self.max_logit is not None:
+            logit = _UpperBound.apply(logit, self.max_logit)
         gate = torch.sigmoid(logit)
         surrogate = gate
         taken = logit > 0
@@ -85,4 +93,18 @@ class Gating:
         hard = taken.to(gate.dtype)
         # The difference first: it is exactly 0, whereas (1 + s) - s is rounded and would not be 1.
         weight = hard * surrogate if self.gradient == "scaled" else hard + (surrogate - surrogate.detach())
-        return Route(gate=gate, weight=weight, taken=taken)
+        return Route(gate=gate, weight=weight, taken=taken, logit=logit)
+
+
+class _UpperBound(torch.autograd.Function):
+    """min(z, limit); above the limit a gradient passes if following it downhill lowers z."""
+
+    @staticmethod
+    def forward(ctx: Any, logit: Tensor, limit: float) -> Tensor:
+        ctx.save_for_backward(logit > limit)
+        return logit.clamp(max=limit)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (above,) = ctx.saved_tensors
+        return grad.masked_fill(above & (grad < 0), 0.0), None
