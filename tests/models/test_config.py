@@ -34,6 +34,7 @@ OTHER_ROUTING: dict[str, Any] = {
     "noise": "bernoulli",
     "gradient": "scaled",
     "temperature": 0.5,
+    "max_logit": 0.1,
     "mix": "add",
 }
 BAD_MODEL: list[tuple[dict[str, Any], str]] = [

@@ -78,10 +78,33 @@ def test_the_phases_follow_each_other_and_each_change_is_an_event() -> None:
         events += schedule.on_interval(seen(GOOD))
         lengths.append(schedule.length)
     changes = [event.partition(":")[0] for event in events]
-    assert changes == ["ramp -> hold", "hold -> grow", "grow -> grow", "grow -> end"]
+    again = "length {} unsolved after 50 steps"
+    assert changes == [
+        "ramp -> hold",
+        "hold -> grow",
+        again.format(64),
+        "grow -> grow",
+        again.format(256),
+        "grow -> end",
+    ]
     assert [length for length, _ in itertools.groupby(lengths)] == [16, 64, 256]
     assert schedule.cost == pytest.approx(0.1)
-    assert len(lengths) * 10 == 40 + 30 + 2 * 50
+    assert len(lengths) * 10 == 40 + 30 + 2 * 2 * 50
+
+
+def test_a_length_that_is_not_solved_in_time_is_tried_again_from_the_kept_weights_at_a_quarter_of_the_rate() -> None:
+    schedule = solved(lengths=(16, 64))
+    while schedule.phase != "grow":
+        schedule.on_interval(seen(GOOD))
+    at_first = schedule.anneal()
+    schedule.request = ""
+    for _ in range(5):
+        assert schedule.request == ""
+        schedule.on_interval(seen(BAD))
+    assert (schedule.request, schedule.phase, schedule.length) == ("restore", "grow", 64)
+    assert schedule.anneal() == at_first / 4
+    schedule.on_interval(seen(GOOD))
+    assert "solved" in schedule.on_eval(1.0, 0.0)[0] and schedule.request == "keep" and schedule.done
 
 
 def test_the_ramp_is_straight_while_the_guard_is_content() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -13,10 +14,13 @@ from turnout.errors import ConfigError
 from turnout.models import CausalLM, RoutingConfig
 from turnout.routers.mode import RoutingMode
 from turnout.routers.query import Route
-from turnout.train.config import PENALTIES
+from turnout.train.config import LOG_USAGE, PENALTIES
 from turnout.train.penalty import open_gates, penalty
 
-COST, QUADRATIC, TARGET = torch.tensor(0.3), torch.tensor(2.0), torch.tensor(0.1)
+PRESSURE = {"cost": 0.3, "quadratic": 2.0, "target": 0.1, "undecided": 0.7}
+COST, QUADRATIC, TARGET, UNDECIDED = (torch.tensor(value) for value in PRESSURE.values())
+
+KINDS = (*PENALTIES, LOG_USAGE)
 
 
 def routes(*groups: int) -> list[Route | None]:
@@ -57,33 +61,50 @@ def test_each_kind_is_its_formula(groups: tuple[int, ...]) -> None:
     hard, _ = by_hand(some, "weight")
     u = n / slots
     assert u > float(TARGET)
-    want = {"per_gate": 0.3 * n, "mean_gate": 0.3 * u + 2 * (u - 0.1) ** 2, "mean_hard_gate": 0.3 * hard / slots}
-    assert set(want) == set(PENALTIES)
+    excess = math.log(u / 0.1)
+    hesitation = sum(float((r.gate * (1 - r.gate)).double().sum()) / 3 for r in some if r is not None)
+    want = {
+        "per_gate": 0.3 * n,
+        "mean_gate": 0.3 * u,
+        "mean_hard_gate": 0.3 * hard / slots,
+        "log_usage": 0.3 * excess + 2 * excess**2 + 0.7 * hesitation / n,
+    }
+    assert set(want) == set(KINDS)
     for kind, value in want.items():
-        have = penalty(some, kind, COST, QUADRATIC, TARGET)
+        have = penalty(some, kind, COST, QUADRATIC, TARGET, UNDECIDED)
         assert float(have) == pytest.approx(value, rel=200 * torch.finfo(torch.float32).eps)
 
 
-def test_below_the_target_only_the_linear_part_is_left() -> None:
-    some = routes(1, 1)
-    n, slots = by_hand(some, "gate")
-    have = penalty(some, "mean_gate", COST, QUADRATIC, torch.tensor(1.0))
-    assert float(have) == pytest.approx(0.3 * n / slots, rel=200 * torch.finfo(torch.float32).eps)
+def test_a_budget_pulls_towards_its_target_from_both_sides() -> None:
+    for p, sign in ((0.05, -1), (0.2, 1)):
+        gate = torch.full((2, 8, 1), p, requires_grad=True)
+        made: list[Route | None] = [Route(gate=gate, weight=gate, taken=gate > 0)]
+        value = penalty(made, LOG_USAGE, torch.tensor(0.0), QUADRATIC, TARGET, torch.tensor(0.0))
+        (grad,) = torch.autograd.grad(value, [gate])
+        assert bool((grad.sign() == sign).all())
+
+
+def test_a_gate_that_hesitates_is_pushed_to_the_side_it_leans_to() -> None:
+    gate = torch.tensor([[[0.4], [0.6]]], requires_grad=True)
+    made: list[Route | None] = [Route(gate=gate, weight=gate, taken=gate > 0.5)]
+    value = penalty(made, LOG_USAGE, torch.tensor(0.0), torch.tensor(0.0), torch.tensor(0.5), UNDECIDED)
+    (grad,) = torch.autograd.grad(value, [gate])
+    assert grad[0, 0, 0] > 0 > grad[0, 1, 0]
 
 
 def test_the_pressure_on_a_gate_is_the_cost_whatever_the_length_or_depth() -> None:
     for length, layers in ((4, 1), (400, 3)):
         gates = [torch.full((2, length, 1), 0.5, requires_grad=True) for _ in range(layers)]
         made = [Route(gate=g, weight=g, taken=g > 0) for g in gates]
-        grads = torch.autograd.grad(penalty(made, "per_gate", COST, QUADRATIC, TARGET), gates)
+        grads = torch.autograd.grad(penalty(made, "per_gate", COST, QUADRATIC, TARGET, UNDECIDED), gates)
         # A mean over the batch, as the task loss is.
         assert all(torch.allclose(grad, COST / 2) for grad in grads)
 
 
-@pytest.mark.parametrize("kind", PENALTIES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_model_without_routers_pays_nothing(kind: str) -> None:
-    assert float(penalty([None, None], kind, COST, QUADRATIC, TARGET)) == 0
-    assert float(penalty([], kind, COST, QUADRATIC, TARGET)) == 0
+    assert float(penalty([None, None], kind, COST, QUADRATIC, TARGET, UNDECIDED)) == 0
+    assert float(penalty([], kind, COST, QUADRATIC, TARGET, UNDECIDED)) == 0
 
 
 def grads_of(kind: str, router: str, **routing: Any) -> tuple[Tensor, dict[str, Tensor | None]]:
@@ -95,13 +116,13 @@ def grads_of(kind: str, router: str, **routing: Any) -> tuple[Tensor, dict[str, 
     tokens, hint = sequences()
     mode = RoutingMode(sample=True, generator=torch.Generator().manual_seed(0))
     out = model(tokens, mode=mode, hint=hint)
-    value = penalty(out.routes, kind, COST, QUADRATIC, TARGET)
+    value = penalty(out.routes, kind, COST, QUADRATIC, TARGET, UNDECIDED)
     if value.requires_grad:
         value.backward()
     return value, {name: p.grad for name, p in model.named_parameters() if ".router." in name}
 
 
-@pytest.mark.parametrize("kind", PENALTIES)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("router", ["linear", "mlp", "ema", "threshold"])
 @pytest.mark.parametrize("gradient", ["straight_through", "scaled"])
 def test_every_penalty_reaches_every_weight_of_a_learned_router(kind: str, router: str, gradient: str) -> None:
@@ -111,7 +132,7 @@ def test_every_penalty_reaches_every_weight_of_a_learned_router(kind: str, route
         assert grad is not None and bool(grad.any()), name
 
 
-@pytest.mark.parametrize("kind", PENALTIES)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("router", ["always", "random:p=0.5", "periodic", "oracle", "frozen"])
 def test_a_control_pays_a_constant(kind: str, router: str) -> None:
     value, grads = grads_of(kind, router)
@@ -123,16 +144,16 @@ def test_a_step_against_the_penalty_closes_gates() -> None:
     config = tiny("linear")
     model = CausalLM(config, vocab=23)
     tokens, _ = sequences()
-    before = penalty(model(tokens).routes, "per_gate", COST, QUADRATIC, TARGET)
+    before = penalty(model(tokens).routes, "per_gate", COST, QUADRATIC, TARGET, UNDECIDED)
     before.backward()
     with torch.no_grad():
         for p in model.parameters():
             if p.grad is not None:
                 p -= 1e-3 * p.grad
-        after = penalty(model(tokens).routes, "per_gate", COST, QUADRATIC, TARGET)
+        after = penalty(model(tokens).routes, "per_gate", COST, QUADRATIC, TARGET, UNDECIDED)
     assert after < before
 
 
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"penalty 'per_gat'; did you mean 'per_gate'"):
-        penalty(routes(1), "per_gat", COST, QUADRATIC, TARGET)
+        penalty(routes(1), "per_gat", COST, QUADRATIC, TARGET, UNDECIDED)

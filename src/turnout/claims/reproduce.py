@@ -88,10 +88,14 @@ def judge(entry: Claim, root: Path, device: str = "auto") -> list[dict[str, Any]
 
 
 def _jobs(entry: Claim, seeds: int, device: str, root: Path) -> list[tuple[str, str, int, str, Path]]:
+    from turnout.train.loop import pick_device
+
     jobs = []
     folder = root / "runs" / entry.id
-    if entry.bench is not None and not list(folder.glob("bench-*.json")):
-        jobs.append((entry.id, "bench", 0, device, folder / "bench-0.json"))
+    # One record for each kind of device: a benchmark on a GPU does not stand for one on a CPU.
+    path = folder / f"bench-{pick_device(device).type}.json"
+    if entry.bench is not None and not path.exists():
+        jobs.append((entry.id, "bench", 0, device, path))
     for arm in entry.arms():
         for seed in range(seeds):
             path = root / "runs" / (arm.owner or entry.id) / f"{arm.name}-{seed}.json"

@@ -79,8 +79,8 @@ def _judge_ra1(seen: Summaries) -> list[Finding]:
         )  # fmt: skip
     ours = {
         "the published model under our curriculum": seen.get("our curriculum, published model", []),
-        "the same with gate logits <= 4": seen.get("our curriculum, bounded logits", []),
-        "the published model with the first guard": seen.get("first guard, published model", []),
+        "the same with free gate logits": seen.get("free logits, published model", []),
+        "the same with the first guard": seen.get("first guard, published model", []),
         "a linear router under our curriculum": [_stage(r, 128) for r in seen.get("ours", [])],
         "the demo, minutes on a CPU": seen.get("demo", []),
     }
@@ -188,10 +188,6 @@ def _ra1_arms() -> list[Arm]:
     return [
         Arm(name="published recipe", config=lambda seed: _recipes().published_recall(128, seed=seed), control=True),
         Arm(name="our curriculum, published model", config=lambda seed: _recipes().recall_published_model(seed)),
-        Arm(
-            name="our curriculum, bounded logits",
-            config=lambda seed: _recipes().recall_published_model(seed, max_logit=4.0),
-        ),
         Arm(name="demo", config=lambda seed: _recipes().demo(seed)),
         _long_arm(),
     ]

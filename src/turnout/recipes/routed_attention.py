@@ -35,11 +35,14 @@ def demo(seed: int = 0) -> RunConfig:
         name="demo",
         seed=seed,
         task=RecallConfig(length=128),
-        model=ModelConfig(layers=4, width=64, heads=4, local="conv:kernel=8,project=false"),
+        model=ModelConfig(
+            layers=4, width=64, heads=4, local="conv:kernel=8,project=false", routing=RoutingConfig(max_logit=5.0)
+        ),
         schedule=CurriculumConfig(
             cost=0.02, explore_steps=3000, ramp_steps=600, hold_steps=200, lengths=(32, 64, 128), grow_steps=300
         ),
         optim=OptimConfig(batch=32, lr=2e-3, decay="cosine"),
+        loop=LoopConfig(eval_sequences=1024),
     )
 
 
@@ -82,17 +85,15 @@ def joint_recall(cost: float = 0.02, length: int = 128, seed: int = 0) -> RunCon
 
 
 @recipe("recall_published_model", "the published model, router included, under our curriculum")
-def recall_published_model(
-    seed: int = 0, router: str = "ema", noise: str = "gumbel", max_logit: float | None = None
-) -> RunConfig:
-    """What the published architecture reaches when only the penalty and the schedule change, and the bound on logits."""
-    model = replace(PUBLISHED_MODEL, routing=RoutingConfig(router=router, noise=noise, max_logit=max_logit))
+def recall_published_model(seed: int = 0, router: str = "ema", noise: str = "gumbel") -> RunConfig:
+    """What the published architecture reaches when the penalty, the schedule and the bound on gate logits change."""
+    model = replace(PUBLISHED_MODEL, routing=RoutingConfig(router=router, noise=noise, max_logit=4.0))
     return RunConfig(
         name="recall_published_model",
         seed=seed,
         task=RecallConfig(length=128),
         model=model,
-        schedule=CurriculumConfig(cost=0.02, explore_steps=2500, ramp_steps=1000, hold_steps=400),
+        schedule=CurriculumConfig(cost=0.02, explore_steps=2500, ramp_steps=1000, hold_steps=1000),
         optim=OptimConfig(batch=32, decay="cosine"),
         loop=LoopConfig(eval_sequences=1024, savings=False, checkpoint_every=0),
     )

@@ -36,6 +36,7 @@ class Budget(Schedule):
         self.quadratic = config.quadratic
         self.target = config.usage ** min(1.0, max(0.0, progress))
         # At most one: a burst of closed gates must not wind the multiplier up.
+        self.undecided = config.undecided if progress >= 1 else 0.0
         error = math.log(max(seen.usage, 1e-9) / self.target)
         self.cost += config.rate * seen.steps * min(1.0, max(-1.0, error))
         return []

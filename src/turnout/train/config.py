@@ -9,7 +9,7 @@ from turnout.errors import ConfigError, nearest
 from turnout.models.config import ModelConfig
 from turnout.tasks import RecallConfig, RecallHardConfig, TextConfig
 
-PENALTIES = ("per_gate", "log_gate", "mean_gate", "mean_hard_gate")
+PENALTIES = ("per_gate", "mean_gate", "mean_hard_gate")
 LOG_USAGE = "log_usage"
 PRECISIONS = ("fp32", "tf32", "bf16")
 DECAYS = ("constant", "cosine")
@@ -46,7 +46,9 @@ class CurriculumConfig:
         guard_loss: for tasks without accuracy: the evaluation loss may exceed explore's by this fraction (`guard`), and
             by four times as much (`back_off`).
         lengths: sequence lengths in order; empty = the task's length only.
-        grow_steps: most steps a further length; it ends early at `grow_at` evaluation accuracy.
+        grow_steps: most steps a further length; it ends early at `grow_at` evaluation accuracy. A length that is not
+            solved by then is tried once more, from the weights that solved the last one and at a quarter of the
+            learning rate.
         grow_at: evaluation accuracy that ends a stage of growth.
     """
 
@@ -101,13 +103,14 @@ class JointConfig:
 class BudgetConfig:
     """Steer the usage to a target by the method of multipliers (Hestenes 1969; Powell 1969) on the log of the usage.
 
-    loss = task + l1 · x + l2 · x^2        x = log(p / u*), p = mean gate probability
-    l1 <- l1 + rate · log(u / u*)          u = usage without gate noise
+    loss = task + l1 · x + l2 · x^2 + l3 · E[p (1 - p)] / E[p]        x = log(E[p] / u*), p = gate probability
+    l1 <- l1 + rate · log(u / u*)                                     u = usage without gate noise
 
     The quadratic term acts at once, on the probabilities of this very step; the multiplier only has to learn what is
-    left, which is slow: the price of a gate, and that p is not quite u. The log makes one setting serve a budget of 50 %
-    and one of 0.5 %. The target u* falls from 1 to `usage` (geometrically) between `warmup` and `warmup + ramp` of the
-    steps.
+    left, which is slow: the price of a gate, and that E[p] is not quite u. The last term, on once the target is there,
+    makes gates decide: a class of tokens with p near 1/2 counts half in E[p] and all or nothing in u. The log makes one
+    setting serve a budget of 50 % and one of 0.5 %. The target u* falls from 1 to `usage` (geometrically) between
+    `warmup` and `warmup + ramp` of the steps.
 
     Args:
         usage: target fraction of open (token, layer, group) slots, in (0, 1].
@@ -116,6 +119,7 @@ class BudgetConfig:
         rate: step size of the multiplier, > 0; per step and unit of log(u / u*), which is taken as at most 1. The
             multiplier follows in about 2 · quadratic / rate steps, which must be longer than the router's own lag.
         quadratic: l2 >= 0; 0 leaves plain dual ascent, which swings.
+        undecided: l3 >= 0.
     """
 
     kind: ClassVar[str] = "budget"
@@ -125,6 +129,7 @@ class BudgetConfig:
     ramp: float = 0.5
     rate: float = 0.01
     quadratic: float = 1.0
+    undecided: float = 0.1
 
     def __post_init__(self) -> None:
         _require(0 < self.usage <= 1, f"schedule.usage={self.usage}", "0 < usage <= 1")
@@ -135,9 +140,9 @@ class BudgetConfig:
             "fractions with warmup + ramp <= 1",
         )
         _require(
-            self.rate > 0 and self.quadratic >= 0,
-            f"schedule.rate={self.rate}, quadratic={self.quadratic}",
-            "rate > 0, quadratic >= 0",
+            self.rate > 0 and self.quadratic >= 0 and self.undecided >= 0,
+            f"schedule.rate={self.rate}, quadratic={self.quadratic}, undecided={self.undecided}",
+            "rate > 0, quadratic >= 0, undecided >= 0",
         )
 
 

@@ -28,6 +28,8 @@ class Curriculum(Schedule):
         self.ramp = 0.0
         self.kept_ramp = 0.0
         self.speed = 1.0
+        self.retried = False
+        self.calm = 1.0
         self.reference_loss: float | None = None
         growths = max(0, len(config.lengths) - 1)
         self.total_steps = config.explore_steps + config.ramp_steps + config.hold_steps + growths * config.grow_steps
@@ -40,7 +42,7 @@ class Curriculum(Schedule):
         if self.phase == "hold":
             return cosine(self.steps / max(1, self.config.hold_steps))
         if self.phase == "grow":
-            return cosine(0.5 + 0.5 * self.steps / max(1, self.config.grow_steps))
+            return self.calm * cosine(0.5 + 0.5 * self.steps / max(1, self.config.grow_steps))
         return 1.0
 
     def on_interval(self, seen: Interval) -> list[str]:
@@ -56,7 +58,9 @@ class Curriculum(Schedule):
         if self.phase == "ramp" and self.phase_steps >= PATIENCE * config.ramp_steps:
             return [self._enter("hold", f"the guard kept lambda at {self.cost:g} for {PATIENCE} times the ramp")]
         limit = {"hold": config.hold_steps, "grow": config.grow_steps}.get(self.phase, math.inf)
-        if self.steps >= limit and (self.content or self.phase == "grow"):
+        if self.phase == "grow" and self.steps >= limit:
+            return [self._unsolved()]
+        if self.steps >= limit and self.content:
             return [self._next_length(f"{self.phase_steps} steps done")]
         if self.phase_steps >= PATIENCE * limit:
             return [self._next_length(f"the guard objected for {self.phase_steps} steps")]
@@ -123,8 +127,20 @@ class Curriculum(Schedule):
         self.phase, self.steps, self.phase_steps = phase, 0, 0
         return event
 
+    def _unsolved(self) -> str:
+        """A stage's time is up: the weights that solved the length before return, for one calmer try, then for good."""
+        self.request = "restore"
+        if self.retried:
+            return self._next_length(f"length {self.length} unsolved twice: back to the kept weights")
+        self.retried, self.calm = True, self.calm / 4
+        tried, self.steps, self.phase_steps = self.steps, 0, 0
+        return (
+            f"length {self.length} unsolved after {tried} steps: again from the kept weights at a quarter of the rate"
+        )
+
     def _next_length(self, why: str) -> str:
         self.stage += 1
+        self.retried = False
         if self.stage >= len(self.config.lengths):
             self.done = True
             return f"{self.phase} -> end: {why}"

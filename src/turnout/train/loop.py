@@ -191,12 +191,10 @@ class Trainer:
         graded = seen["accuracy"] if self.task.chance is not None else None
         interval = Interval(steps=steps, loss=seen["task_loss"], accuracy=graded, usage=seen["decided"] or 0.0)
         events = self.schedule.on_interval(interval)
+        self._answer_request()
         if self.step_count % self.config.loop.eval_every < steps:
             events += self._evaluate()
-            if self.schedule.request == "keep":
-                self.kept.keep()
-            elif self.schedule.request == "restore":
-                self.kept.restore()
+            self._answer_request()
         for event in events:
             self._event("phase", event)
         self._choose_execution(seen)
@@ -204,6 +202,14 @@ class Trainer:
         every = self.config.loop.checkpoint_every
         if self.run_dir and every and self.step_count - self.saved_at >= every and not self.schedule.done:
             self.save()
+
+    def _answer_request(self) -> None:
+        """Keep or restore the weights if the schedule asks for it."""
+        if self.schedule.request == "keep":
+            self.kept.keep()
+        elif self.schedule.request == "restore":
+            self.kept.restore()
+        self.schedule.request = ""
 
     def _choose_execution(self, seen: dict[str, Any]) -> None:
         """Enter or leave the skipping phase, and size its capacity, from the usage of the last interval."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from turnout.errors import ConfigError, nearest
 from turnout.routers.query import Route
 from turnout.train.config import LOG_USAGE, PENALTIES
-
-LEAK = 0.02
 
 
 def open_gates(routes: list[Route | None], *, hard: bool = False) -> tuple[Tensor, int]:
@@ -33,20 +31,22 @@ def open_gates(routes: list[Route | None], *, hard: bool = False) -> tuple[Tenso
     return (torch.zeros(()), 0) if total is None else (total, slots)
 
 
-def penalty(routes: list[Route | None], kind: str, cost: Tensor, quadratic: Tensor, target: Tensor) -> Tensor:
+def penalty(
+    routes: list[Route | None], kind: str, cost: Tensor, quadratic: Tensor, target: Tensor, undecided: Tensor
+) -> Tensor:
     """What is added to the task loss.
 
     per_gate         cost · n                                    n = expected open gates per sequence
-    log_gate         cost · sum of -log(1 - p)                   the same where p is small; see below
     mean_gate        cost · u                                    u = n / slots
     log_usage        cost · x + quadratic · x^2                  x = log(u / target); the budget's own
+                     + undecided · sum of p (1 - p) / n
     mean_hard_gate   cost · u of the straight-through gates      (Bonsignore 2026)
 
     A gate without a gradient (a control) adds a constant. Cost O(slots).
 
     Args:
         kind: one of these.
-        cost, quadratic, target: scalars on the model's device; the last two belong to log_usage.
+        cost, quadratic, target, undecided: scalars on the model's device; the last three belong to log_usage.
     Raises:
         ConfigError: unknown kind.
     """
@@ -57,25 +57,9 @@ def penalty(routes: list[Route | None], kind: str, cost: Tensor, quadratic: Tens
         return torch.zeros_like(cost)
     if kind == "per_gate":
         return cost * n
-    if kind == "log_gate":
-        return cost * (n + LEAK * _surprise_of_closing(routes))
     mean = n / slots
     if kind != LOG_USAGE:
         return cost * mean
-    # A model of which every gate is shut still has a finite log: half a gate in all.
-    excess = torch.log(mean.clamp(min=0.5 / slots) / target)
-    return cost * excess + quadratic * excess.square()
-
-
-def _surprise_of_closing(routes: list[Route | None]) -> Tensor:
-    """Sum over slots of -log(1 - p), averaged over the batch; from the logit z it is log(1 + e^z), exact at any z."""
-    layers = []
-    for route in routes:
-        if route is None:
-            continue
-        if route.logit is not None:
-            cost = nn.functional.softplus(route.logit.float())
-        else:
-            cost = -torch.log1p(-route.gate.float().clamp(max=1 - 2.0**-24))
-        layers.append(cost.sum() / cost.shape[0])
-    return torch.stack(layers).sum()
+    excess = torch.log(mean.clamp(min=1e-9) / target)
+    hesitation = sum((r.gate.float() * (1 - r.gate.float())).sum() / r.gate.shape[0] for r in routes if r is not None)
+    return cost * excess + quadratic * excess.square() + undecided * hesitation / n.detach().clamp(min=1e-9)

@@ -32,6 +32,7 @@ class Schedule:
         phase: name shown and logged.
         cost: lambda in force.
         quadratic, target: weight and usage target of the quadratic term (budget only).
+        undecided: weight of gates that hesitate (budget only).
         length: sequence length now; None = the task's own.
         done: True ends the run.
         solved: False once explore has failed.
@@ -44,6 +45,7 @@ class Schedule:
     cost = 0.0
     quadratic = 0.0
     target = 1.0
+    undecided = 0.0
     length: int | None = None
     done = False
     solved = True

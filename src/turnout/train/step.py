@@ -17,6 +17,7 @@ from turnout.train.schedule import Schedule
 
 # Eager steps before a capture: they create optimiser state and let libraries allocate their workspaces.
 _WARMUP_STEPS = 3
+_PRESSURES = ("cost", "quadratic", "target", "undecided")
 _SCALARS = ("steps", "loss", "task_loss", "penalty", "correct", "targets", "grad_norm", "dropped", "decided")
 
 
@@ -48,14 +49,14 @@ class Stepper:
         self.sums = {name: torch.zeros((), device=self.device) for name in _SCALARS}
         self.usage = torch.zeros(layers, device=self.device)
         self.most_rows = torch.zeros((), device=self.device, dtype=torch.int64)
-        self.controls = {name: torch.zeros((), device=self.device) for name in ("cost", "quadratic", "target")}
+        self.controls = {name: torch.zeros((), device=self.device) for name in _PRESSURES}
         self._graph: tuple[Any, torch.cuda.CUDAGraph, list[Batch]] | None = None
         self._warm: tuple[Any, int] = (None, 0)
 
     def step(self, batches: list[Batch], schedule: Schedule, mode: RoutingMode, lr: float) -> None:
         """One step over `batches` (micro-batches, already on the device). Never waits for the GPU."""
-        for name, value in (("cost", schedule.cost), ("quadratic", schedule.quadratic), ("target", schedule.target)):
-            self.controls[name].fill_(value)
+        for name, control in self.controls.items():
+            control.fill_(getattr(schedule, name))
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(lr)

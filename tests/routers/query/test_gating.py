@@ -116,3 +116,21 @@ def test_a_fixed_decision_is_its_own_gate_and_weight() -> None:
     route = Route.fixed(taken, torch.float32)
     assert torch.equal(route.gate, taken.float()) and torch.equal(route.weight, taken.float())
     assert not route.weight.requires_grad
+
+
+def test_at_the_bound_only_the_gradient_that_closes_a_gate_passes() -> None:
+    logit = torch.tensor([[[-9.0], [1.0], [9.0], [9.0]]], dtype=torch.float64, requires_grad=True)
+    route = Gating(noise="none", max_logit=4.0).decide(logit, RoutingMode())
+    at_bound = 1 / (1 + math.exp(-4.0))
+    assert route.gate.flatten().tolist()[2:] == pytest.approx([at_bound] * 2, rel=1e-12)
+    # The loss falls with the third gate and rises with the others.
+    slope = torch.tensor([[[1.0], [1.0], [-1.0], [1.0]]], dtype=torch.float64)
+    (grad,) = torch.autograd.grad((slope * route.gate).sum(), [logit])
+    expected = [p * (1 - p) for p in torch.sigmoid(logit.detach()).flatten().tolist()[:2]]
+    assert grad.flatten().tolist() == pytest.approx([*expected, 0.0, at_bound * (1 - at_bound)], rel=1e-12)
+
+
+def test_a_bound_above_every_logit_changes_nothing() -> None:
+    logit = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+    plain, bound = (Gating(noise="none", max_logit=limit).decide(logit, RoutingMode()) for limit in (None, 50.0))
+    assert torch.equal(plain.gate, bound.gate) and torch.equal(plain.weight, bound.weight)

@@ -169,5 +169,4 @@ class ShuffledRouter(QueryRouter):
             raise UnsupportedError("router shuffled got a batch of 1; expected >= 2 sequences to shuffle between")
         route, state = self.inner(x, mode=mode, state=state, hint=hint)
         gate, weight, taken = (torch.roll(t, 1, dims=0) for t in (route.gate, route.weight, route.taken))
-        logit = None if route.logit is None else torch.roll(route.logit, 1, dims=0)
-        return Route(gate=gate, weight=weight, taken=taken, logit=logit), state
+        return Route(gate=gate, weight=weight, taken=taken), state

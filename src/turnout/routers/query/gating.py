@@ -25,14 +25,12 @@ class Route:
             gradient. The local track has weight 1 - weight.
         taken: bool [B, T, G]; True takes the attention track.
         dropped: int64 [B, G], rows taken but refused by the capacity; None before compaction.
-        logit: float [B, T, G] with gate = sigmoid(logit); None where the decision is not made from one.
     """
 
     gate: Tensor
     weight: Tensor
     taken: Tensor
     dropped: Tensor | None = None
-    logit: Tensor | None = None
 
     @classmethod
     def fixed(cls, taken: Tensor, dtype: torch.dtype) -> Route:
@@ -93,7 +91,7 @@ class Gating:
         hard = taken.to(gate.dtype)
         # The difference first: it is exactly 0, whereas (1 + s) - s is rounded and would not be 1.
         weight = hard * surrogate if self.gradient == "scaled" else hard + (surrogate - surrogate.detach())
-        return Route(gate=gate, weight=weight, taken=taken, logit=logit)
+        return Route(gate=gate, weight=weight, taken=taken)
 
 
 class _UpperBound(torch.autograd.Function):
