@@ -18,7 +18,7 @@ INDEX_DTYPES = (torch.int64, torch.int32)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
-    """The arguments of `attend` after validation: `rows`, `starts` are int64 [B, 1 or G, R] or None, `scale` a number."""
+    """The arguments of `attend` after validation: `rows` and `starts` are int64 [B, 1 or G, R] or None."""
 
     q: Tensor
     k: Tensor
@@ -229,8 +229,7 @@ def _check_keys(keys: Tensor, q: Tensor, k: Tensor, key_block: int, row_block: i
         if low < -1 or high >= n_blocks:
             what = "token positions" if key_block == 1 else f"indices of blocks of {key_block} keys,"
             raise ShapeError(
-                f"keys holds values {int(low)}..{int(high)}; expected {what} 0..{n_blocks - 1}, "
-                "or -1 for an empty slot"
+                f"keys holds values {int(low)}..{int(high)}; expected {what} 0..{n_blocks - 1}, or -1 for an empty slot"
             )
     return keys.to(torch.int64)
 

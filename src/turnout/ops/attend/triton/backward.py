@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from turnout.ops.attend.triton.configs import Tile, forward_splits, row_splits
+from turnout.ops.attend.triton.configs import forward_splits, row_splits
 from turnout.ops.attend.triton.inverse import inverse_list
 from turnout.ops.attend.triton.job import LOG2E, Job, run
 from turnout.ops.attend.triton.tiles import (

@@ -107,7 +107,7 @@ def forward_splits(tile: Tile, n_tiles: int, n_heads: int, n_span: int, n_sms: i
     wanted = tile.splits or -(-PROGRAMS_PER_SM * n_sms // max(n_tiles * n_heads, 1))
     most = tile.splits or max(min(n_span // LEAST_SPAN, MOST_SPLITS), 1)
     n_splits = max(min(wanted, most), 1)
-    span = max(-(-(-(-n_span // n_splits)) // tile.keys) * tile.keys, tile.keys)
+    span = max(-(-n_span // (n_splits * tile.keys)) * tile.keys, tile.keys)
     return -(-n_span // span), span
 
 

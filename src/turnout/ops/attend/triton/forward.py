@@ -1,8 +1,8 @@
 """The forward kernel: one program folds a span of keys into a tile of routed rows.
 
-A tile holds BM packed rows: `PACK` query heads of one kv head for each routed row, heads innermost, so that the keys are
-read once for all of them. Its rows are ascending, so its keys end at the last row; keys at or before its first row need
-no mask. Programs of the latest tiles start first, because they are the longest.
+A tile holds BM packed rows: `PACK` query heads of one kv head for each routed row, heads innermost, so that the
+keys are read once for all of them. Its rows are ascending, so its keys end at the last row; keys at or before its first
+row need no mask. Programs of the latest tiles start first, because they are the longest.
 
 Axes: B batch, R query rows, S keys, H query heads, G kv heads, D head dim (BD padded to a power of two), K directions,
 F = H / PACK packed heads, P = R · PACK packed rows of one packed head, BM rows and BN keys of a tile.
@@ -92,7 +92,8 @@ def forward_kernel(
     o_ptr, raw_ptr, lse_ptr,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
     n_batch, n_rows, n_keys, n_splits, span, window, sinks, n_chosen, n_directions, scale,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, PACK: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, TILE: tl.constexpr,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, PACK: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, TILE: tl.constexpr,
     PRECISION: tl.constexpr, SPLIT: tl.constexpr, ROW_LISTS: tl.constexpr, START_LISTS: tl.constexpr,
     WINDOW: tl.constexpr, SINKS: tl.constexpr, DECAY: tl.constexpr, KEY_BLOCK: tl.constexpr, DIRECTIONS: tl.constexpr,
 ):  # fmt: skip
@@ -153,9 +154,7 @@ def forward_kernel(
         return
 
     q_offset = packed_offsets(batch64, index, head, stride_qb, stride_qt, stride_qh)
-    q = tl.load(
-        q_ptr + q_offset[:, None] + offset_d[None, :], mask=valid[:, None] & (offset_d[None, :] < D), other=0.0
-    )
+    q = tl.load(q_ptr + q_offset[:, None] + offset_d[None, :], mask=valid[:, None] & (offset_d[None, :] < D), other=0.0)
     k_base = k_ptr + batch64 * stride_kb + kv_head * stride_kh
     v_base = v_ptr + batch64 * stride_vb + kv_head * stride_vh
     hi_base, lo_base, row_hi, row_lo = hi_ptr, lo_ptr, hi_ptr, lo_ptr
@@ -212,9 +211,7 @@ def forward_kernel(
         lse = tl.where(some, peak + tl.log2(tl.where(some, total, 1.0)), float("inf"))
         if DIRECTIONS:
             tl.store(raw_ptr + o_offset, o.to(raw_ptr.dtype.element_ty), mask=o_mask)
-            o = suppress_tile(
-                o, directions_ptr, suppress_ptr, row_index, head, inside, n_directions, offset_d, D, BD
-            )
+            o = suppress_tile(o, directions_ptr, suppress_ptr, row_index, head, inside, n_directions, offset_d, D, BD)
     tl.store(o_ptr + o_offset, o.to(o_ptr.dtype.element_ty), mask=o_mask)
     tl.store(lse_ptr + lse_offset, lse, mask=inside)
 
@@ -260,13 +257,15 @@ def merge_kernel(
         tl.store(raw_ptr + o_offset, o.to(raw_ptr.dtype.element_ty), mask=o_mask)
         o = suppress_tile(o, directions_ptr, suppress_ptr, row_index, head, inside, n_directions, offset_d, D, BD)
     tl.store(o_ptr + o_offset, o.to(o_ptr.dtype.element_ty), mask=o_mask)
-    tl.store(lse_ptr + lse_offset, tl.where(some, peak + tl.log2(tl.where(some, total, 1.0)), float("inf")), mask=inside)
+    tl.store(
+        lse_ptr + lse_offset, tl.where(some, peak + tl.log2(tl.where(some, total, 1.0)), float("inf")), mask=inside
+    )
 
 
 def forward(job: Job) -> tuple[Tensor, Tensor, Tensor]:
     """o [B, R, H, D], the output before the suppression (empty without the option) and lse [B, F, P]."""
     q, tile = job.q, job.plan().forward
-    n_batch, n_rows, n_heads, width = q.shape
+    n_batch = q.shape[0]
     o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     raw = torch.empty_like(o) if job.directions is not None else o.new_empty(0)
     lse = torch.empty(n_batch, job.packed_heads, job.n_packed, dtype=torch.float32, device=q.device)
@@ -301,4 +300,3 @@ def forward(job: Job) -> tuple[Tensor, Tensor, Tensor]:
         }  # fmt: skip
         run(merge_kernel, -(-job.n_packed // MERGE_ROWS) * n_heads, merge, warps=4)
     return o, raw, lse
-

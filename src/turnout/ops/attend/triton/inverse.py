@@ -10,9 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 
-def chosen_blocks(
-    keys: Tensor, rows: Tensor, *, row_block: int, key_block: int, n_keys: int
-) -> tuple[Tensor, Tensor]:
+def chosen_blocks(keys: Tensor, rows: Tensor, *, row_block: int, key_block: int, n_keys: int) -> tuple[Tensor, Tensor]:
     """Sort every tile's list, each block once, none that lies after the tile's last row.
 
     Args:

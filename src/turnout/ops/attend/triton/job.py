@@ -77,7 +77,9 @@ class Job:
         if self.blocks is None:
             return plan
         height = max(LEAST, 1 << (self.row_block * self.pack - 1).bit_length())
-        return Plan(*(with_rows(tile, height, min(tile.keys, self.key_block)) for tile in (plan.forward, plan.dq, plan.dkdv)))
+        return Plan(
+            *(with_rows(tile, height, min(tile.keys, self.key_block)) for tile in (plan.forward, plan.dq, plan.dkdv))
+        )
 
     def tile_step(self, tile: Tile) -> int:
         """Packed rows from one tile to the next."""

@@ -89,9 +89,7 @@ def fold_scores(score, row_hi, row_lo, hi_base, lo_base, key, n_keys, scale, DEC
     if DECAY:
         key_hi = tl.load(hi_base + key, mask=key < n_keys, other=0.0)
         key_lo = tl.load(lo_base + key, mask=key < n_keys, other=0.0)
-        score = score * scale + (
-            (row_hi[:, None] - key_hi[None, :]) + (row_lo[:, None] - key_lo[None, :])
-        )
+        score = score * scale + ((row_hi[:, None] - key_hi[None, :]) + (row_lo[:, None] - key_lo[None, :]))
     return score
 
 
