@@ -230,20 +230,25 @@ def dq_kernel(
 
 @triton.jit
 def _dkdv_tile(
-    dk, dv, dc, k, v, key, key_hi, key_lo, packed, n_packed, batch64, packed_head, rows_base, starts_base, q_base,
+    dk, dv, dc, k, v, key, key_hi, key_lo, first, n_packed, batch64, packed_head, rows_base, starts_base, q_base,
     grad_base, lse_base, delta_base, stride_qt, stride_qh, hi_base, lo_base, n_rows, n_keys, window, sinks, scale,
-    HEADS: tl.constexpr, PACK: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr,
-    MASKED: tl.constexpr, LISTED: tl.constexpr, DECAY: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr,
+    HEADS: tl.constexpr, PACK: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
+    PRECISION: tl.constexpr, MASKED: tl.constexpr, LISTED: tl.constexpr, DECAY: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr,
     STARTS: tl.constexpr,
 ):  # fmt: skip
     """One tile of packed rows into a block of keys; scores are transposed, keys × rows."""
+    packed = first + tl.arange(0, BM)
     index, member = packed // PACK, packed % PACK
     inside = packed < n_packed
     offset_d = tl.arange(0, BD)
     mask = inside[:, None] & (offset_d[None, :] < D)
-    index64 = index.to(tl.int64)
-    q = tl.load(q_base + (index64 * stride_qt + member * stride_qh)[:, None] + offset_d[None, :], mask=mask, other=0.0)
-    grad = tl.load(grad_base + (index64 * HEADS + member)[:, None] * D + offset_d[None, :], mask=mask, other=0.0)
+    # The first row in int64, the offsets from it in 32 bits.
+    first_index = first // PACK
+    from_first = index - first_index
+    q_offset = (from_first * stride_qt + member * stride_qh)[:, None] + offset_d[None, :]
+    q = tl.load(q_base + tl.cast(first_index, tl.int64) * stride_qt + q_offset, mask=mask, other=0.0)
+    grad_offset = (from_first * HEADS + member)[:, None] * D + offset_d[None, :]
+    grad = tl.load(grad_base + tl.cast(first_index, tl.int64) * (HEADS * D) + grad_offset, mask=mask, other=0.0)
     lse = tl.load(lse_base + packed, mask=inside, other=float("inf"))
     delta = tl.load(delta_base + packed, mask=inside, other=0.0)
     score = tl.dot(k, tl.trans(q), input_precision=PRECISION)
@@ -385,10 +390,10 @@ def dkdv_kernel(
                 first = tl.load(entry_ptr + pair * n_entries + entry) * TILE
                 stop = tl.minimum(first + TILE, n_packed)
                 dk, dv, dc = _dkdv_tile(
-                    dk, dv, dc, k, v, key, key_hi, key_lo, first + tl.arange(0, BM), stop, batch64, packed_head,
+                    dk, dv, dc, k, v, key, key_hi, key_lo, first, stop, batch64, packed_head,
                     rows_base, starts_base, q_base, grad_base, lse_base, delta_base, stride_qt, stride_qh, hi_base,
                     lo_base, n_rows, n_keys, window, sinks, scale,
-                    HEADS, PACK, D, BD, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS,
+                    HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS,
                 )  # fmt: skip
         else:
             # Whole tiles from the first row on; the tiles that touch a masked row are masked.
@@ -407,25 +412,25 @@ def dkdv_kernel(
                 full_stop = tl.minimum(tl.maximum(full_stop, mask_end), start + each)
             for first in tl.range(start, tl.minimum(mask_end, stop), BM):
                 dk, dv, dc = _dkdv_tile(
-                    dk, dv, dc, k, v, key, key_hi, key_lo, first + tl.arange(0, BM), n_packed, batch64, packed_head,
+                    dk, dv, dc, k, v, key, key_hi, key_lo, first, n_packed, batch64, packed_head,
                     rows_base, starts_base, q_base, grad_base, lse_base, delta_base, stride_qt, stride_qh, hi_base,
                     lo_base, n_rows, n_keys, window, sinks, scale,
-                    HEADS, PACK, D, BD, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS,
+                    HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS,
                 )  # fmt: skip
             for first in tl.range(mask_end, tl.minimum(full_stop, stop), BM):
                 dk, dv, dc = _dkdv_tile(
-                    dk, dv, dc, k, v, key, key_hi, key_lo, first + tl.arange(0, BM), n_packed, batch64, packed_head,
+                    dk, dv, dc, k, v, key, key_hi, key_lo, first, n_packed, batch64, packed_head,
                     rows_base, starts_base, q_base, grad_base, lse_base, delta_base, stride_qt, stride_qh, hi_base,
                     lo_base, n_rows, n_keys, window, sinks, scale,
-                    HEADS, PACK, D, BD, PRECISION, False, LISTED, DECAY, WINDOW, SINKS, STARTS,
+                    HEADS, PACK, D, BD, BM, PRECISION, False, LISTED, DECAY, WINDOW, SINKS, STARTS,
                 )  # fmt: skip
             if WINDOW or STARTS:
                 for first in tl.range(full_stop, stop, BM):
                     dk, dv, dc = _dkdv_tile(
-                        dk, dv, dc, k, v, key, key_hi, key_lo, first + tl.arange(0, BM), n_packed, batch64,
+                        dk, dv, dc, k, v, key, key_hi, key_lo, first, n_packed, batch64,
                         packed_head, rows_base, starts_base, q_base, grad_base, lse_base, delta_base, stride_qt,
                         stride_qh, hi_base, lo_base, n_rows, n_keys, window, sinks, scale,
-                        HEADS, PACK, D, BD, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS,
+                        HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS,
                     )  # fmt: skip
         if DECAY:
             dc_base = dc_ptr + ((split.to(tl.int64) * n_batch + batch) * HEADS + packed_head) * n_keys
