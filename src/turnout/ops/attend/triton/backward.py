@@ -233,8 +233,8 @@ def _dkdv_tile(
     dk, dv, dc, k, v, key, key_hi, key_lo, first, n_packed, batch64, packed_head, rows_base, starts_base, q_base,
     grad_base, lse_base, delta_base, stride_qt, stride_qh, hi_base, lo_base, n_rows, n_keys, window, sinks, scale,
     HEADS: tl.constexpr, PACK: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
-    PRECISION: tl.constexpr, MASKED: tl.constexpr, LISTED: tl.constexpr, DECAY: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr,
-    STARTS: tl.constexpr,
+    PRECISION: tl.constexpr, MASKED: tl.constexpr, LISTED: tl.constexpr, DECAY: tl.constexpr, WINDOW: tl.constexpr,
+    SINKS: tl.constexpr, STARTS: tl.constexpr,
 ):  # fmt: skip
     """One tile of packed rows into a block of keys; scores are transposed, keys × rows."""
     packed = first + tl.arange(0, BM)
