@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from turnout.errors import ConfigError, ShapeError, nearest
+from turnout.ops.attend.triton.support import why_not_here
 
 Overflow = Literal["earliest", "confident", "raise"]
 POLICIES = ("earliest", "confident", "raise")
@@ -34,19 +35,27 @@ def compact(
     "earliest" keeps the first C rows and is causal. "confident" keeps the C rows of highest `gate` (ties: the earlier
     row) and is *not* causal when it overflows, because a later token can displace an earlier one. "raise" raises.
 
+    A token whose gate is NaN does not attend. An infinite gate ranks like the largest or smallest finite number.
+
     Args:
         taken: bool [B, T, G].
         capacity: slots C ≥ 1; None takes the largest count (at least 1).
         overflow: what to do with rows beyond the capacity.
-        gate: probability [B, T, G], used by "confident" only.
+        gate: probability [B, T, G]; ranks the rows under "confident".
     Returns:
-        Compacted(rows, count, dropped); count + dropped = number of True.
+        Compacted(rows, count, dropped); count + dropped = number of True with a gate that is not NaN.
     Raises:
         ShapeError: `taken` or `gate` has the wrong shape or dtype.
         ConfigError: capacity < 1, unknown policy, "confident" without a gate, or overflow under "raise".
     Cost: O(B·T·G), and a sort for "confident". One host synchronisation with capacity None or "raise", else none.
     """
     _check(taken, capacity, overflow, gate)
+    if capacity is not None and overflow == "earliest" and _on_gpu(taken):
+        from turnout.ops.compact_kernel import compact_rows
+
+        return Compacted(*compact_rows(taken, None if gate is None else gate.detach(), capacity))
+    if gate is not None:
+        taken = taken & ~gate.isnan()
     taken = taken.transpose(1, 2)
     total = taken.sum(-1)
     if capacity is None:
@@ -69,9 +78,16 @@ def compact(
 
 def _most_confident(taken: Tensor, gate: Tensor, capacity: int) -> Tensor:
     """bool [B, G, T]: the `capacity` taken rows of highest gate."""
-    score = gate.detach().transpose(1, 2).masked_fill(~taken, float("-inf"))
+    limits = torch.finfo(gate.dtype)
+    gate = gate.detach().clamp(limits.min, limits.max)
+    score = gate.transpose(1, 2).masked_fill(~taken, float("-inf"))
     best = score.sort(dim=-1, descending=True, stable=True).indices[..., :capacity]
     return torch.zeros_like(taken).scatter(-1, best, True) & taken
+
+
+def _on_gpu(taken: Tensor) -> bool:
+    """One launch of a Triton kernel instead of eight of torch's; the interpreter is for tests, never chosen here."""
+    return taken.is_cuda and not why_not_here("cuda", taken.device.index or 0)
 
 
 def _check(taken: Tensor, capacity: int | None, overflow: str, gate: Tensor | None) -> None:

@@ -88,6 +88,7 @@ def test_explain_names_the_implementation_and_the_reason() -> None:
     "impl,options",
     [
         ("triton", {}),
+        ("scattered", {}),
         ("gathered", {"keys": EVERY_KEY}),
         ("dense", {"rows": ROWS}),
         ("dense", {}),

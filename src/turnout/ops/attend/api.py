@@ -5,6 +5,7 @@ Axes: B batch, R query rows, S keys, H query heads, G kv heads, D head dim, K ke
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,11 +13,13 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from turnout.errors import ConfigError, UnsupportedError, nearest
+from turnout.ops.attend.breakeven import break_even
 from turnout.ops.attend.call import Call, check_call
-from turnout.ops.attend.gathered import gathered_attend
+from turnout.ops.attend.gathered import gathered_attend, scattered_attend
 from turnout.ops.attend.reference import reference_attend, suppress_directions
+from turnout.ops.attend.triton.support import why_not_triton
 
-IMPLS = ("auto", "reference", "gathered", "dense")
+IMPLS = ("auto", "reference", "gathered", "triton", "scattered", "dense")
 
 
 class Choice(NamedTuple):
@@ -32,7 +35,10 @@ def attend(
     v: Tensor,
     *,
     rows: Tensor | None = None,
+    starts: Tensor | None = None,
     keys: Tensor | None = None,
+    key_block: int = 1,
+    row_block: int = 1,
     log_decay: Tensor | None = None,
     window: int | None = None,
     sinks: int = 0,
@@ -43,12 +49,12 @@ def attend(
 ) -> Tensor:
     """Causal attention of the query rows that were taken; k and v stay whole.
 
-        s[t, j] = scale · <q_t, k_j> + Σ_{j<i≤t} log_decay[i]     over j ≤ t, in the window or the sinks, in keys[t]
+        s[t, j] = scale · <q_t, k_j> + Σ_{j<i≤t} log_decay[i]     over starts[t] ≤ j ≤ t, in window or sinks, in keys[t]
         o_t     = Σ_j softmax_j(s[t, j]) v_j                      exactly 0 in an empty slot or if nothing is visible
         o'_t    = o_t − Σ_k suppress[t, k] · <o_t, d_k> d_k
 
-    Every option is the identity when absent. Values of `rows`, `keys` and `log_decay` are checked on the CPU only:
-    elsewhere a check would synchronise the device.
+    Every option is the identity when absent. Values of `rows`, `starts`, `keys` and `log_decay` are checked on the CPU
+    only: elsewhere a check would synchronise the device.
 
     Args:
         q: queries of the rows taken, float [B, R, H, D].
@@ -56,14 +62,19 @@ def attend(
         v: values, like k.
         rows: position of each query row, int64 [B, R], or [B, G, R] with one list per kv head; strictly ascending,
             -1 = empty slot, at the end of the list. None: the last R positions.
-        keys: tokens a row may read, int [B, R, G, K], -1 = empty slot; intersected with the causal keys.
+        starts: first key position that each row may read, int like `rows`, ≥ 0 and never falling within a list; for
+            sequences packed one after another it is the first position of the row's own sequence, where its sinks
+            begin too. What it holds in an empty slot does not matter. None: 0.
+        keys: what a row may read, int [B, ceil(R / row_block), G, K], -1 = empty slot; the causal ones of them.
+        key_block: block n of `keys` is the positions n · key_block .. (n + 1) · key_block − 1; 1: tokens.
+        row_block: consecutive query rows (slots) that share one list of `keys`; 1: one list a row.
         log_decay: log of the decay at each step, [B, S, H], finite and ≤ 0.
         window: a row at t sees t − window < j ≤ t.
-        sinks: the first positions, visible in spite of the window.
+        sinks: the first positions (from `starts` on), visible in spite of the window.
         directions: unit vectors [H, K, D].
         suppress: how much of each direction is removed, [B, R, H, K]; 1 removes it.
         scale: default D ** -0.5.
-        impl: "auto", or one of "reference", "gathered", "dense", which then runs or raises.
+        impl: "auto", or one of "reference", "gathered", "triton", "scattered", "dense", which then runs or raises.
     Returns:
         o: like q, [B, R, H, D]; under autocast in autocast's dtype.
     Raises:
@@ -73,8 +84,8 @@ def attend(
     Cost: O(B·H·R·S·D) multiply-adds at most; the CPU computes only the keys at or before each chunk of rows.
     """
     call = check_call(
-        q, k, v, rows=rows, keys=keys, log_decay=log_decay, window=window, sinks=sinks,
-        directions=directions, suppress=suppress, scale=scale,
+        q, k, v, rows=rows, starts=starts, keys=keys, key_block=key_block, row_block=row_block, log_decay=log_decay,
+        window=window, sinks=sinks, directions=directions, suppress=suppress, scale=scale,
     )  # fmt: skip
     return _RUN[choose(call, impl).impl](call)
 
@@ -85,7 +96,10 @@ def explain(
     v: Tensor,
     *,
     rows: Tensor | None = None,
+    starts: Tensor | None = None,
     keys: Tensor | None = None,
+    key_block: int = 1,
+    row_block: int = 1,
     log_decay: Tensor | None = None,
     window: int | None = None,
     sinks: int = 0,
@@ -96,28 +110,19 @@ def explain(
 ) -> str:
     """Say which implementation `attend` would run for these arguments, and why: `"gathered: ..."`."""
     call = check_call(
-        q, k, v, rows=rows, keys=keys, log_decay=log_decay, window=window, sinks=sinks,
-        directions=directions, suppress=suppress, scale=scale,
+        q, k, v, rows=rows, starts=starts, keys=keys, key_block=key_block, row_block=row_block, log_decay=log_decay,
+        window=window, sinks=sinks, directions=directions, suppress=suppress, scale=scale,
     )  # fmt: skip
     return ": ".join(choose(call, impl))
 
 
 def choose(call: Call, impl: str) -> Choice:
     """Pick the implementation; an explicit one that cannot do the call raises."""
-    if impl == "triton":
-        raise UnsupportedError("impl='triton' is not implemented yet; use impl='auto' or impl='gathered'")
     if impl not in IMPLS:
         raise ConfigError(f"impl={impl!r} is not an implementation of attend{nearest(impl, IMPLS)}")
-    if impl == "reference":
-        return Choice("reference", "asked for")
-    not_dense, not_gathered = _why_not_dense(call), _why_not_gathered(call)
     if impl == "auto":
-        if not not_dense:
-            return Choice("dense", "every row is taken and no option changes the scores")
-        if not not_gathered:
-            return Choice("gathered", f"not dense, because {not_dense}")
-        return Choice("reference", f"the only implementation for this call, because {not_gathered}")
-    reason = not_dense if impl == "dense" else not_gathered
+        return _choose_fastest(call)
+    reason = _WHY_NOT[impl](call)
     if reason:
         raise UnsupportedError(
             f"impl={impl!r} cannot run this call, because {reason}; use impl='auto' or impl='reference'"
@@ -125,20 +130,58 @@ def choose(call: Call, impl: str) -> Choice:
     return Choice(impl, "asked for")
 
 
+def _choose_fastest(call: Call) -> Choice:
+    not_dense = _why_not_dense(call)
+    if not not_dense:
+        return Choice("dense", "every row is taken and no option changes the scores")
+    if call.q.is_cuda and not why_not_triton(call):
+        return _triton_or_scattered(call, not_dense)
+    not_gathered = _why_not_gathered(call)
+    if not not_gathered:
+        return Choice("gathered", f"not dense, because {not_dense}")
+    return Choice("reference", f"the only implementation for this call, because {not_gathered}")
+
+
+def _triton_or_scattered(call: Call, not_dense: str) -> Choice:
+    """On a GPU: dense attention with scattered queries from the measured break-even on, else the Triton kernels."""
+    not_scattered = _why_not_scattered(call)
+    if not_scattered:
+        return Choice("triton", f"not dense, because {not_dense}")
+    backward = torch.is_grad_enabled() and any(x.requires_grad for x in (call.q, call.k, call.v))
+    fraction, row = break_even(call.q, backward=backward)
+    taken = call.q.shape[1] / max(call.k.shape[1], 1)
+    if taken >= fraction:
+        return Choice("scattered", f"{taken:.2f} of the positions have a slot, break-even {fraction:.2f} ({row})")
+    return Choice("triton", f"{taken:.2f} of the positions have a slot, break-even {fraction:.2f} ({row})")
+
+
 def _why_not_dense(call: Call) -> str:
     if call.rows is not None:
         return "rows are given"
     if call.q.shape[1] != call.k.shape[1]:
         return f"q has {call.q.shape[1]} rows and k {call.k.shape[1]} positions"
-    for name, value in (("keys", call.keys), ("log_decay", call.log_decay), ("window", call.window)):
+    return _changes_scores(call)
+
+
+def _changes_scores(call: Call) -> str:
+    options = ("starts", call.starts), ("keys", call.keys), ("log_decay", call.log_decay), ("window", call.window)
+    for name, value in options:
         if value is not None:
             return f"{name} is given"
     return ""
 
 
+def _why_not_scattered(call: Call) -> str:
+    if call.rows is None:
+        return "rows are not given"
+    return _changes_scores(call)
+
+
 def _why_not_gathered(call: Call) -> str:
     if call.keys is not None:
-        return "keys is given (content routing has no fast path yet)"
+        return "keys is given (content routing has a fast path on a GPU only)"
+    if call.starts is not None:
+        return "starts is given (packed sequences have a fast path on a GPU only)"
     if call.log_decay is not None and call.q.dtype == torch.float16:
         return "log_decay in float16 does not have the range to sum a decay"
     return ""
@@ -157,4 +200,24 @@ def dense_attend(call: Call) -> Tensor:
     return suppress_directions(out, call.directions, call.suppress).to(call.q.dtype)
 
 
-_RUN = {"reference": reference_attend, "gathered": gathered_attend, "dense": dense_attend}
+def _triton_attend(call: Call) -> Tensor:
+    # Not at the top: `import turnout` does not import Triton.
+    from turnout.ops.attend.triton.op import triton_attend
+
+    return triton_attend(call)
+
+
+_RUN = {
+    "reference": reference_attend,
+    "gathered": gathered_attend,
+    "triton": _triton_attend,
+    "scattered": scattered_attend,
+    "dense": dense_attend,
+}
+_WHY_NOT: dict[str, Callable[[Call], str]] = {
+    "reference": lambda call: "",
+    "gathered": _why_not_gathered,
+    "triton": why_not_triton,
+    "scattered": _why_not_scattered,
+    "dense": _why_not_dense,
+}

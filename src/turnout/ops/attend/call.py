@@ -18,7 +18,7 @@ INDEX_DTYPES = (torch.int64, torch.int32)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
-    """The arguments of `attend` after validation: `rows` is int64 [B, 1 or G, R] or None, `scale` is a number."""
+    """The arguments of `attend` after validation: `rows` and `starts` are int64 [B, 1 or G, R] or None."""
 
     q: Tensor
     k: Tensor
@@ -31,6 +31,9 @@ class Call:
     directions: Tensor | None
     suppress: Tensor | None
     scale: float
+    starts: Tensor | None = None
+    key_block: int = 1
+    row_block: int = 1
 
     @property
     def group_size(self) -> int:
@@ -59,6 +62,9 @@ def check_call(
     directions: Tensor | None,
     suppress: Tensor | None,
     scale: float | None,
+    starts: Tensor | None = None,
+    key_block: int = 1,
+    row_block: int = 1,
 ) -> Call:
     """Check shapes, types, devices and (on the CPU only, where it costs no synchronisation) index values.
 
@@ -70,12 +76,16 @@ def check_call(
     q, k, v = _autocast(q, k, v)
     _check_qkv(q, k, v)
     _check_pattern(window, sinks)
+    _check_blocks(keys, key_block, row_block)
     call = Call(
         q=q,
         k=k,
         v=v,
         rows=None if rows is None else _check_rows(rows, q, k),
-        keys=None if keys is None else _check_keys(keys, q, k),
+        starts=None if starts is None else _check_starts(starts, rows, q, k),
+        keys=None if keys is None else _check_keys(keys, q, k, key_block, row_block),
+        key_block=key_block,
+        row_block=row_block,
         log_decay=None if log_decay is None else _check_log_decay(log_decay, q, k),
         window=window,
         sinks=sinks,
@@ -141,6 +151,14 @@ def _check_pattern(window: int | None, sinks: int) -> None:
         raise ConfigError(f"sinks={sinks} without a window has no effect (all keys are visible); pass window= as well")
 
 
+def _check_blocks(keys: Tensor | None, key_block: int, row_block: int) -> None:
+    for name, size in (("key_block", key_block), ("row_block", row_block)):
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ConfigError(f"{name}={size!r}; expected a whole number >= 1 (1 = single tokens)")
+        if size > 1 and keys is None:
+            raise ConfigError(f"{name}={size} without keys has no effect; pass keys= as well")
+
+
 def _check_index(name: str, index: Tensor, q: Tensor) -> None:
     if index.dtype not in INDEX_DTYPES:
         raise ShapeError(f"{name} is {index.dtype}; expected int64 token positions (-1 = empty slot)")
@@ -148,21 +166,40 @@ def _check_index(name: str, index: Tensor, q: Tensor) -> None:
         raise ShapeError(f"{name} is on {index.device} but q is on {q.device}; move it with .to(q.device)")
 
 
-def _check_rows(rows: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    _check_index("rows", rows, q)
-    n_batch, n_rows, n_groups, n_keys = q.shape[0], q.shape[1], k.shape[2], k.shape[1]
+def _check_lists(name: str, lists: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """One number a row, [B, R] or [B, 1 or G, R] → int64 [B, 1 or G, R]."""
+    _check_index(name, lists, q)
+    n_batch, n_rows, n_groups = q.shape[0], q.shape[1], k.shape[2]
     shapes = ([n_batch, n_rows], [n_batch, 1, n_rows], [n_batch, n_groups, n_rows])
-    if list(rows.shape) not in shapes:
+    if list(lists.shape) not in shapes:
         raise ShapeError(
-            f"rows has shape {list(rows.shape)}; expected [B, R] = {shapes[0]}, or [B, G, R] = {shapes[2]} with one "
+            f"{name} has shape {list(lists.shape)}; expected [B, R] = {shapes[0]}, or [B, G, R] = {shapes[2]} with one "
             "list per kv head"
         )
-    rows = rows.to(torch.int64)
-    if rows.dim() == 2:
-        rows = rows[:, None]
+    lists = lists.to(torch.int64)
+    return lists[:, None] if lists.dim() == 2 else lists
+
+
+def _check_rows(rows: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    rows = _check_lists("rows", rows, q, k)
     if rows.device.type == "cpu" and rows.numel():
-        _check_row_values(rows, n_keys)
+        _check_row_values(rows, k.shape[1])
     return rows
+
+
+def _check_starts(starts: Tensor, rows: Tensor | None, q: Tensor, k: Tensor) -> Tensor:
+    starts = _check_lists("starts", starts, q, k)
+    if starts.device.type == "cpu" and starts.numel():
+        # Empty slots hold anything.
+        taken = None if rows is None else rows if rows.dim() == 3 else rows[:, None]
+        seen = starts if taken is None else torch.where(taken < 0, k.shape[1], starts)
+        low = seen.amin()
+        if low < 0 or bool((seen[..., 1:] < seen[..., :-1]).any()):
+            raise ShapeError(
+                f"starts holds {int(low)} or falls from one row to the next; expected the first key position of each "
+                "row's own sequence, 0 or more and never falling within a list"
+            )
+    return starts
 
 
 def _check_row_values(rows: Tensor, n_keys: int) -> None:
@@ -180,17 +217,19 @@ def _check_row_values(rows: Tensor, n_keys: int) -> None:
         )
 
 
-def _check_keys(keys: Tensor, q: Tensor, k: Tensor) -> Tensor:
+def _check_keys(keys: Tensor, q: Tensor, k: Tensor, key_block: int, row_block: int) -> Tensor:
     _check_index("keys", keys, q)
-    expected = [q.shape[0], q.shape[1], k.shape[2]]
+    expected = [q.shape[0], -(-q.shape[1] // row_block), k.shape[2]]
     if keys.dim() != 4 or list(keys.shape[:3]) != expected:
-        raise ShapeError(f"keys has shape {list(keys.shape)}; expected [B, R, G, K] = {[*expected, 'K']}")
+        first = "R" if row_block == 1 else f"ceil(R / {row_block})"
+        raise ShapeError(f"keys has shape {list(keys.shape)}; expected [B, {first}, G, K] = {[*expected, 'K']}")
     if keys.device.type == "cpu" and keys.numel():
         low, high = torch.aminmax(keys)
-        if low < -1 or high >= k.shape[1]:
+        n_blocks = -(-k.shape[1] // key_block)
+        if low < -1 or high >= n_blocks:
+            what = "token positions" if key_block == 1 else f"indices of blocks of {key_block} keys,"
             raise ShapeError(
-                f"keys holds values {int(low)}..{int(high)}; expected token positions 0..{k.shape[1] - 1}, "
-                "or -1 for an empty slot"
+                f"keys holds values {int(low)}..{int(high)}; expected {what} 0..{n_blocks - 1}, or -1 for an empty slot"
             )
     return keys.to(torch.int64)
 

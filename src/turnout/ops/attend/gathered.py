@@ -52,6 +52,17 @@ def gathered_attend(call: Call) -> Tensor:
     return suppress_directions(out, call.directions, call.suppress).to(call.q.dtype)
 
 
+def scattered_attend(call: Call) -> Tensor:
+    """Dense causal attention with every query at its own position, for calls whose rows are nearly all; no options.
+
+    Returns:
+        o: like q, [B, R, H, D].
+    Cost: that of dense attention, O(B·H·S²·D), and one copy of q and o.
+    """
+    out = _scattered(call.q, call.k, call.positions(), call.scale, call)
+    return suppress_directions(out, call.directions, call.suppress).to(call.q.dtype)
+
+
 def fold_decay(call: Call) -> tuple[Tensor, Tensor, float]:
     """Turn the decay into extra coordinates of q and k, so that any attention kernel computes it, with its gradient.
 

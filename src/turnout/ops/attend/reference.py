@@ -53,23 +53,30 @@ def per_head(call: Call, rows: Tensor) -> Tensor:
 
 
 def visible_keys(call: Call) -> Tensor:
-    """Which keys each row may attend: causal ∩ (window ∪ sinks) ∩ keys, bool [B, H, R, S]."""
+    """Which keys each row may attend: causal ∩ its own sequence ∩ (window ∪ sinks) ∩ keys, bool [B, H, R, S]."""
     n_keys = call.k.shape[1]
     row = per_head(call, call.positions())[..., None]
     key = torch.arange(n_keys, device=call.q.device)
     visible = key <= row
+    start = 0 if call.starts is None else per_head(call, call.starts)[..., None]
+    if call.starts is not None:
+        visible = visible & (key >= start)
     if call.window is not None:
-        visible = visible & ((key > row - call.window) | (key < call.sinks))
+        visible = visible & ((key > row - call.window) | (key < start + call.sinks))
     if call.keys is not None:
-        visible = visible & _chosen_keys(call.keys, n_keys).repeat_interleave(call.group_size, dim=1)
+        visible = visible & _chosen_keys(call, call.keys).repeat_interleave(call.group_size, dim=1)
     return visible
 
 
-def _chosen_keys(keys: Tensor, n_keys: int) -> Tensor:
-    """Token indices [B, R, G, K] → bool [B, G, R, S]; empty slots write into a spare column that is cut off."""
-    slot = torch.where(keys < 0, n_keys, keys).transpose(1, 2)
-    chosen = torch.zeros(*slot.shape[:3], n_keys + 1, dtype=torch.bool, device=keys.device)
-    return chosen.scatter(-1, slot, True)[..., :n_keys]
+def _chosen_keys(call: Call, keys: Tensor) -> Tensor:
+    """Block indices [B, R / row_block, G, K] → bool [B, G, R, S]; empty slots write into a spare column, cut off."""
+    n_rows, n_keys = call.q.shape[1], call.k.shape[1]
+    n_blocks = -(-n_keys // call.key_block)
+    slot = torch.where(keys < 0, n_blocks, keys).transpose(1, 2)
+    chosen = torch.zeros(*slot.shape[:3], n_blocks + 1, dtype=torch.bool, device=keys.device)
+    chosen = chosen.scatter(-1, slot, True)[..., :n_blocks]
+    chosen = chosen.repeat_interleave(call.key_block, dim=3)[..., :n_keys]
+    return chosen.repeat_interleave(call.row_block, dim=2)[:, :, :n_rows]
 
 
 def total_decay(call: Call) -> Tensor:

@@ -1,0 +1,579 @@
+"""The backward kernels: δ and the suppression's share on rows, dQ with the forward's loop, dK/dV without atomics.
+
+With p = 2^(s − lse), dp = <do, v> and δ = <o, do> of a row:  ds = p (dp − δ),  dq = scale Σ ds k,  dk = scale Σ ds q,
+dv = Σ p do,  and for the cumulative decay c (bias c_t − c_s)  dc_s = −Σ_t ds; the row's own share Σ_s ds vanishes.
+
+Every sum has one fixed order, so that repeated runs agree bit for bit.
+
+Axes: B batch, R query rows, S keys, H query heads, G kv heads, D head dim (BD padded to a power of two), K directions,
+F = H / PACK packed heads, P = R · PACK packed rows of one packed head, BM rows and BN keys of a tile.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from turnout.ops.attend.triton.configs import forward_splits, row_splits
+from turnout.ops.attend.triton.inverse import inverse_list
+from turnout.ops.attend.triton.job import LOG2E, Job, run
+from turnout.ops.attend.triton.tiles import (
+    count_below,
+    fold_scores,
+    key_spans,
+    key_tile,
+    list_start,
+    load_rows,
+    load_starts,
+    packed_offsets,
+    visible,
+)
+
+SIZES = [
+    "n_batch", "n_rows", "n_keys", "n_splits", "span", "window", "sinks", "n_chosen", "n_directions", "n_blocks",
+    "n_entries", "n_tiles", "n_elements",
+]  # fmt: skip
+# Packed rows of a program that prepares rows, elements of one that adds splits.
+PREPARE_ROWS = 16
+SUM_ELEMENTS = 1024
+FAN = 256
+
+
+@triton.jit(do_not_specialize=SIZES)
+def prepare_kernel(
+    o_ptr, grad_ptr, rows_ptr, directions_ptr, suppress_ptr, raw_grad_ptr, delta_ptr, along_o_ptr, along_grad_ptr,
+    n_batch, n_rows, n_keys, n_directions,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, PACK: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
+    BM: tl.constexpr, ROW_LISTS: tl.constexpr, DIRECTIONS: tl.constexpr,
+):  # fmt: skip
+    """δ = <o, do> [B, F, P]; with directions first do ← do − Σ_k r_k <do, d_k> d_k, and <o, d_k>, <do, d_k>."""
+    PACKED_HEADS: tl.constexpr = HEADS // PACK
+    pid = tl.program_id(0)
+    packed_head = pid % PACKED_HEADS
+    batch = pid // PACKED_HEADS % n_batch
+    packed = pid // PACKED_HEADS // n_batch * BM + tl.arange(0, BM)
+    index = packed // PACK
+    head = packed_head * PACK + packed % PACK
+    inside = index < n_rows
+    row = load_rows(
+        rows_ptr, batch, packed_head // (PACKED_HEADS // KV_HEADS), index, inside, n_rows, n_keys, ROW_LISTS
+    )
+    valid = row >= 0
+    offset_d = tl.arange(0, BD)
+    row_index = (batch.to(tl.int64) * n_rows + index) * HEADS + head
+    offset = row_index[:, None] * D + offset_d[None, :]
+    mask = valid[:, None] & (offset_d[None, :] < D)
+    o = tl.load(o_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+    grad = tl.load(grad_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+    if DIRECTIONS:
+        raw = grad
+        for one in range(0, n_directions):
+            d = tl.load(
+                directions_ptr + (head[:, None] * n_directions + one) * D + offset_d[None, :], mask=mask, other=0.0
+            ).to(tl.float32)
+            r = tl.load(suppress_ptr + row_index * n_directions + one, mask=valid, other=0.0).to(tl.float32)
+            along_o, along_grad = tl.sum(o * d, 1), tl.sum(grad * d, 1)
+            tl.store(along_o_ptr + row_index * n_directions + one, along_o, mask=inside)
+            tl.store(along_grad_ptr + row_index * n_directions + one, along_grad, mask=inside)
+            raw -= (r * along_grad)[:, None] * d
+        # Rounded as the kernels will read it, so that Σ_s ds of a row vanishes.
+        rounded = raw.to(raw_grad_ptr.dtype.element_ty)
+        tl.store(raw_grad_ptr + offset, rounded, mask=inside[:, None] & (offset_d[None, :] < D))
+        grad = rounded.to(tl.float32)
+    delta_offset = (batch.to(tl.int64) * PACKED_HEADS + packed_head) * n_rows * PACK + packed
+    tl.store(delta_ptr + delta_offset, tl.sum(o * grad, 1), mask=inside)
+
+
+@triton.jit
+def _dq_block(
+    acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt, hi_base, lo_base,
+    first_key, n_keys, window, sinks, scale,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
+    DECAY: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr, STARTS: tl.constexpr,
+):  # fmt: skip
+    """One block of keys: dq += ds k."""
+    key = first_key + tl.arange(0, BN)
+    k = key_tile(k_base, stride_kt, first_key, n_keys, D, BD, BN, MASKED)
+    v = key_tile(v_base, stride_vt, first_key, n_keys, D, BD, BN, MASKED)
+    score = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    if DECAY:
+        score = fold_scores(score, row_hi, row_lo, hi_base, lo_base, key, n_keys, scale, DECAY)
+        weight = tl.exp2(score - lse[:, None])
+    else:
+        weight = tl.exp2(score * scale - lse[:, None])
+    if MASKED:
+        seen = visible(
+            row[:, None], key[None, :], low if low is None else low[:, None], window, sinks, WINDOW, SINKS, STARTS
+        )
+        weight = tl.where(seen, weight, 0.0)
+    slope = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
+    ds = weight * (slope - delta[:, None])
+    return tl.dot(ds.to(k.dtype), k, acc, input_precision=PRECISION)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def dq_kernel(
+    q_ptr, k_ptr, v_ptr, rows_ptr, starts_ptr, hi_ptr, lo_ptr, list_ptr, listed_ptr, grad_ptr, lse_ptr, delta_ptr,
+    dq_ptr,
+    stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
+    n_batch, n_rows, n_keys, n_splits, span, window, sinks, n_chosen, scale, out_scale,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, PACK: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, SPLIT: tl.constexpr,
+    ROW_LISTS: tl.constexpr, START_LISTS: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr,
+    DECAY: tl.constexpr, KEY_BLOCK: tl.constexpr,
+):  # fmt: skip
+    """dq [B, R, H, D], 0 in empty slots; partial sums a split with SPLIT. The forward's loop and order."""
+    PACKED_HEADS: tl.constexpr = HEADS // PACK
+    STARTS: tl.constexpr = START_LISTS > 0
+    pid = tl.program_id(0)
+    n_tiles = (n_rows * PACK + TILE - 1) // TILE
+    packed_head = pid % PACKED_HEADS
+    batch = pid // PACKED_HEADS % n_batch
+    order = pid // PACKED_HEADS // n_batch
+    split = order % n_splits
+    tile = n_tiles - 1 - order // n_splits
+    kv_head = packed_head // (PACKED_HEADS // KV_HEADS)
+
+    place = tl.arange(0, BM)
+    packed = tile * TILE + place
+    index = packed // PACK
+    head = packed_head * PACK + packed % PACK
+    inside = (index < n_rows) & (place < TILE)
+    row = load_rows(rows_ptr, batch, kv_head, index, inside, n_rows, n_keys, ROW_LISTS)
+    valid = row >= 0
+    last = tl.max(row, 0)
+    batch64 = batch.to(tl.int64)
+    offset_d = tl.arange(0, BD)
+    row_index = (batch64 * n_rows + index) * HEADS + head
+    grad_offset = row_index[:, None] * D + offset_d[None, :]
+    mask = valid[:, None] & (offset_d[None, :] < D)
+    out_offset = grad_offset
+    if SPLIT:
+        out_offset += split.to(tl.int64) * n_batch * n_rows * HEADS * D
+    out_mask = inside[:, None] & (offset_d[None, :] < D)
+
+    low = load_starts(starts_ptr, batch, kv_head, index, valid, n_rows, START_LISTS)
+    sink_lo, sink_hi, lo, full_lo, full_hi, hi = key_spans(
+        row, low, valid, last, window, sinks, BN, WINDOW, SINKS, STARTS
+    )
+    if SPLIT:
+        begin = lo + split * span
+        sink_hi = tl.where(split == 0, sink_hi, sink_lo)
+        hi = tl.minimum(hi, begin + span)
+        full_lo = tl.minimum(tl.maximum(full_lo, begin), tl.maximum(hi, begin))
+        full_hi = tl.minimum(tl.maximum(full_hi, begin), tl.maximum(hi, begin))
+        lo = begin
+    if hi <= lo:
+        tl.store(dq_ptr + out_offset, tl.zeros([BM, BD], dq_ptr.dtype.element_ty), mask=out_mask)
+        return
+
+    q_offset = packed_offsets(batch64, index, head, stride_qb, stride_qt, stride_qh)
+    q = tl.load(q_ptr + q_offset[:, None] + offset_d[None, :], mask=mask, other=0.0)
+    grad = tl.load(grad_ptr + grad_offset, mask=mask, other=0.0)
+    row_offset = (batch64 * PACKED_HEADS + packed_head) * n_rows * PACK + packed
+    lse = tl.load(lse_ptr + row_offset, mask=valid, other=float("inf"))
+    delta = tl.load(delta_ptr + row_offset, mask=valid, other=0.0)
+    k_base = k_ptr + batch64 * stride_kb + kv_head * stride_kh
+    v_base = v_ptr + batch64 * stride_vb + kv_head * stride_vh
+    hi_base, lo_base, row_hi, row_lo = hi_ptr, lo_ptr, hi_ptr, lo_ptr
+    if DECAY:
+        hi_base = hi_ptr + (batch64 * HEADS + packed_head) * n_keys
+        lo_base = lo_ptr + (batch64 * HEADS + packed_head) * n_keys
+        row_hi = tl.load(hi_base + row, mask=valid, other=0.0)
+        row_lo = tl.load(lo_base + row, mask=valid, other=0.0)
+    acc = tl.zeros([BM, BD], tl.float32)
+
+    if KEY_BLOCK > 0:
+        SUB: tl.constexpr = KEY_BLOCK // BN
+        list_row = (batch64 * n_tiles + tile) * KV_HEADS + kv_head
+        for one in tl.range(0, tl.load(listed_ptr + list_row) * SUB):
+            first_key = tl.load(list_ptr + list_row * n_chosen + one // SUB) * KEY_BLOCK + one % SUB * BN
+            acc = _dq_block(
+                acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt, hi_base,
+                lo_base, first_key, n_keys, window, sinks, scale,
+                D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS,
+            )  # fmt: skip
+    else:
+        if SINKS:
+            for first_key in tl.range(sink_lo, sink_hi, BN):
+                acc = _dq_block(
+                    acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt, hi_base,
+                    lo_base, first_key, n_keys, window, sinks, scale,
+                    D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS,
+                )  # fmt: skip
+        if WINDOW or STARTS:
+            for first_key in tl.range(lo, full_lo, BN):
+                acc = _dq_block(
+                    acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt, hi_base,
+                    lo_base, first_key, n_keys, window, sinks, scale,
+                    D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS,
+                )  # fmt: skip
+        for first_key in tl.range(full_lo, full_hi, BN):
+            acc = _dq_block(
+                acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt, hi_base,
+                lo_base, first_key, n_keys, window, sinks, scale,
+                D, BD, BN, PRECISION, False, DECAY, WINDOW, SINKS, STARTS,
+            )  # fmt: skip
+        for first_key in tl.range(full_hi, hi, BN):
+            acc = _dq_block(
+                acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt, hi_base,
+                lo_base, first_key, n_keys, window, sinks, scale,
+                D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS,
+            )  # fmt: skip
+    acc = tl.where(valid[:, None], acc * out_scale, 0.0)
+    tl.store(dq_ptr + out_offset, acc.to(dq_ptr.dtype.element_ty), mask=out_mask)
+
+
+@triton.jit
+def _dkdv_tile(
+    dk, dv, dc, k, v, key, key_hi, key_lo, first, n_packed, batch64, packed_head, rows_base, starts_base, q_base,
+    grad_base, lse_base, delta_base, stride_qt, stride_qh, hi_base, lo_base, n_rows, n_keys, window, sinks, scale,
+    HEADS: tl.constexpr, PACK: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
+    PRECISION: tl.constexpr, MASKED: tl.constexpr, LISTED: tl.constexpr, DECAY: tl.constexpr, WINDOW: tl.constexpr,
+    SINKS: tl.constexpr, STARTS: tl.constexpr,
+):  # fmt: skip
+    """One tile of packed rows into a block of keys; scores are transposed, keys × rows."""
+    packed = first + tl.arange(0, BM)
+    index, member = packed // PACK, packed % PACK
+    inside = packed < n_packed
+    offset_d = tl.arange(0, BD)
+    mask = inside[:, None] & (offset_d[None, :] < D)
+    # The first row in int64, the offsets from it in 32 bits.
+    first_index = first // PACK
+    from_first = index - first_index
+    q_offset = (from_first * stride_qt + member * stride_qh)[:, None] + offset_d[None, :]
+    q = tl.load(q_base + tl.cast(first_index, tl.int64) * stride_qt + q_offset, mask=mask, other=0.0)
+    grad_offset = (from_first * HEADS + member)[:, None] * D + offset_d[None, :]
+    grad = tl.load(grad_base + tl.cast(first_index, tl.int64) * (HEADS * D) + grad_offset, mask=mask, other=0.0)
+    lse = tl.load(lse_base + packed, mask=inside, other=float("inf"))
+    delta = tl.load(delta_base + packed, mask=inside, other=0.0)
+    score = tl.dot(k, tl.trans(q), input_precision=PRECISION)
+    row = index
+    if MASKED or DECAY:
+        if LISTED:
+            row = tl.load(rows_base + index, mask=inside, other=-1).to(tl.int32)
+        else:
+            row = tl.where(inside, n_keys - n_rows + index, -1)
+    if DECAY:
+        row_hi = tl.load(hi_base + row, mask=row >= 0, other=0.0)
+        row_lo = tl.load(lo_base + row, mask=row >= 0, other=0.0)
+        score = score * scale + ((row_hi[None, :] - key_hi[:, None]) + (row_lo[None, :] - key_lo[:, None]))
+        weight = tl.exp2(score - lse[None, :])
+    else:
+        weight = tl.exp2(score * scale - lse[None, :])
+    if MASKED:
+        low = row[None, :]
+        if STARTS:
+            low = tl.load(starts_base + index, mask=inside, other=0).to(tl.int32)[None, :]
+        seen = visible(row[None, :], key[:, None], low, window, sinks, WINDOW, SINKS, STARTS)
+        weight = tl.where(seen, weight, 0.0)
+    dv = tl.dot(weight.to(grad.dtype), grad, dv, input_precision=PRECISION)
+    slope = tl.dot(v, tl.trans(grad), input_precision=PRECISION)
+    ds = weight * (slope - delta[None, :])
+    if DECAY:
+        dc -= tl.sum(ds, 1)
+    dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
+    return dk, dv, dc
+
+
+@triton.jit
+def _row_spans(
+    rows_base, starts_base, first_key, n_rows, n_keys, window, sinks, BN: tl.constexpr, LISTED: tl.constexpr,
+    WINDOW: tl.constexpr, SINKS: tl.constexpr, STARTS: tl.constexpr, FAN: tl.constexpr,
+):  # fmt: skip
+    """Indices of rows that see a block of keys: begin ≤ full_begin ≤ full_end ≤ end; those in the middle see all of it.
+
+    Rows ascend, and so do their first keys, so that each end is one search.
+    """
+    last_key = first_key + BN - 1
+    if LISTED:
+        end = count_below(rows_base, n_rows, 2147483647, FAN)
+        begin = count_below(rows_base, n_rows, first_key, FAN)
+        # At most BN rows lie inside the block: the search for its end is one load.
+        near = begin + tl.arange(0, BN)
+        row = tl.load(rows_base + near, mask=near < n_rows, other=-1)
+        full_begin = begin + tl.sum(((row >= 0) & (row < last_key)).to(tl.int32), 0)
+    else:
+        end = n_rows
+        begin = tl.minimum(tl.maximum(first_key - (n_keys - n_rows), 0), n_rows)
+        full_begin = tl.minimum(tl.maximum(last_key - (n_keys - n_rows), 0), n_rows)
+    full_end = end
+    listed_end = end
+    if WINDOW:
+        if LISTED:
+            full_end = tl.minimum(full_end, count_below(rows_base, n_rows, first_key + window, FAN))
+            window_end = count_below(rows_base, n_rows, last_key + window, FAN)
+        else:
+            full_end = tl.minimum(full_end, tl.maximum(first_key + window - (n_keys - n_rows), 0))
+            window_end = tl.minimum(tl.maximum(last_key + window - (n_keys - n_rows), 0), n_rows)
+        if SINKS:
+            # A block with sinks is seen from everywhere; with several sequences any block may hold some.
+            if not STARTS:
+                end = tl.where(first_key < sinks, end, window_end)
+        else:
+            end = window_end
+    if STARTS:
+        end = tl.minimum(end, count_below(starts_base, listed_end, last_key + 1, FAN))
+        full_end = tl.minimum(full_end, count_below(starts_base, listed_end, first_key + 1, FAN))
+    end = tl.maximum(end, begin)
+    full_end = tl.minimum(full_end, end)
+    return begin, tl.minimum(full_begin, end), tl.maximum(full_end, tl.minimum(full_begin, end)), end, listed_end
+
+
+@triton.jit(do_not_specialize=SIZES)
+def dkdv_kernel(
+    q_ptr, k_ptr, v_ptr, rows_ptr, starts_ptr, hi_ptr, lo_ptr, entry_ptr, bound_ptr, grad_ptr, lse_ptr, delta_ptr,
+    dk_ptr, dv_ptr, dc_ptr,
+    stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
+    n_batch, n_rows, n_keys, n_splits, window, sinks, n_blocks, n_entries, scale, out_scale,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, PACK: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, SPLIT: tl.constexpr,
+    ROW_LISTS: tl.constexpr, START_LISTS: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr,
+    DECAY: tl.constexpr, KEY_BLOCK: tl.constexpr, FAN: tl.constexpr,
+):  # fmt: skip
+    """dk, dv [B, S, G, D] of one block of keys, 0 where no row attends; dc [B, H, S] with the decay."""
+    PACKED_HEADS: tl.constexpr = HEADS // PACK
+    SHARE: tl.constexpr = PACKED_HEADS // KV_HEADS
+    STARTS: tl.constexpr = START_LISTS > 0
+    LISTED: tl.constexpr = ROW_LISTS > 0
+    pid = tl.program_id(0)
+    kv_head = pid % KV_HEADS
+    batch = pid // KV_HEADS % n_batch
+    order = pid // KV_HEADS // n_batch
+    split = order % n_splits
+    # The first keys are seen by the most rows: longest first.
+    first_key = order // n_splits * BN
+    batch64 = batch.to(tl.int64)
+    key = first_key + tl.arange(0, BN)
+    offset_d = tl.arange(0, BD)
+    k_base = k_ptr + batch64 * stride_kb + kv_head * stride_kh
+    v_base = v_ptr + batch64 * stride_vb + kv_head * stride_vh
+    k = key_tile(k_base, stride_kt, first_key, n_keys, D, BD, BN, True)
+    v = key_tile(v_base, stride_vt, first_key, n_keys, D, BD, BN, True)
+    rows_base, starts_base = rows_ptr, starts_ptr
+    if LISTED:
+        rows_base = rows_ptr + list_start(batch, kv_head, n_rows, ROW_LISTS)
+    if STARTS:
+        starts_base = starts_ptr + list_start(batch, kv_head, n_rows, START_LISTS)
+    begin, full_begin, full_end, end, listed_end = _row_spans(
+        rows_base, starts_base, first_key, n_rows, n_keys, window, sinks, BN, LISTED, WINDOW, SINKS, STARTS, FAN
+    )
+    n_packed = listed_end * PACK
+    dk = tl.zeros([BN, BD], tl.float32)
+    dv = tl.zeros([BN, BD], tl.float32)
+    for share in range(0, SHARE):
+        packed_head = kv_head * SHARE + share
+        q_base = q_ptr + batch64 * stride_qb + packed_head * PACK * stride_qh
+        grad_base = grad_ptr + (batch64 * n_rows * HEADS + packed_head * PACK) * D
+        row_base = (batch64 * PACKED_HEADS + packed_head) * n_rows * PACK
+        lse_base, delta_base = lse_ptr + row_base, delta_ptr + row_base
+        hi_base, lo_base, key_hi, key_lo = hi_ptr, lo_ptr, hi_ptr, lo_ptr
+        if DECAY:
+            hi_base = hi_ptr + (batch64 * HEADS + packed_head) * n_keys
+            lo_base = lo_ptr + (batch64 * HEADS + packed_head) * n_keys
+            key_hi = tl.load(hi_base + key, mask=key < n_keys, other=0.0)
+            key_lo = tl.load(lo_base + key, mask=key < n_keys, other=0.0)
+        dc = tl.zeros([BN], tl.float32)
+        if KEY_BLOCK > 0:
+            # Tiles that chose the block, in ascending order: entries bound[n] to bound[n + 1] of the inverse list.
+            pair = batch64 * KV_HEADS + kv_head
+            bound = bound_ptr + pair * (n_blocks + 1) + first_key // KEY_BLOCK
+            first_entry, last_entry = tl.load(bound), tl.load(bound + 1)
+            each = (last_entry - first_entry + n_splits - 1) // n_splits
+            first_entry += split * each
+            last_entry = tl.minimum(last_entry, first_entry + each)
+            for entry in tl.range(first_entry, last_entry):
+                first = tl.load(entry_ptr + pair * n_entries + entry) * TILE
+                stop = tl.minimum(first + TILE, n_packed)
+                dk, dv, dc = _dkdv_tile(
+                    dk, dv, dc, k, v, key, key_hi, key_lo, first, stop, batch64, packed_head,
+                    rows_base, starts_base, q_base, grad_base, lse_base, delta_base, stride_qt, stride_qh, hi_base,
+                    lo_base, n_rows, n_keys, window, sinks, scale,
+                    HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS,
+                )  # fmt: skip
+        else:
+            # Whole tiles from the first row on; the tiles that touch a masked row are masked.
+            start = begin * PACK
+            mask_end = start + (full_begin * PACK - start + BM - 1) // BM * BM
+            full_stop = mask_end + tl.maximum(full_end * PACK - mask_end, 0) // BM * BM
+            stop = end * PACK
+            if full_end == listed_end:
+                # Rows past the last one are masked by their index alone.
+                full_stop = tl.maximum(stop, mask_end)
+            if SPLIT:
+                each = ((stop - start + n_splits - 1) // n_splits + BM - 1) // BM * BM
+                start += split * each
+                stop = tl.minimum(stop, start + each)
+                mask_end = tl.minimum(tl.maximum(mask_end, start), start + each)
+                full_stop = tl.minimum(tl.maximum(full_stop, mask_end), start + each)
+            for first in tl.range(start, tl.minimum(mask_end, stop), BM):
+                dk, dv, dc = _dkdv_tile(
+                    dk, dv, dc, k, v, key, key_hi, key_lo, first, n_packed, batch64, packed_head,
+                    rows_base, starts_base, q_base, grad_base, lse_base, delta_base, stride_qt, stride_qh, hi_base,
+                    lo_base, n_rows, n_keys, window, sinks, scale,
+                    HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS,
+                )  # fmt: skip
+            for first in tl.range(mask_end, tl.minimum(full_stop, stop), BM):
+                dk, dv, dc = _dkdv_tile(
+                    dk, dv, dc, k, v, key, key_hi, key_lo, first, n_packed, batch64, packed_head,
+                    rows_base, starts_base, q_base, grad_base, lse_base, delta_base, stride_qt, stride_qh, hi_base,
+                    lo_base, n_rows, n_keys, window, sinks, scale,
+                    HEADS, PACK, D, BD, BM, PRECISION, False, LISTED, DECAY, WINDOW, SINKS, STARTS,
+                )  # fmt: skip
+            if WINDOW or STARTS:
+                for first in tl.range(full_stop, stop, BM):
+                    dk, dv, dc = _dkdv_tile(
+                        dk, dv, dc, k, v, key, key_hi, key_lo, first, n_packed, batch64,
+                        packed_head, rows_base, starts_base, q_base, grad_base, lse_base, delta_base, stride_qt,
+                        stride_qh, hi_base, lo_base, n_rows, n_keys, window, sinks, scale,
+                        HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS,
+                    )  # fmt: skip
+        if DECAY:
+            dc_base = dc_ptr + ((split.to(tl.int64) * n_batch + batch) * HEADS + packed_head) * n_keys
+            tl.store(dc_base + key, dc, mask=key < n_keys)
+    out = ((split.to(tl.int64) * n_batch + batch) * n_keys + key) * KV_HEADS + kv_head
+    out_offset = out[:, None] * D + offset_d[None, :]
+    out_mask = (key < n_keys)[:, None] & (offset_d[None, :] < D)
+    tl.store(dk_ptr + out_offset, (dk * out_scale).to(dk_ptr.dtype.element_ty), mask=out_mask)
+    tl.store(dv_ptr + out_offset, dv.to(dv_ptr.dtype.element_ty), mask=out_mask)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def sum_kernel(part_ptr, out_ptr, n_elements, n_splits, BLOCK: tl.constexpr):
+    """out[i] = Σ_split part[split, i], in order."""
+    offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = offset < n_elements
+    total = tl.zeros([BLOCK], tl.float32)
+    for split in range(0, n_splits):
+        total += tl.load(part_ptr + tl.cast(split, tl.int64) * n_elements + offset, mask=mask, other=0.0)
+    tl.store(out_ptr + offset, total.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def backward(
+    job: Job, grad: Tensor, o: Tensor, lse: Tensor, *, need_q: bool, need_kv: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """dq, dk, dv, d total [B, S, H] float64, d directions, d suppress; what is not needed or absent is empty.
+
+    Args:
+        job: the forward's inputs.
+        grad: gradient of the output, contiguous [B, R, H, D].
+        o: the output before suppression, contiguous [B, R, H, D].
+        lse: base-2 log-sum-exp [B, F, P].
+        need_q: the gradient of q is wanted.
+        need_kv: one of those of k, v and the decay is wanted.
+    """
+    shared = job.arguments()
+    raw_grad, delta, d_directions, d_suppress = _prepare(job, grad, o, shared)
+    rows = {"grad_ptr": raw_grad, "lse_ptr": lse, "delta_ptr": delta}
+    none = grad.new_empty(0)
+    dq = _run_dq(job, shared | rows) if need_q else none
+    dk, dv, d_total = _run_dkdv(job, shared | rows) if need_kv else (none, none, none.double())
+    return dq, dk, dv, d_total, d_directions, d_suppress
+
+
+def _prepare(job: Job, grad: Tensor, o: Tensor, shared: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradient before suppression, δ, and the gradients of directions and suppress."""
+    n_batch, n_rows, n_heads, _ = grad.shape
+    delta = torch.empty(n_batch, job.packed_heads, job.n_packed, dtype=torch.float32, device=grad.device)
+    raw_grad, along_o, along_grad, n_directions = grad, grad, grad, 0
+    if job.directions is not None:
+        n_directions = job.directions.shape[1]
+        raw_grad = torch.empty_like(grad)
+        along_o, along_grad = (
+            torch.empty(n_batch, n_rows, n_heads, n_directions, dtype=torch.float32, device=grad.device)
+            for _ in range(2)
+        )
+    names = ("rows_ptr", "n_batch", "n_rows", "n_keys", "HEADS", "KV_HEADS", "PACK", "D", "BD", "ROW_LISTS")
+    arguments = {name: shared[name] for name in names} | {
+        "o_ptr": o, "grad_ptr": grad, "directions_ptr": job.directions, "suppress_ptr": job.suppress,
+        "raw_grad_ptr": raw_grad, "delta_ptr": delta, "along_o_ptr": along_o, "along_grad_ptr": along_grad,
+        "n_directions": n_directions, "BM": PREPARE_ROWS, "DIRECTIONS": job.directions is not None,
+    }  # fmt: skip
+    n_programs = -(-job.n_packed // PREPARE_ROWS) * n_batch * job.packed_heads if grad.numel() else 0
+    run(prepare_kernel, n_programs, arguments, warps=4)
+    if job.directions is None or job.suppress is None:
+        return raw_grad, delta, delta.new_empty(0), delta.new_empty(0)
+    # The sums over all rows of −r (<do, d> o + <o, d> do), rows without a position excluded by their zeros.
+    share = job.suppress.float()
+    live = _taken(job)
+    d_directions = -torch.einsum("brhk,brhd->hkd", share * along_grad, torch.where(live, o, 0).float())
+    d_directions -= torch.einsum("brhk,brhd->hkd", share * along_o, torch.where(live, grad, 0).float())
+    return raw_grad, delta, d_directions.to(job.directions.dtype), (-along_o * along_grad).to(job.suppress.dtype)
+
+
+def _taken(job: Job) -> Tensor:
+    """Which rows hold a position, bool [B or 1, R, H or 1, 1]."""
+    if job.rows is None:
+        return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=job.q.device)
+    live = (job.rows >= 0).transpose(1, 2)
+    if live.shape[2] > 1:
+        live = live.repeat_interleave(job.heads // job.kv_heads, dim=2)
+    return live[..., None]
+
+
+def _run_dq(job: Job, arguments: dict[str, Any]) -> Tensor:
+    q, tile = job.q, job.plan().dq
+    dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    if not dq.numel():
+        return dq
+    n_tiles, n_heads = job.n_tiles(tile), q.shape[0] * job.packed_heads
+    splits, span = (1, 0)
+    if job.blocks is None:
+        splits, span = forward_splits(tile, n_tiles, n_heads, job.span(tile), job.n_sms())
+    part = dq if splits == 1 else torch.empty(splits, *dq.shape, dtype=torch.float32, device=q.device)
+    own = {
+        "list_ptr": job.blocks, "listed_ptr": job.n_blocks, "dq_ptr": part, "n_splits": splits, "span": span,
+        "n_chosen": 0 if job.blocks is None else job.blocks.shape[3], "scale": job.scale * LOG2E,
+        "out_scale": job.scale, "BM": tile.rows, "BN": tile.keys, "TILE": job.tile_step(tile), "SPLIT": splits > 1,
+        "KEY_BLOCK": 0 if job.blocks is None else job.key_block,
+    }  # fmt: skip
+    run(dq_kernel, n_tiles * splits * n_heads, arguments | own, warps=tile.warps, stages=tile.stages)
+    _add_splits(part, dq)
+    return dq
+
+
+def _run_dkdv(job: Job, arguments: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    k, tile = job.k, job.plan().dkdv
+    n_batch, n_keys, n_groups, _ = k.shape
+    dk, dv = (torch.empty(k.shape, dtype=k.dtype, device=k.device) for _ in range(2))
+    dc = k.new_empty(0, dtype=torch.float32)
+    if job.total is not None:
+        dc = torch.empty(n_batch, job.heads, n_keys, dtype=torch.float32, device=k.device)
+    if dk.numel():
+        programs = -(-n_keys // tile.keys) * n_batch * n_groups
+        splits = row_splits(tile, programs, job.n_sms(), job.n_tiles(tile))
+        outs = [(out, _parts(out, splits)) for out in (dk, dv, dc)]
+        entries = bounds = None
+        n_blocks = n_entries = 0
+        if job.blocks is not None:
+            n_blocks, n_entries = -(-n_keys // job.key_block), job.blocks.shape[1] * job.blocks.shape[3]
+            entries, bounds = inverse_list(job.blocks, n_blocks)
+        own = {
+            "entry_ptr": entries, "bound_ptr": bounds, "n_blocks": n_blocks, "n_entries": n_entries,
+            "dk_ptr": outs[0][1], "dv_ptr": outs[1][1], "dc_ptr": outs[2][1], "n_splits": splits,
+            "scale": job.scale * LOG2E, "out_scale": job.scale, "BM": tile.rows, "BN": tile.keys,
+            "TILE": job.tile_step(tile), "SPLIT": splits > 1, "FAN": FAN,
+            "KEY_BLOCK": 0 if job.blocks is None else job.key_block,
+        }  # fmt: skip
+        run(dkdv_kernel, programs * splits, arguments | own, warps=tile.warps, stages=tile.stages)
+        for out, part in outs:
+            _add_splits(part, out)
+    return dk, dv, dc.transpose(-1, -2).double().contiguous() if job.total is not None else dc.double()
+
+
+def _parts(out: Tensor, splits: int) -> Tensor:
+    return out if splits == 1 else torch.empty(splits, *out.shape, dtype=torch.float32, device=out.device)
+
+
+def _add_splits(part: Tensor, out: Tensor) -> None:
+    """out = Σ part over its first axis, unless they are one tensor."""
+    if part is out or not out.numel():
+        return
+    arguments = {
+        "part_ptr": part, "out_ptr": out, "n_elements": out.numel(), "n_splits": part.shape[0], "BLOCK": SUM_ELEMENTS,
+    }  # fmt: skip
+    run(sum_kernel, -(-out.numel() // SUM_ELEMENTS), arguments, warps=4)

@@ -1,0 +1,123 @@
+"""Tile tables of the kernels, and the choice of a plan from static numbers: never from what is routed.
+
+Axes: B batch, R query rows, S keys, H query heads, G kv heads, D head dim, P = R · PACK packed rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+MAX_HEAD_DIM = 256
+# tl.dot needs at least 16 in every dimension.
+LEAST = 16
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Programs a multiprocessor that keep it busy, and the least keys worth a program of their own.
+PROGRAMS_PER_SM = 4
+LEAST_SPAN = 256
+MOST_SPLITS = 64
+# A backward with fewer programs than this a multiprocessor is split over rows.
+BACKWARD_PER_SM = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Rows and keys of a tile, warps and pipeline stages; `splits` 0 = decided by the sizes."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+    splits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The tiles of the three large kernels."""
+
+    forward: Tile
+    dq: Tile
+    dkdv: Tile
+
+
+# (bytes of an element, padded head dim) → tiles from the lowest to the tallest; the choice is by packed rows.
+FORWARD: dict[tuple[int, int], tuple[Tile, ...]] = {
+    (2, 32): (Tile(16, 64, 2, 3), Tile(64, 128, 4, 3), Tile(128, 128, 8, 3)),
+    (2, 64): (Tile(16, 64, 2, 3), Tile(64, 128, 4, 3), Tile(128, 128, 8, 3)),
+    (2, 128): (Tile(16, 64, 2, 3), Tile(64, 64, 4, 3), Tile(128, 64, 8, 3)),
+    (2, 256): (Tile(16, 32, 2, 2), Tile(64, 32, 4, 2), Tile(128, 32, 8, 2)),
+    (4, 32): (Tile(16, 32, 4, 2), Tile(32, 32, 4, 2)),
+    (4, 64): (Tile(16, 32, 4, 2), Tile(32, 32, 4, 2)),
+    (4, 128): (Tile(16, 32, 4, 2), Tile(32, 32, 8, 2)),
+    (4, 256): (Tile(16, 32, 8, 1), Tile(32, 32, 8, 1)),
+}
+DQ: dict[tuple[int, int], tuple[Tile, ...]] = {
+    (2, 32): (Tile(16, 64, 2, 3), Tile(64, 64, 4, 3), Tile(128, 64, 8, 3)),
+    (2, 64): (Tile(16, 64, 2, 3), Tile(64, 64, 4, 3), Tile(128, 64, 8, 3)),
+    (2, 128): (Tile(16, 64, 2, 2), Tile(64, 64, 4, 2), Tile(128, 64, 8, 2)),
+    (2, 256): (Tile(16, 32, 2, 1), Tile(64, 32, 8, 1)),
+    (4, 32): (Tile(16, 32, 4, 2), Tile(32, 32, 4, 2)),
+    (4, 64): (Tile(16, 32, 4, 2), Tile(32, 32, 4, 2)),
+    (4, 128): (Tile(16, 32, 4, 1), Tile(32, 32, 8, 1)),
+    (4, 256): (Tile(16, 16, 8, 1),),
+}
+DKDV: dict[tuple[int, int], tuple[Tile, ...]] = {
+    (2, 32): (Tile(16, 64, 4, 2), Tile(64, 128, 8, 2)),
+    (2, 64): (Tile(16, 64, 4, 2), Tile(64, 128, 8, 2)),
+    (2, 128): (Tile(16, 64, 4, 2), Tile(64, 128, 8, 2)),
+    (2, 256): (Tile(16, 32, 4, 1), Tile(32, 64, 8, 1)),
+    (4, 32): (Tile(16, 32, 4, 2), Tile(32, 32, 4, 2)),
+    (4, 64): (Tile(16, 32, 4, 2), Tile(32, 32, 4, 2)),
+    (4, 128): (Tile(16, 32, 8, 1), Tile(32, 32, 8, 1)),
+    (4, 256): (Tile(16, 16, 8, 1),),
+}
+
+
+def padded(width: int) -> int:
+    """Head dim as the kernels see it: a power of two, at least 32."""
+    return max(32, 1 << (width - 1).bit_length())
+
+
+def choose_plan(itemsize: int, width: int, n_packed: int) -> Plan:
+    """The tiles for `n_packed` packed rows of one packed head."""
+    key = (itemsize, padded(width))
+    return Plan(*(_tallest_useful(table[key], n_packed) for table in (FORWARD, DQ, DKDV)))
+
+
+def _tallest_useful(tiles: tuple[Tile, ...], n_packed: int) -> Tile:
+    """A tile of BM rows wastes about BM / 2 of P packed rows' work (its triangle): the tallest with BM ≤ P / 4."""
+    best = tiles[0]
+    for tile in tiles:
+        if tile.rows * 4 <= n_packed or (tile.rows <= 64 and tile.rows // 2 < n_packed):
+            best = tile
+    return best
+
+
+def forward_splits(tile: Tile, n_tiles: int, n_heads: int, n_span: int, n_sms: int) -> tuple[int, int]:
+    """Splits of the keys, and keys a split (a multiple of the tile): enough programs, none too short.
+
+    Args:
+        tile: its `splits` decides if it is not 0.
+        n_tiles: row tiles of one packed head.
+        n_heads: batch × packed heads.
+        n_span: most keys that a row can see.
+        n_sms: multiprocessors.
+    """
+    wanted = tile.splits or -(-PROGRAMS_PER_SM * n_sms // max(n_tiles * n_heads, 1))
+    most = tile.splits or max(min(n_span // LEAST_SPAN, MOST_SPLITS), 1)
+    n_splits = max(min(wanted, most), 1)
+    span = max(-(-n_span // (n_splits * tile.keys)) * tile.keys, tile.keys)
+    return -(-n_span // span), span
+
+
+def row_splits(tile: Tile, n_blocks: int, n_sms: int, n_row_tiles: int) -> int:
+    """Splits of the rows in dK/dV: only where the key blocks alone leave multiprocessors idle."""
+    if tile.splits:
+        return tile.splits
+    return max(min(BACKWARD_PER_SM * n_sms // max(n_blocks, 1), n_row_tiles, MOST_SPLITS), 1)
+
+
+def with_rows(tile: Tile, rows: int, keys: int) -> Tile:
+    """The tile with a height and width that key blocks dictate."""
+    return replace(tile, rows=rows, keys=keys)

@@ -1,0 +1,302 @@
+"""The forward kernel: one program folds a span of keys into a tile of routed rows.
+
+A tile holds BM packed rows: `PACK` query heads of one kv head for each routed row, heads innermost, so that the
+keys are read once for all of them. Its rows are ascending, so its keys end at the last row; keys at or before its first
+row need no mask. Programs of the latest tiles start first, because they are the longest.
+
+Axes: B batch, R query rows, S keys, H query heads, G kv heads, D head dim (BD padded to a power of two), K directions,
+F = H / PACK packed heads, P = R · PACK packed rows of one packed head, BM rows and BN keys of a tile.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from turnout.ops.attend.triton.configs import forward_splits
+from turnout.ops.attend.triton.job import LOG2E, Job, run
+from turnout.ops.attend.triton.tiles import (
+    fold_scores,
+    key_spans,
+    key_tile,
+    load_rows,
+    load_starts,
+    packed_offsets,
+    visible,
+)
+
+# Lengths and counts: no value of theirs (1, a multiple of 16) may compile another kernel.
+SIZES = ["n_batch", "n_rows", "n_keys", "n_splits", "span", "window", "sinks", "n_chosen", "n_directions"]
+# Packed rows of a program that merges splits.
+MERGE_ROWS = 16
+
+
+@triton.jit
+def _fold_block(
+    acc, total, peak, q, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt, hi_base, lo_base, first_key,
+    n_keys, window, sinks, scale,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
+    DECAY: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr, STARTS: tl.constexpr,
+):  # fmt: skip
+    """One block of keys into the running softmax: m' = max(m, max s), l' = l·2^(m−m') + Σ 2^(s−m'), o' likewise."""
+    key = first_key + tl.arange(0, BN)
+    k = key_tile(k_base, stride_kt, first_key, n_keys, D, BD, BN, MASKED)
+    score = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    score = fold_scores(score, row_hi, row_lo, hi_base, lo_base, key, n_keys, scale, DECAY)
+    if MASKED:
+        seen = visible(
+            row[:, None], key[None, :], low if low is None else low[:, None], window, sinks, WINDOW, SINKS, STARTS
+        )
+        score = tl.where(seen, score, float("-inf"))
+    if DECAY:
+        new_peak = tl.maximum(peak, tl.max(score, 1))
+    else:
+        new_peak = tl.maximum(peak, tl.max(score, 1) * scale)
+    # A row that has seen nothing yet has peak −inf; 2^(−inf − 0) = 0 keeps it empty without a NaN.
+    base = tl.where(new_peak == float("-inf"), 0.0, new_peak) if MASKED else new_peak
+    if DECAY:
+        weight = tl.exp2(score - base[:, None])
+    else:
+        weight = tl.exp2(score * scale - base[:, None])
+    shrink = tl.exp2(peak - base)
+    total = total * shrink + tl.sum(weight, 1)
+    acc = acc * shrink[:, None]
+    v = key_tile(v_base, stride_vt, first_key, n_keys, D, BD, BN, MASKED)
+    acc = tl.dot(weight.to(v.dtype), v, acc, input_precision=PRECISION)
+    return acc, total, new_peak
+
+
+@triton.jit
+def suppress_tile(
+    o, directions, suppress, row_index, head, valid, n_directions, offset_d, D: tl.constexpr, BD: tl.constexpr
+):
+    """o' = o − Σ_k r_k <o, d_k> d_k for a tile o [BM, BD] in float32; `row_index` is (b·R + r)·H + h."""
+    result = o
+    for one in range(0, n_directions):
+        d = tl.load(
+            directions + (head[:, None] * n_directions + one) * D + offset_d[None, :],
+            mask=valid[:, None] & (offset_d[None, :] < D),
+            other=0.0,
+        ).to(tl.float32)
+        r = tl.load(suppress + row_index * n_directions + one, mask=valid, other=0.0).to(tl.float32)
+        along = tl.sum(o * d, 1)
+        result -= (r * along)[:, None] * d
+    return result
+
+
+@triton.jit(do_not_specialize=SIZES)
+def forward_kernel(
+    q_ptr, k_ptr, v_ptr, rows_ptr, starts_ptr, hi_ptr, lo_ptr, list_ptr, listed_ptr, directions_ptr, suppress_ptr,
+    o_ptr, raw_ptr, lse_ptr,
+    stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
+    n_batch, n_rows, n_keys, n_splits, span, window, sinks, n_chosen, n_directions, scale,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, PACK: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, TILE: tl.constexpr,
+    PRECISION: tl.constexpr, SPLIT: tl.constexpr, ROW_LISTS: tl.constexpr, START_LISTS: tl.constexpr,
+    WINDOW: tl.constexpr, SINKS: tl.constexpr, DECAY: tl.constexpr, KEY_BLOCK: tl.constexpr, DIRECTIONS: tl.constexpr,
+):  # fmt: skip
+    """o [B, R, H, D] and lse [B, F, P] (base 2, +inf where nothing is visible); partial ones a split with SPLIT."""
+    PACKED_HEADS: tl.constexpr = HEADS // PACK
+    STARTS: tl.constexpr = START_LISTS > 0
+    pid = tl.program_id(0)
+    n_tiles = (n_rows * PACK + TILE - 1) // TILE
+    packed_head = pid % PACKED_HEADS
+    batch = pid // PACKED_HEADS % n_batch
+    order = pid // PACKED_HEADS // n_batch
+    split = order % n_splits
+    tile = n_tiles - 1 - order // n_splits
+    kv_head = packed_head // (PACKED_HEADS // KV_HEADS)
+
+    place = tl.arange(0, BM)
+    packed = tile * TILE + place
+    index = packed // PACK
+    head = packed_head * PACK + packed % PACK
+    inside = (index < n_rows) & (place < TILE)
+    row = load_rows(rows_ptr, batch, kv_head, index, inside, n_rows, n_keys, ROW_LISTS)
+    valid = row >= 0
+    last = tl.max(row, 0)
+    batch64 = batch.to(tl.int64)
+    offset_d = tl.arange(0, BD)
+    row_index = (batch64 * n_rows + index) * HEADS + head
+    o_offset = row_index[:, None] * D + offset_d[None, :]
+    o_mask = inside[:, None] & (offset_d[None, :] < D)
+    lse_offset = (batch64 * PACKED_HEADS + packed_head) * n_rows * PACK + packed
+    # Elements of one split's output.
+    if SPLIT:
+        split64 = split.to(tl.int64)
+        size = tl.cast(n_batch, tl.int64) * HEADS * n_rows
+        o_offset += split64 * size * D
+        lse_offset += split64 * size
+
+    low = load_starts(starts_ptr, batch, kv_head, index, valid, n_rows, START_LISTS)
+    sink_lo, sink_hi, lo, full_lo, full_hi, hi = key_spans(
+        row, low, valid, last, window, sinks, BN, WINDOW, SINKS, STARTS
+    )
+    if SPLIT:
+        begin = lo + split * span
+        end = begin + span
+        if begin >= hi:
+            # Nothing left for this split: the merge reads only its lse.
+            tl.store(lse_ptr + lse_offset, tl.full([BM], float("-inf"), tl.float32), mask=inside)
+            return
+        sink_hi = tl.where(split == 0, sink_hi, sink_lo)
+        hi = tl.minimum(hi, end)
+        full_lo = tl.minimum(tl.maximum(full_lo, begin), hi)
+        full_hi = tl.minimum(tl.maximum(full_hi, begin), hi)
+        lo = begin
+    elif last < 0:
+        tl.store(o_ptr + o_offset, tl.zeros([BM, BD], o_ptr.dtype.element_ty), mask=o_mask)
+        if DIRECTIONS:
+            tl.store(raw_ptr + o_offset, tl.zeros([BM, BD], o_ptr.dtype.element_ty), mask=o_mask)
+        tl.store(lse_ptr + lse_offset, tl.full([BM], float("inf"), tl.float32), mask=inside)
+        return
+
+    q_offset = packed_offsets(batch64, index, head, stride_qb, stride_qt, stride_qh)
+    q = tl.load(q_ptr + q_offset[:, None] + offset_d[None, :], mask=valid[:, None] & (offset_d[None, :] < D), other=0.0)
+    k_base = k_ptr + batch64 * stride_kb + kv_head * stride_kh
+    v_base = v_ptr + batch64 * stride_vb + kv_head * stride_vh
+    hi_base, lo_base, row_hi, row_lo = hi_ptr, lo_ptr, hi_ptr, lo_ptr
+    if DECAY:
+        hi_base = hi_ptr + (batch64 * HEADS + packed_head) * n_keys
+        lo_base = lo_ptr + (batch64 * HEADS + packed_head) * n_keys
+        row_hi = tl.load(hi_base + row, mask=valid, other=0.0)
+        row_lo = tl.load(lo_base + row, mask=valid, other=0.0)
+    acc = tl.zeros([BM, BD], tl.float32)
+    total = tl.zeros([BM], tl.float32)
+    peak = tl.full([BM], float("-inf"), tl.float32)
+
+    if KEY_BLOCK > 0:
+        # Chosen blocks, sorted, each once; `listed` counts those that the tile can see.
+        SUB: tl.constexpr = KEY_BLOCK // BN
+        list_row = (batch64 * n_tiles + tile) * KV_HEADS + kv_head
+        for one in tl.range(0, tl.load(listed_ptr + list_row) * SUB):
+            first_key = tl.load(list_ptr + list_row * n_chosen + one // SUB) * KEY_BLOCK + one % SUB * BN
+            acc, total, peak = _fold_block(
+                acc, total, peak, q, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt, hi_base, lo_base,
+                first_key, n_keys, window, sinks, scale, D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS,
+            )  # fmt: skip
+    else:
+        if SINKS:
+            for first_key in tl.range(sink_lo, sink_hi, BN):
+                acc, total, peak = _fold_block(
+                    acc, total, peak, q, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt, hi_base,
+                    lo_base, first_key, n_keys, window, sinks, scale,
+                    D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS,
+                )  # fmt: skip
+        if WINDOW or STARTS:
+            for first_key in tl.range(lo, full_lo, BN):
+                acc, total, peak = _fold_block(
+                    acc, total, peak, q, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt, hi_base,
+                    lo_base, first_key, n_keys, window, sinks, scale,
+                    D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS,
+                )  # fmt: skip
+        for first_key in tl.range(full_lo, full_hi, BN):
+            acc, total, peak = _fold_block(
+                acc, total, peak, q, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt, hi_base, lo_base,
+                first_key, n_keys, window, sinks, scale, D, BD, BN, PRECISION, False, DECAY, WINDOW, SINKS, STARTS,
+            )  # fmt: skip
+        for first_key in tl.range(full_hi, hi, BN):
+            acc, total, peak = _fold_block(
+                acc, total, peak, q, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt, hi_base, lo_base,
+                first_key, n_keys, window, sinks, scale, D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS,
+            )  # fmt: skip
+
+    some = valid & (total > 0)
+    o = tl.where(some[:, None], acc / tl.where(some, total, 1.0)[:, None], 0.0)
+    if SPLIT:
+        lse = tl.where(some, peak + tl.log2(tl.where(some, total, 1.0)), float("-inf"))
+    else:
+        lse = tl.where(some, peak + tl.log2(tl.where(some, total, 1.0)), float("inf"))
+        if DIRECTIONS:
+            tl.store(raw_ptr + o_offset, o.to(raw_ptr.dtype.element_ty), mask=o_mask)
+            o = suppress_tile(o, directions_ptr, suppress_ptr, row_index, head, inside, n_directions, offset_d, D, BD)
+    tl.store(o_ptr + o_offset, o.to(o_ptr.dtype.element_ty), mask=o_mask)
+    tl.store(lse_ptr + lse_offset, lse, mask=inside)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def merge_kernel(
+    part_ptr, part_lse_ptr, directions_ptr, suppress_ptr, o_ptr, raw_ptr, lse_ptr, n_batch, n_rows, n_splits,
+    n_directions,
+    HEADS: tl.constexpr, PACK: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
+    BM: tl.constexpr, DIRECTIONS: tl.constexpr,
+):  # fmt: skip
+    """o = Σ_i 2^(lse_i − m) o_i / Σ_i 2^(lse_i − m), lse = m + log2 Σ_i 2^(lse_i − m) over the splits i of a row."""
+    PACKED_HEADS: tl.constexpr = HEADS // PACK
+    pid = tl.program_id(0)
+    packed_head = pid % PACKED_HEADS
+    batch = (pid // PACKED_HEADS % n_batch).to(tl.int64)
+    packed = pid // PACKED_HEADS // n_batch * BM + tl.arange(0, BM)
+    index = packed // PACK
+    head = packed_head * PACK + packed % PACK
+    inside = index < n_rows
+    offset_d = tl.arange(0, BD)
+    row_index = (batch * n_rows + index) * HEADS + head
+    o_offset = row_index[:, None] * D + offset_d[None, :]
+    o_mask = inside[:, None] & (offset_d[None, :] < D)
+    lse_offset = (batch * PACKED_HEADS + packed_head) * n_rows * PACK + packed
+    size = tl.cast(n_batch, tl.int64) * HEADS * n_rows
+    peak = tl.full([BM], float("-inf"), tl.float32)
+    total = tl.zeros([BM], tl.float32)
+    acc = tl.zeros([BM, BD], tl.float32)
+    for split in range(0, n_splits):
+        lse = tl.load(part_lse_ptr + split * size + lse_offset, mask=inside, other=float("-inf"))
+        live = lse > float("-inf")
+        part = tl.load(part_ptr + split * size * D + o_offset, mask=o_mask & live[:, None], other=0.0)
+        new_peak = tl.maximum(peak, lse)
+        base = tl.where(new_peak == float("-inf"), 0.0, new_peak)
+        shrink, weight = tl.exp2(peak - base), tl.exp2(lse - base)
+        acc = acc * shrink[:, None] + part * weight[:, None]
+        total = total * shrink + weight
+        peak = new_peak
+    some = total > 0
+    o = tl.where(some[:, None], acc / tl.where(some, total, 1.0)[:, None], 0.0)
+    if DIRECTIONS:
+        tl.store(raw_ptr + o_offset, o.to(raw_ptr.dtype.element_ty), mask=o_mask)
+        o = suppress_tile(o, directions_ptr, suppress_ptr, row_index, head, inside, n_directions, offset_d, D, BD)
+    tl.store(o_ptr + o_offset, o.to(o_ptr.dtype.element_ty), mask=o_mask)
+    tl.store(
+        lse_ptr + lse_offset, tl.where(some, peak + tl.log2(tl.where(some, total, 1.0)), float("inf")), mask=inside
+    )
+
+
+def forward(job: Job) -> tuple[Tensor, Tensor, Tensor]:
+    """o [B, R, H, D], the output before the suppression (empty without the option) and lse [B, F, P]."""
+    q, tile = job.q, job.plan().forward
+    n_batch = q.shape[0]
+    o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    raw = torch.empty_like(o) if job.directions is not None else o.new_empty(0)
+    lse = torch.empty(n_batch, job.packed_heads, job.n_packed, dtype=torch.float32, device=q.device)
+    if not o.numel():
+        return o, raw, lse
+    n_tiles, n_heads = job.n_tiles(tile), n_batch * job.packed_heads
+    splits, span = (1, 0)
+    if job.blocks is None:
+        splits, span = forward_splits(tile, n_tiles, n_heads, job.span(tile), job.n_sms())
+    part, part_lse = o, lse
+    if splits > 1:
+        part = torch.empty(splits, *o.shape, dtype=torch.float32, device=q.device)
+        part_lse = torch.empty(splits, *lse.shape, dtype=torch.float32, device=q.device)
+    after = {
+        "directions_ptr": job.directions, "suppress_ptr": job.suppress, "raw_ptr": raw,
+        "n_splits": splits, "n_directions": 0 if job.directions is None else job.directions.shape[1],
+    }  # fmt: skip
+    shared = job.arguments()
+    arguments = shared | after | {
+        "o_ptr": part, "lse_ptr": part_lse, "list_ptr": job.blocks, "listed_ptr": job.n_blocks, "span": span,
+        "n_chosen": 0 if job.blocks is None else job.blocks.shape[3], "scale": job.scale * LOG2E,
+        "BM": tile.rows, "BN": tile.keys, "TILE": job.tile_step(tile), "SPLIT": splits > 1,
+        "KEY_BLOCK": 0 if job.blocks is None else job.key_block,
+        "DIRECTIONS": job.directions is not None and splits == 1,
+    }  # fmt: skip
+    run(forward_kernel, n_tiles * splits * n_heads, arguments, warps=tile.warps, stages=tile.stages)
+    if splits > 1:
+        names = ("n_batch", "n_rows", "HEADS", "PACK", "D", "BD")
+        merge = after | {name: shared[name] for name in names} | {
+            "part_ptr": part, "part_lse_ptr": part_lse, "o_ptr": o, "lse_ptr": lse, "BM": MERGE_ROWS,
+            "DIRECTIONS": job.directions is not None,
+        }  # fmt: skip
+        run(merge_kernel, -(-job.n_packed // MERGE_ROWS) * n_heads, merge, warps=4)
+    return o, raw, lse

@@ -1,0 +1,152 @@
+"""What every kernel of one call is launched with: tensors and sizes in the form the kernels read.
+
+Axes: B batch, R query rows, S keys, H query heads, G kv heads, D head dim, F = H / PACK packed heads, P = R · PACK.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from turnout.ops.attend.triton.configs import LEAST, Plan, Tile, choose_plan, padded, with_rows
+
+LOG2E = math.log2(math.e)
+# Multiprocessors that a plan without a device (tests on the CPU) is made for.
+SMS_WITHOUT_DEVICE = 132
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """The inputs of one call; optional tensors are None when the option is absent.
+
+    `total` is Σ log_decay, float64 [B, S, H]; `blocks` int32 [B, n_tiles, G, K] holds chosen key blocks, ascending and
+    each once, of which the first `n_blocks` [B, n_tiles, G] count; `window` 0 = none.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    rows: Tensor | None
+    starts: Tensor | None
+    total: Tensor | None
+    blocks: Tensor | None
+    n_blocks: Tensor | None
+    directions: Tensor | None
+    suppress: Tensor | None
+    window: int
+    sinks: int
+    scale: float
+    key_block: int
+    row_block: int
+    tiles: Sequence[int]
+
+    @property
+    def heads(self) -> int:
+        return self.q.shape[2]
+
+    @property
+    def kv_heads(self) -> int:
+        return self.k.shape[2]
+
+    @property
+    def pack(self) -> int:
+        """Query heads packed into a tile: all that share a kv head, or one where the decay tells them apart."""
+        return self.heads // self.kv_heads if self.total is None else 1
+
+    @property
+    def packed_heads(self) -> int:
+        return self.heads // self.pack
+
+    @property
+    def n_packed(self) -> int:
+        return self.q.shape[1] * self.pack
+
+    def plan(self) -> Plan:
+        """The tiles: those given, or the table's; key blocks dictate the height and width."""
+        if self.tiles:
+            numbers = [list(self.tiles[i : i + 5]) for i in (0, 5, 10)]
+            plan = Plan(*(Tile(*five) for five in numbers))
+        else:
+            plan = choose_plan(self.q.element_size(), self.q.shape[3], self.n_packed)
+        if self.blocks is None:
+            return plan
+        height = max(LEAST, 1 << (self.row_block * self.pack - 1).bit_length())
+        return Plan(
+            *(with_rows(tile, height, min(tile.keys, self.key_block)) for tile in (plan.forward, plan.dq, plan.dkdv))
+        )
+
+    def tile_step(self, tile: Tile) -> int:
+        """Packed rows from one tile to the next."""
+        return tile.rows if self.blocks is None else self.row_block * self.pack
+
+    def n_tiles(self, tile: Tile) -> int:
+        return -(-self.n_packed // self.tile_step(tile))
+
+    def span(self, tile: Tile) -> int:
+        """Most keys between the first window and the last row of a tile; listed rows may lie anywhere."""
+        n_keys = self.k.shape[1]
+        if not self.window or self.rows is not None:
+            return n_keys
+        return min(n_keys, self.window + -(-tile.rows // self.pack) + tile.keys)
+
+    def decay_parts(self) -> tuple[Tensor | None, Tensor | None]:
+        """Σ log_decay in base 2 as the sum of two float32 [B, H, S]."""
+        if self.total is None:
+            return None, None
+        total = (self.total * LOG2E).transpose(1, 2)
+        high = total.float().contiguous()
+        return high, (total - high).float().contiguous()
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments that all kernels with a key loop share."""
+        q, k, v = self.q, self.k, self.v
+        high, low = self.decay_parts()
+        return {
+            "q_ptr": q, "k_ptr": k, "v_ptr": v, "rows_ptr": self.rows, "starts_ptr": self.starts,
+            "hi_ptr": high, "lo_ptr": low,
+            "stride_qb": q.stride(0), "stride_qt": q.stride(1), "stride_qh": q.stride(2),
+            "stride_kb": k.stride(0), "stride_kt": k.stride(1), "stride_kh": k.stride(2),
+            "stride_vb": v.stride(0), "stride_vt": v.stride(1), "stride_vh": v.stride(2),
+            "n_batch": q.shape[0], "n_rows": q.shape[1], "n_keys": k.shape[1],
+            "window": self.window, "sinks": self.sinks,
+            "HEADS": self.heads, "KV_HEADS": self.kv_heads, "PACK": self.pack,
+            "D": q.shape[3], "BD": padded(q.shape[3]), "PRECISION": precision(q.dtype),
+            "ROW_LISTS": 0 if self.rows is None else self.rows.shape[1],
+            "START_LISTS": 0 if self.starts is None else self.starts.shape[1],
+            "WINDOW": self.window > 0, "SINKS": self.sinks > 0, "DECAY": self.total is not None,
+        }  # fmt: skip
+
+    def n_sms(self) -> int:
+        return _n_sms(self.q.device)
+
+
+@lru_cache
+def _n_sms(device: torch.device) -> int:
+    if device.type != "cuda":
+        return SMS_WITHOUT_DEVICE
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How float32 products are computed; the name does not matter in half precision."""
+    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def run(kernel: Any, n_programs: int, arguments: dict[str, Any], *, warps: int, stages: int = 1) -> None:
+    """Launch; every launch of this package comes through here."""
+    if n_programs:
+        kernel[(n_programs,)](**arguments, num_warps=warps, num_stages=stages)
+
+
+Runner = Callable[..., None]
+
+
+def last_contiguous(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy where its last dimension has gaps."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
