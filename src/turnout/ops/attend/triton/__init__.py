@@ -1,0 +1,1 @@
+"""Triton kernels of the attention operator; nothing here is imported before a kernel is asked for."""
