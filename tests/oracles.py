@@ -14,17 +14,20 @@ from torch import Tensor
 Function = Callable[..., Tensor]
 
 
-def value_and_grads(function: Function, inputs: Sequence[Tensor]) -> list[Tensor]:
+def value_and_grads(function: Function, inputs: Sequence[Tensor], *, grads: bool = True) -> list[Tensor]:
     """The output of `function` and its gradient for every input, pulled back from one fixed random cotangent.
 
     The cotangent has unit norm along the last axis, so that its product with a vector of the inputs has unit size too.
     """
+    if not grads:
+        with torch.no_grad():
+            return [function(*inputs)]
     leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
     out = function(*leaves)
     cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     cotangent = torch.nn.functional.normalize(cotangent, dim=-1).to(out.device, out.dtype)
-    grads = torch.autograd.grad(out, leaves, cotangent, allow_unused=True)
-    zeros = [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, grads, strict=True)]
+    pulled = torch.autograd.grad(out, leaves, cotangent, allow_unused=True)
+    zeros = [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, pulled, strict=True)]
     return [out.detach(), *zeros]
 
 
@@ -36,6 +39,7 @@ def assert_as_exact_as_eager(
     reduction: int,
     dtype: torch.dtype = torch.float32,
     exact: Function | None = None,
+    grads: bool = True,
 ) -> None:
     """Require of `fast` the accuracy of `eager` in the same dtype, forward and for every gradient.
 
@@ -52,11 +56,12 @@ def assert_as_exact_as_eager(
         reduction: terms in the longest sum.
         dtype: the dtype under test.
         exact: the function run in float64; `eager` if None.
+        grads: False for a function that has no backward.
     """
     rounded = [tensor.to(dtype) for tensor in inputs]
-    truth = value_and_grads(exact or eager, [tensor.double() for tensor in rounded])
-    plain, result = value_and_grads(eager, rounded), value_and_grads(fast, rounded)
-    names = ["output", *(f"gradient of input {i}" for i in range(len(inputs)))]
+    truth = value_and_grads(exact or eager, [tensor.double() for tensor in rounded], grads=grads)
+    plain, result = value_and_grads(eager, rounded, grads=grads), value_and_grads(fast, rounded, grads=grads)
+    names = ["output", *(f"gradient of input {i}" for i in range(len(inputs)))][: len(truth)]
     for name, want, have, base in zip(names, truth, result, plain, strict=True):
         assert have.shape == want.shape and have.dtype == dtype, f"{name}: {have.dtype} {list(have.shape)}"
         if not want.numel():

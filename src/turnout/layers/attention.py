@@ -12,6 +12,7 @@ from turnout.errors import ConfigError
 from turnout.layers.kv_cache import KVCache
 from turnout.layers.rope import rotate
 from turnout.ops.attend import attend
+from turnout.ops.attend.decode import decode_attend
 
 
 class AttentionTrack(nn.Module):
@@ -47,8 +48,8 @@ class AttentionTrack(nn.Module):
         """Keys and values [B, S, G, D] of the past and of `x` [B, T, E]; S = T without a cache."""
         k, v = self.kv(x).unflatten(-1, (2, self.kv_heads, self.head_dim)).unbind(-3)
         if self.rope:
-            start = cache.length if cache is not None else 0
-            k = rotate(k, torch.arange(start, start + x.shape[1], device=x.device))
+            length = x.shape[1]
+            k = rotate(k, torch.arange(length, device=x.device) if cache is None else cache.next_positions(length))
         return (k, v) if cache is None else cache.append(k, v)
 
     def whole(self, x: Tensor, k: Tensor, v: Tensor, *, impl: str) -> Tensor:
@@ -74,6 +75,20 @@ class AttentionTrack(nn.Module):
             q = rotate(q, at[..., 0] if groups == 1 else at.repeat_interleave(per_group, dim=2))
         o = attend(q, k, v, rows=rows[:, 0] if groups == 1 else rows, impl=impl)
         return o.unflatten(2, (groups, per_group)).flatten(3).transpose(1, 2)
+
+    def step(self, x: Tensor, cache: KVCache, taken: Tensor | None, *, impl: str) -> Tensor:
+        """Append one token `x` [B, 1, E] to the cache; outputs [B, 1, H, D] where `taken` [B, N], else exactly 0.
+
+        Nothing is read on the host. `taken=None` attends everywhere. Wq runs for all B tokens: at one token each, its
+        weights are what is read, and they are read once.
+        """
+        at = cache.next_positions(1)
+        self.keys_values(x, cache)
+        q = self.q(x).unflatten(-1, (self.heads, self.head_dim))
+        if self.rope:
+            q = rotate(q, at)
+        rows = at.expand(x.shape[0], 1) if taken is None else torch.where(taken, at, -1)
+        return decode_attend(q[:, 0].to(cache.k.dtype), cache.k, cache.v, rows, impl=impl).to(q.dtype)[:, None]
 
     def project(self, o: Tensor) -> Tensor:
         """Wo, group by group and without bias: [B, N, R, H/N · D] -> [B, N, R, E]."""

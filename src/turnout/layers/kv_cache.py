@@ -14,8 +14,14 @@ class KVCache:
     A token that stays on the local track costs one write and reads nothing. Inference only: writes are in place, so
     autograd must be off.
 
+    `length` is known to the host. While `position` is set (`turnout.models.DecodeStep` does that), the place of the
+    next token is read from that tensor on the device, so that one captured CUDA graph is every step: `append` then
+    takes one token, returns the whole buffers and leaves both `length` and `position` to their owner.
+
     Args:
         batch, max_len, kv_heads, head_dim: shape; max_len is the longest sequence it can hold.
+    Attributes:
+        position: int64 [1], or None.
     Raises:
         ShapeError: appending past max_len, or another batch size than the cache was made for.
         UnsupportedError: appending keys that autograd tracks.
@@ -27,20 +33,33 @@ class KVCache:
         self.k = torch.empty(batch, max_len, kv_heads, head_dim, device=device, dtype=dtype)
         self.v = torch.empty_like(self.k)
         self.length = 0
+        self.position: Tensor | None = None
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k, v [B, T, G, D] behind the past; return views [B, past + T, G, D]."""
+        """Write k, v [B, T, G, D] behind the past; return views [B, past + T, G, D], or the buffers (see above)."""
         self.check_room(k.shape[0], k.shape[1])
         if k.requires_grad or v.requires_grad:
             raise UnsupportedError(
                 "the key/value cache is written in place, which autograd cannot follow; decode under torch.no_grad(), "
                 "or train on whole sequences with state=None"
             )
+        if self.position is not None:
+            if k.shape[1] != 1:
+                raise ShapeError(f"got {k.shape[1]} tokens; with its position on the device it takes one at a time")
+            self.k.index_copy_(1, self.position, k.to(self.k.dtype))
+            self.v.index_copy_(1, self.position, v.to(self.v.dtype))
+            return self.k, self.v
         end = self.length + k.shape[1]
         self.k[:, self.length : end] = k
         self.v[:, self.length : end] = v
         self.length = end
         return self.k[:, :end], self.v[:, :end]
+
+    def next_positions(self, tokens: int) -> Tensor:
+        """Positions int64 [T] of the next tokens, on the device."""
+        if self.position is not None:
+            return self.position
+        return torch.arange(self.length, self.length + tokens, device=self.k.device)
 
     def check_room(self, batch: int, tokens: int) -> None:
         """Raise unless `tokens` more tokens of `batch` sequences fit."""

@@ -15,6 +15,7 @@ from turnout.errors import ConfigError, nearest
 from turnout.layers.attention import AttentionTrack
 from turnout.layers.kv_cache import KVCache
 from turnout.layers.local import LocalTrack
+from turnout.ops.attend.decode import has_decode_kernel
 from turnout.ops.compact import compact
 from turnout.routers.gate_options import MIXES
 from turnout.routers.mode import RoutingMode
@@ -43,8 +44,12 @@ class AttentionMixer(nn.Module):
     def forward(
         self, x: Tensor, *, mode: RoutingMode, state: MixerState | None = None, hint: Tensor | None = None
     ) -> tuple[Tensor, Route | None, MixerState | None]:
-        k, v = self.attention.keys_values(x, state.cache if state else None)
-        o = self.attention.whole(x, k, v, impl=mode.impl)
+        cache = state.cache if state else None
+        if cache is not None and cache.position is not None:
+            o = self.attention.step(x, cache, None, impl=mode.impl)
+        else:
+            k, v = self.attention.keys_values(x, cache)
+            o = self.attention.whole(x, k, v, impl=mode.impl)
         return self.attention.out(o.flatten(-2)), None, state
 
     def flops(self, length: int, usage: float) -> float:
@@ -132,17 +137,23 @@ class RoutedMixer(nn.Module):
         local, local_state = self.local(x, state.local if state else None)
         if state is not None:
             state.router, state.local = router_state, local_state
+        cache = state.cache if state else None
+        if cache is not None and _steps(x, cache, mode):
+            o = self.attention.step(x, cache, route.taken[:, 0] if mode.skip else None, impl=mode.impl)
+            route.dropped = torch.zeros_like(route.taken[:, 0], dtype=torch.int64)
+            return self._mix(o, local, route), route, state
         nobody = mode.skip and mode.capacity is None and not bool(route.taken.any())
         if nobody and state is None:
             return local, route, state
-        k, v = self.attention.keys_values(x, state.cache if state else None)
+        k, v = self.attention.keys_values(x, cache)
         if nobody:
             return local, route, state
-        y = self._skip(x, local, k, v, route, mode) if mode.skip else self._both(x, local, k, v, route, mode)
-        return y, route, state
+        if mode.skip:
+            return self._skip(x, local, k, v, route, mode), route, state
+        return self._mix(self.attention.whole(x, k, v, impl=mode.impl), local, route), route, state
 
-    def _both(self, x: Tensor, local: Tensor, k: Tensor, v: Tensor, route: Route, mode: RoutingMode) -> Tensor:
-        o = self.attention.whole(x, k, v, impl=mode.impl)
+    def _mix(self, o: Tensor, local: Tensor, route: Route) -> Tensor:
+        """Both tracks at every token: heads' outputs `o` [B, T, H, D] by their weights, Wo, and the local track."""
         weight = route.weight.to(o.dtype)
         o = o.unflatten(2, (weight.shape[-1], -1)) * weight[..., None, None]
         y = nn.functional.linear(o.flatten(2), self.attention.out.weight)
@@ -182,6 +193,13 @@ class RoutedMixer(nn.Module):
         """Forward multiply-adds × 2 of one sequence at a usage, router included."""
         router = 2 * length * sum(p.numel() for p in self.router.parameters() if p.ndim == 2)
         return self.local.flops(length) + router + self.attention.flops(length, usage * length)
+
+
+def _steps(x: Tensor, cache: KVCache, mode: RoutingMode) -> bool:
+    """Whether one token goes through the decode kernel, which waits for no decision on the host."""
+    if cache.position is not None:
+        return True
+    return x.shape[1] == 1 and mode.skip and mode.impl in ("auto", "triton") and has_decode_kernel(cache.k)
 
 
 def _gather(x: Tensor, index: Tensor) -> Tensor:

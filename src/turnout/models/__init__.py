@@ -2,7 +2,7 @@
 
 from turnout.models.config import ModelConfig, RoutingConfig
 
-__all__ = ["CausalLM", "ModelConfig", "Output", "RoutingConfig"]
+__all__ = ["CausalLM", "DecodeStep", "ModelConfig", "Output", "RoutingConfig"]
 
 
 def __getattr__(name: str) -> object:
@@ -10,4 +10,8 @@ def __getattr__(name: str) -> object:
         from turnout.models import causal_lm
 
         return getattr(causal_lm, name)
+    if name == "DecodeStep":
+        from turnout.models.decode_step import DecodeStep
+
+        return DecodeStep
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,169 @@
+"""Steps of one token with everything that changes kept on the device: on a GPU one CUDA graph is every step.
+
+B sequences, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from turnout.errors import ShapeError, UnsupportedError
+from turnout.layers import MixerState
+from turnout.layers.kv_cache import KVCache
+from turnout.models.causal_lm import CausalLM, Output
+from turnout.routers.mode import SKIP, RoutingMode
+
+
+class DecodeStep:
+    """The one-token step of `model` behind a state, for any number of steps.
+
+    The position is a tensor that the step itself advances, and the memories of local tracks and routers are buffers
+    that it rewrites, so nothing depends on the host: neither lengths nor which tokens attend. `close` gives the state
+    back to ordinary calls of the model.
+
+    Args:
+        model: in evaluation mode.
+        state: from `init_state`, usually after a prefill; it is used in place and must not be used elsewhere meanwhile.
+        mode: execution of every step.
+    Raises:
+        UnsupportedError: a memory that grows or counts on the host (window track, random and periodic controls).
+        ShapeError: no room for another token.
+    Cost: two trial steps, and on a GPU the capture.
+    """
+
+    def __init__(self, model: CausalLM, state: list[MixerState], *, mode: RoutingMode = SKIP) -> None:
+        self.model, self.state, self.mode = model, state, mode
+        self.caches = [memory.cache for memory in state if memory.cache is not None]
+        device = model.embed.weight.device
+        batch = _batch_of(state)
+        self.tokens = torch.zeros(batch, 1, dtype=torch.int64, device=device)
+        # Without a cache no layer asks for the position.
+        start = self.caches[0].length if self.caches else 0
+        self.position = torch.full((1,), start, dtype=torch.int64, device=device)
+        self._check_room()
+        for cache in self.caches:
+            cache.position = self.position
+        try:
+            self.buffers = self._make_buffers()
+            self.output: Output | None = None
+            self.graph = self._capture() if device.type == "cuda" else None
+        except BaseException:
+            self.close()
+            raise
+
+    @torch.no_grad()
+    def __call__(self, tokens: Tensor) -> Output:
+        """Logits [B, 1, V] for the next token of each sequence, int64 [B, 1]; the next call overwrites them.
+
+        Raises:
+            ShapeError: other tokens, or a full cache.
+        """
+        if tokens.shape != self.tokens.shape:
+            raise ShapeError(f"tokens {list(tokens.shape)}; expected one a sequence, {list(self.tokens.shape)}")
+        self._check_room()
+        self.tokens.copy_(tokens)
+        if self.graph is not None:
+            self.graph.replay()
+        else:
+            self._run()
+        for cache in self.caches:
+            cache.length += 1
+        assert self.output is not None
+        return self.output
+
+    def close(self) -> None:
+        """Let the host count again; the state continues where the last step ended."""
+        for cache in self.caches:
+            cache.position = None
+
+    def _check_room(self) -> None:
+        for cache in self.caches:
+            cache.check_room(self.tokens.shape[0], 1)
+
+    def _run(self) -> None:
+        self.output = self.model(self.tokens, mode=self.mode, state=self.state)
+        for memory, (local, router) in zip(self.state, self.buffers, strict=True):
+            _copy(local, memory.local)
+            _copy(router, memory.router)
+            memory.local, memory.router = local, router
+        self.position += 1
+
+    @torch.no_grad()
+    def _make_buffers(self) -> list[tuple[Any, Any]]:
+        """Buffers with the value of the state before, in the dtype and shape that a trial step leaves behind.
+
+        The trial's keys and values lie where the first real step writes its own.
+        """
+        before = [(memory.local, memory.router) for memory in self.state]
+        try:
+            self.model(self.tokens, mode=self.mode, state=self.state)
+            buffers = []
+            for i, (memory, (local, router)) in enumerate(zip(self.state, before, strict=True)):
+                new = _buffer(local, memory.local, f"local track of layer {i}")
+                buffers.append((new, _buffer(router, memory.router, f"router of layer {i}")))
+        finally:
+            for memory, (local, router) in zip(self.state, before, strict=True):
+                memory.local, memory.router = local, router
+        for memory, (local, router) in zip(self.state, buffers, strict=True):
+            memory.local, memory.router = local, router
+        return buffers
+
+    @torch.no_grad()
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        """Warm up on a side stream, put the memories back, and capture."""
+        kept = [_clone(pair) for pair in self.buffers]
+        start = self.position.clone()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._run()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        self.position.copy_(start)
+        with torch.cuda.graph(graph):
+            self._run()
+        self.position.copy_(start)
+        for buffer, value in zip(self.buffers, kept, strict=True):
+            _copy(buffer, value)
+        return graph
+
+
+def _batch_of(state: list[MixerState]) -> int:
+    """Sequences that a state was made for."""
+    for memory in state:
+        for part in (memory.cache, memory.local, memory.router):
+            if isinstance(part, KVCache):
+                return part.k.shape[0]
+            if isinstance(part, Tensor):
+                return part.shape[0]
+    raise UnsupportedError("no layer of this state holds a tensor, so there is nothing to step; call the model itself")
+
+
+def _buffer(old: Any, new: Any, whose: str) -> Any:
+    if isinstance(old, tuple) and isinstance(new, tuple) and len(old) == len(new):
+        return tuple(_buffer(a, b, whose) for a, b in zip(old, new, strict=True))
+    if isinstance(old, Tensor) and isinstance(new, Tensor) and old.shape == new.shape:
+        return old.to(new.dtype, copy=True)
+    if old is None and new is None:
+        return None
+    raise UnsupportedError(
+        f"the memory of the {whose} grows or counts on the host, so one step cannot be replayed; "
+        "call the model with state= instead of DecodeStep"
+    )
+
+
+def _copy(buffer: Any, value: Any) -> None:
+    if isinstance(buffer, tuple):
+        for a, b in zip(buffer, value, strict=True):
+            _copy(a, b)
+    elif buffer is not None:
+        buffer.copy_(value)
+
+
+def _clone(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_clone, value))
+    return value if value is None else value.clone()
