@@ -159,6 +159,11 @@ def _check_blocks(keys: Tensor | None, key_block: int, row_block: int) -> None:
             raise ConfigError(f"{name}={size} without keys has no effect; pass keys= as well")
 
 
+def _readable(tensor: Tensor) -> bool:
+    """Whether looking at the values costs no synchronisation, and there are any; a compiler has none to look at."""
+    return tensor.device.type == "cpu" and tensor.numel() > 0 and not torch.compiler.is_compiling()
+
+
 def _check_index(name: str, index: Tensor, q: Tensor) -> None:
     if index.dtype not in INDEX_DTYPES:
         raise ShapeError(f"{name} is {index.dtype}; expected int64 token positions (-1 = empty slot)")
@@ -182,14 +187,14 @@ def _check_lists(name: str, lists: Tensor, q: Tensor, k: Tensor) -> Tensor:
 
 def _check_rows(rows: Tensor, q: Tensor, k: Tensor) -> Tensor:
     rows = _check_lists("rows", rows, q, k)
-    if rows.device.type == "cpu" and rows.numel():
+    if _readable(rows):
         _check_row_values(rows, k.shape[1])
     return rows
 
 
 def _check_starts(starts: Tensor, rows: Tensor | None, q: Tensor, k: Tensor) -> Tensor:
     starts = _check_lists("starts", starts, q, k)
-    if starts.device.type == "cpu" and starts.numel():
+    if _readable(starts):
         # Empty slots hold anything.
         taken = None if rows is None else rows if rows.dim() == 3 else rows[:, None]
         seen = starts if taken is None else torch.where(taken < 0, k.shape[1], starts)
@@ -223,7 +228,7 @@ def _check_keys(keys: Tensor, q: Tensor, k: Tensor, key_block: int, row_block: i
     if keys.dim() != 4 or list(keys.shape[:3]) != expected:
         first = "R" if row_block == 1 else f"ceil(R / {row_block})"
         raise ShapeError(f"keys has shape {list(keys.shape)}; expected [B, {first}, G, K] = {[*expected, 'K']}")
-    if keys.device.type == "cpu" and keys.numel():
+    if _readable(keys):
         low, high = torch.aminmax(keys)
         n_blocks = -(-k.shape[1] // key_block)
         if low < -1 or high >= n_blocks:
@@ -240,7 +245,7 @@ def _check_log_decay(log_decay: Tensor, q: Tensor, k: Tensor) -> Tensor:
         raise ShapeError(f"log_decay has shape {list(log_decay.shape)}; expected [B, S, H] = {expected}")
     if not log_decay.is_floating_point() or log_decay.device != q.device:
         raise ShapeError(f"log_decay is {log_decay.dtype} on {log_decay.device}; expected floats on {q.device}")
-    if log_decay.device.type == "cpu" and log_decay.numel():
+    if _readable(log_decay):
         low, high = torch.aminmax(log_decay.detach())
         if not bool(high <= 0) or not bool(torch.isfinite(low)):
             raise ShapeError(
