@@ -132,6 +132,15 @@ def test_a_collapse_goes_back_to_the_kept_weights_and_half_the_ramp_and_on_at_ha
     assert costs(schedule, [GOOD, GOOD, GOOD]) == [0.125, 0.25, 0.375]
 
 
+def test_every_collapse_makes_the_steps_smaller() -> None:
+    schedule = solved()
+    rates = []
+    for accuracy in (GOOD, BAD, GOOD, BAD):
+        costs(schedule, [accuracy])
+        rates.append(schedule.anneal())
+    assert rates == pytest.approx([1.0, 0.7, 0.7, 0.49])
+
+
 def test_a_second_collapse_from_the_same_weights_halves_the_ramp_again() -> None:
     schedule = solved()
     costs(schedule, [GOOD, GOOD, BAD, BAD])

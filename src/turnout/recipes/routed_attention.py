@@ -109,7 +109,7 @@ def recall_long(seed: int = 0, lengths: tuple[int, ...] = LONG_LENGTHS) -> RunCo
         task=RecallConfig(length=lengths[-1]),
         model=model,
         schedule=CurriculumConfig(
-            cost=0.02, explore_steps=2500, ramp_steps=1000, hold_steps=400, lengths=lengths, grow_steps=400,
+            cost=0.02, explore_steps=2500, ramp_steps=1000, hold_steps=1000, lengths=lengths, grow_steps=400,
             grow_at=0.9995,
         ),
         optim=OptimConfig(batch=32, max_tokens=65536, decay="cosine", precision="tf32"),

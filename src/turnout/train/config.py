@@ -30,7 +30,8 @@ class CurriculumConfig:
     The guard looks at every evaluation after explore. At `guard` accuracy or above the weights are kept in memory and
     the ramp moves on. Below it training turns dense (only then does a closed gate get a gradient that can reopen it),
     the ramp moves backwards at half its speed and *hold* does not count. Below `back_off` the gates have collapsed: the
-    kept weights return, the ramp falls to half of where it was kept, and goes on at half its speed.
+    kept weights return, the ramp falls to half of where it was kept, and goes on at half its speed and seven tenths of
+    the learning rate.
 
     Args:
         penalty: "per_gate" = lambda · E[open gates per sequence], the pressure on each gate independent of T and L;
@@ -129,7 +130,7 @@ class BudgetConfig:
     ramp: float = 0.5
     rate: float = 0.01
     quadratic: float = 1.0
-    undecided: float = 0.1
+    undecided: float = 0.3
 
     def __post_init__(self) -> None:
         _require(0 < self.usage <= 1, f"schedule.usage={self.usage}", "0 < usage <= 1")

@@ -37,13 +37,14 @@ class Curriculum(Schedule):
     def anneal(self) -> float:
         """Cosine over *hold*, and again over each *grow* stage from the middle on; the phases before run at full rate.
 
-        The ramp moves decisions and needs large steps; what is decided should then settle on a firm margin.
+        The ramp moves decisions and needs large steps; what is decided should then settle on a firm margin. Whatever
+        went wrong, a collapse or a length not solved, is tried again with smaller steps.
         """
         if self.phase == "hold":
-            return cosine(self.steps / max(1, self.config.hold_steps))
+            return self.calm * cosine(self.steps / max(1, self.config.hold_steps))
         if self.phase == "grow":
             return self.calm * cosine(0.5 + 0.5 * self.steps / max(1, self.config.grow_steps))
-        return 1.0
+        return self.calm
 
     def on_interval(self, seen: Interval) -> list[str]:
         config = self.config
@@ -102,6 +103,7 @@ class Curriculum(Schedule):
         # Half of what was borne, and again half if that collapses too: the kept weights may already be at the edge.
         self.kept_ramp /= 2
         self.request, self.ramp, self.speed = "restore", self.kept_ramp, max(1 / 8, self.speed / 2)
+        self.calm = max(1 / 8, 0.7 * self.calm)
         shown = f"accuracy {accuracy:.4f}" if accuracy is not None else f"loss {loss:.4f}"
         return [f"collapse ({shown}): back to the kept weights and lambda {config.cost * self.ramp:g}"]
 
