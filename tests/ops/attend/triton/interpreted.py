@@ -305,9 +305,7 @@ def test_one_graph_holds_router_compaction_and_attention() -> None:
 
 @pytest.mark.parametrize("n_tokens,capacity,n_groups", [(0, 3, 1), (1, 1, 1), (63, 20, 2), (100, 200, 3), (5000, 9, 1)])
 @pytest.mark.parametrize("gated", [False, True])
-def test_the_compaction_kernel_lists_what_torch_lists(
-    n_tokens: int, capacity: int, n_groups: int, gated: bool
-) -> None:
+def test_the_compaction_kernel_lists_what_torch_lists(n_tokens: int, capacity: int, n_groups: int, gated: bool) -> None:
     gate = torch.rand(B, n_tokens, n_groups, generator=torch.Generator().manual_seed(0))
     taken = gate > 0.4
     gate = torch.where(gate > 0.9, torch.nan, gate) if gated else gate
