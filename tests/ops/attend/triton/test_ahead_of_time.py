@@ -1,4 +1,4 @@
-"""Every tile of the tables compiles for its devices without one: shared memory within the limit, no register spilled."""
+"""Every tile of the tables compiles without a device: shared memory within the limit, no register spilled."""
 
 from __future__ import annotations
 
