@@ -1,6 +1,7 @@
 # make demo   train, route, report: the whole library in a few minutes on two CPU cores
 # make test   lint, types and tests
-# Both build .venv first (make install) and need only Python 3.11 or newer with pip.
+# make test-gpu   the tests that need an NVIDIA GPU
+# All build .venv first (make install) and need only Python 3.11 or newer with pip.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +11,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
 PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c '$(NEW_ENOUGH)' 2>/dev/null && echo "$$p" && break; done)
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test test-gpu lint clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -33,6 +34,10 @@ lint: install
 
 test: lint
 	$(BIN)/pytest -q
+
+# On a machine with an NVIDIA GPU: the compiled kernels, their memory, graphs and determinism.
+test-gpu: install
+	$(BIN)/pytest -q -m gpu
 
 # Runs are kept: they are the user's work.
 clean:

@@ -39,6 +39,9 @@ def break_even(q: Tensor, *, backward: bool) -> BreakEven:
     return BreakEven(_TABLE[key], f"{named}, {step}")
 
 
-@torch.compiler.assume_constant_result
 def _device_name(index: int) -> str:
     return torch.cuda.get_device_name(index)
+
+
+# What torch.compiler.assume_constant_result does, without its import of the compiler right here.
+_device_name._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -42,35 +42,62 @@ class Plan:
 
 
 # (bytes of an element, padded head dim) → tiles from the lowest to the tallest; the choice is by packed rows.
-FORWARD: dict[tuple[int, int], tuple[Tile, ...]] = {
-    (2, 32): (Tile(16, 64, 2, 3), Tile(64, 128, 4, 3), Tile(128, 128, 8, 3)),
-    (2, 64): (Tile(16, 64, 2, 3), Tile(64, 128, 4, 3), Tile(128, 128, 8, 3)),
-    (2, 128): (Tile(16, 64, 2, 3), Tile(64, 64, 4, 3), Tile(128, 64, 8, 3)),
-    (2, 256): (Tile(16, 32, 2, 2), Tile(64, 32, 4, 2), Tile(128, 32, 8, 2)),
-    (4, 32): (Tile(16, 32, 4, 2), Tile(32, 32, 4, 2)),
-    (4, 64): (Tile(16, 32, 4, 2), Tile(32, 32, 4, 2)),
-    (4, 128): (Tile(16, 32, 4, 2), Tile(32, 32, 8, 2)),
-    (4, 256): (Tile(16, 32, 8, 1), Tile(32, 32, 8, 1)),
+Table = dict[tuple[int, int], tuple[Tile, ...]]
+
+# float32 products run on the ordinary units, and their operands fill the registers: low tiles everywhere.
+_SINGLE: dict[str, Table] = {
+    "forward": {(4, 64): (Tile(32, 32, 4, 2),), (4, 128): (Tile(32, 32, 8, 2),), (4, 256): (Tile(16, 16, 8, 1),)},
+    "dq": {(4, 64): (Tile(32, 32, 4, 2),), (4, 128): (Tile(16, 16, 8, 1),), (4, 256): (Tile(16, 16, 8, 1),)},
+    "dkdv": {(4, 64): (Tile(16, 32, 4, 2),), (4, 128): (Tile(16, 16, 8, 1),), (4, 256): (Tile(16, 16, 8, 1),)},
 }
-DQ: dict[tuple[int, int], tuple[Tile, ...]] = {
-    (2, 32): (Tile(16, 64, 2, 3), Tile(64, 64, 4, 3), Tile(128, 64, 8, 3)),
-    (2, 64): (Tile(16, 64, 2, 3), Tile(64, 64, 4, 3), Tile(128, 64, 8, 3)),
-    (2, 128): (Tile(16, 64, 2, 2), Tile(64, 64, 4, 2), Tile(128, 64, 8, 2)),
-    (2, 256): (Tile(16, 32, 2, 1), Tile(64, 32, 8, 1)),
-    (4, 32): (Tile(16, 32, 4, 2), Tile(32, 32, 4, 2)),
-    (4, 64): (Tile(16, 32, 4, 2), Tile(32, 32, 4, 2)),
-    (4, 128): (Tile(16, 32, 4, 1), Tile(32, 32, 8, 1)),
-    (4, 256): (Tile(16, 16, 8, 1),),
+# Compute capability 9.0 and newer data centre parts: at most 227 KB of shared memory, matrix units that take 64 rows.
+_HOPPER: dict[str, Table] = {
+    "forward": {
+        (2, 64): (Tile(16, 64, 4, 3), Tile(64, 128, 4, 3), Tile(128, 128, 8, 3)),
+        (2, 128): (Tile(16, 64, 4, 3), Tile(64, 64, 4, 3), Tile(128, 128, 8, 2)),
+        (2, 256): (Tile(16, 32, 4, 2), Tile(64, 64, 8, 2), Tile(128, 32, 8, 2)),
+    },
+    "dq": {
+        (2, 64): (Tile(16, 64, 4, 2), Tile(64, 64, 4, 3), Tile(128, 128, 8, 2)),
+        (2, 128): (Tile(16, 64, 4, 2), Tile(64, 64, 4, 2), Tile(128, 64, 8, 2)),
+        (2, 256): (Tile(16, 32, 8, 1), Tile(64, 32, 8, 2)),
+    },
+    "dkdv": {
+        (2, 64): (Tile(16, 64, 4, 2), Tile(64, 128, 8, 2)),
+        (2, 128): (Tile(16, 64, 4, 2), Tile(32, 128, 8, 2)),
+        (2, 256): (Tile(16, 32, 8, 1), Tile(32, 32, 8, 1)),
+    },
 }
-DKDV: dict[tuple[int, int], tuple[Tile, ...]] = {
-    (2, 32): (Tile(16, 64, 4, 2), Tile(64, 128, 8, 2)),
-    (2, 64): (Tile(16, 64, 4, 2), Tile(64, 128, 8, 2)),
-    (2, 128): (Tile(16, 64, 4, 2), Tile(64, 128, 8, 2)),
-    (2, 256): (Tile(16, 32, 4, 1), Tile(32, 64, 8, 1)),
-    (4, 32): (Tile(16, 32, 4, 2), Tile(32, 32, 4, 2)),
-    (4, 64): (Tile(16, 32, 4, 2), Tile(32, 32, 4, 2)),
-    (4, 128): (Tile(16, 32, 8, 1), Tile(32, 32, 8, 1)),
-    (4, 256): (Tile(16, 16, 8, 1),),
+# All others: at most 99 KB, which every part from 8.0 on has.
+_AMPERE: dict[str, Table] = {
+    "forward": {
+        (2, 64): (Tile(16, 64, 4, 3), Tile(64, 64, 4, 3), Tile(128, 128, 8, 3)),
+        (2, 128): (Tile(16, 64, 2, 3), Tile(64, 32, 4, 3), Tile(128, 64, 8, 3)),
+        (2, 256): (Tile(64, 32, 8, 2),),
+    },
+    "dq": {
+        (2, 64): (Tile(16, 64, 4, 2), Tile(64, 64, 4, 3), Tile(128, 64, 8, 3)),
+        (2, 128): (Tile(16, 64, 4, 2), Tile(64, 32, 4, 3), Tile(128, 32, 8, 2)),
+        (2, 256): (Tile(16, 32, 4, 2), Tile(64, 32, 8, 1)),
+    },
+    "dkdv": {
+        (2, 64): (Tile(16, 64, 4, 2),),
+        (2, 128): (Tile(16, 64, 4, 2), Tile(64, 64, 8, 2)),
+        (2, 256): (Tile(16, 32, 8, 1), Tile(32, 32, 8, 1)),
+    },
+}
+TABLES: dict[str, dict[str, Table]] = {
+    name: {kernel: table[kernel] | _SINGLE[kernel] for kernel in table}
+    for name, table in (("hopper", _HOPPER), ("ampere", _AMPERE))
+}
+# Masks, decay and lists hold registers of their own: one tile that leaves room for them, on every part.
+LEAN: dict[tuple[int, int], Plan] = {
+    (2, 64): Plan(Tile(64, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
+    (2, 128): Plan(Tile(64, 32, 4, 2), Tile(64, 64, 8, 2), Tile(32, 64, 8, 2)),
+    (2, 256): Plan(Tile(64, 32, 8, 2), Tile(16, 32, 8, 1), Tile(16, 32, 8, 1)),
+    (4, 64): Plan(Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), Tile(16, 32, 8, 1)),
+    (4, 128): Plan(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)),
+    (4, 256): Plan(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)),
 }
 
 
@@ -79,10 +106,26 @@ def padded(width: int) -> int:
     return max(32, 1 << (width - 1).bit_length())
 
 
-def choose_plan(itemsize: int, width: int, n_packed: int) -> Plan:
-    """The tiles for `n_packed` packed rows of one packed head."""
-    key = (itemsize, padded(width))
-    return Plan(*(_tallest_useful(table[key], n_packed) for table in (FORWARD, DQ, DKDV)))
+def family(capability: tuple[int, int]) -> str:
+    """Which table a compute capability reads."""
+    return "hopper" if capability[0] in (9, 10) else "ampere"
+
+
+def choose_plan(name: str, itemsize: int, width: int, n_packed: int, *, lean: bool) -> Plan:
+    """The tiles for `n_packed` packed rows of one packed head.
+
+    Args:
+        name: family of the device.
+        itemsize: bytes of an element.
+        width: head dim.
+        n_packed: rows × query heads packed into a tile.
+        lean: an option holds registers.
+    """
+    key = (itemsize, max(padded(width), 64))
+    if lean:
+        return LEAN[key]
+    tables = TABLES[name]
+    return Plan(*(_tallest_useful(tables[kernel][key], n_packed) for kernel in ("forward", "dq", "dkdv")))
 
 
 def _tallest_useful(tiles: tuple[Tile, ...], n_packed: int) -> Tile:

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from turnout.ops.attend.triton.configs import LEAST, Plan, Tile, choose_plan, padded, with_rows
+from turnout.ops.attend.triton.configs import LEAST, Plan, Tile, choose_plan, family, padded, with_rows
 
 LOG2E = math.log2(math.e)
 # Multiprocessors that a plan without a device (tests on the CPU) is made for.
 SMS_WITHOUT_DEVICE = 132
+CAPABILITY_WITHOUT_DEVICE = (9, 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,13 +68,23 @@ class Job:
     def n_packed(self) -> int:
         return self.q.shape[1] * self.pack
 
+    def has_options(self) -> bool:
+        """Whether an option takes part in the loops over keys."""
+        return self.window > 0 or any(x is not None for x in (self.starts, self.total, self.blocks))
+
     def plan(self) -> Plan:
         """The tiles: those given, or the table's; key blocks dictate the height and width."""
         if self.tiles:
             numbers = [list(self.tiles[i : i + 5]) for i in (0, 5, 10)]
             plan = Plan(*(Tile(*five) for five in numbers))
         else:
-            plan = choose_plan(self.q.element_size(), self.q.shape[3], self.n_packed)
+            plan = choose_plan(
+                family(_capability(self.q.device)),
+                self.q.element_size(),
+                self.q.shape[3],
+                self.n_packed,
+                lean=self.has_options(),
+            )
         if self.blocks is None:
             return plan
         height = max(LEAST, 1 << (self.row_block * self.pack - 1).bit_length())
@@ -124,6 +135,11 @@ class Job:
 
     def n_sms(self) -> int:
         return _n_sms(self.q.device)
+
+
+@lru_cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else CAPABILITY_WITHOUT_DEVICE
 
 
 @lru_cache

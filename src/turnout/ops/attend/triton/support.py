@@ -47,7 +47,6 @@ def _why_not_keys(call: Call) -> str:
     return ""
 
 
-@torch.compiler.assume_constant_result
 def why_not_here(device: str, index: int) -> str:
     """What is missing on this machine: Triton, a device that it compiles for, or the interpreter in its place."""
     try:
@@ -64,3 +63,7 @@ def why_not_here(device: str, index: int) -> str:
     if device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
         return ""
     return f"the tensors are on {device}, not on a CUDA device, and TRITON_INTERPRET=1 is not set"
+
+
+# What torch.compiler.assume_constant_result does, without its import of the compiler (and of Triton) right here.
+why_not_here._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -1,0 +1,222 @@
+"""The compiled kernels on a GPU: exact in every dtype and head dim, deterministic, one graph, no growth in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, pad
+
+from oracles import assert_as_exact_as_eager, rows_of
+from turnout.ops import attend, compact, explain
+
+pytestmark = pytest.mark.gpu
+B, S, H, G = 2, 387, 4, 2
+HALF = (torch.bfloat16, torch.float16)
+LEARNED = ("log_decay", "directions", "suppress")
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).cuda()
+
+
+def some_rows(share: float, n_lists: int = 1, n_keys: int = S, spare: int = 3) -> Tensor:
+    taken = torch.rand(B, n_keys, n_lists, generator=torch.Generator().manual_seed(1)) < share
+    return pad(rows_of(taken), (0, spare), value=-1).cuda()
+
+
+def agree(
+    n_rows: int, *, width: int = 64, n_keys: int = S, dtype: torch.dtype = torch.bfloat16, **options: Any
+) -> None:
+    """The kernels are as exact as the reference in the same dtype, forward and for every gradient."""
+    names = [name for name in LEARNED if name in options]
+    learned = [options.pop(name) for name in names]
+
+    def run(impl: str) -> Callable[..., Tensor]:
+        return lambda q, k, v, *extra: attend(
+            q, k, v, **options, **dict(zip(names, extra, strict=True)), impl=impl
+        )  # fmt: skip
+
+    inputs = (randn(B, n_rows, H, width), *(randn(B, n_keys, G, width, seed=s) for s in (1, 2)), *learned)
+    reduction = 2 * n_keys * width * (1 + len(learned))
+    assert_as_exact_as_eager(run("triton"), run("reference"), inputs, reduction=reduction, dtype=dtype)
+
+
+@pytest.mark.parametrize("width", [32, 64, 80, 128, 256])
+@pytest.mark.parametrize("share", [0.05, 0.5])
+@pytest.mark.parametrize("dtype", HALF)
+def test_half_precision_at_every_head_dim(dtype: torch.dtype, share: float, width: int) -> None:
+    rows = some_rows(share)
+    agree(rows.shape[-1], width=width, rows=rows, dtype=dtype)
+
+
+@pytest.mark.parametrize("width", [64, 128, 256])
+def test_single_precision(width: int) -> None:
+    rows = some_rows(0.3)
+    agree(rows.shape[-1], width=width, rows=rows, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("n_keys", [1, 63, 65, 1000, 2049])
+def test_odd_lengths_and_lists_per_kv_head(n_keys: int) -> None:
+    rows = some_rows(0.4 if n_keys > 1 else 1.0, G, n_keys)
+    agree(rows.shape[-1], n_keys=n_keys, rows=rows)
+
+
+@pytest.mark.parametrize("pattern", ["none", "one", "last", "first", "every"])
+def test_no_rows_one_row_rows_at_the_ends_and_every_row(pattern: str) -> None:
+    chosen = {"none": [], "one": [200], "last": range(S - 100, S), "first": range(100), "every": range(S)}[pattern]
+    rows = torch.tensor([*chosen, *[-1] * 5]).expand(B, -1).cuda()
+    agree(rows.shape[-1], rows=rows)
+
+
+@pytest.mark.parametrize("n_rows", [1, 100, S])
+def test_without_a_list_the_rows_are_the_last_ones(n_rows: int) -> None:
+    agree(n_rows)
+
+
+def starts_of(rows: Tensor) -> Tensor:
+    bounds = torch.tensor([0, 7, 130, 131, 300], device=rows.device)
+    return bounds[(torch.bucketize(rows, bounds, right=True) - 1).clamp_min(0)]
+
+
+def options_of(name: str, rows: Tensor, width: int) -> dict[str, Any]:
+    n_rows = rows.shape[-1]
+    keys = torch.randint(-1, -(-S // 64), (B, -(-n_rows // 16), G, 3), generator=torch.Generator().manual_seed(4))
+    every: dict[str, dict[str, Any]] = {
+        "window": {"window": 50},
+        "sinks": {"window": 50, "sinks": 5},
+        "decay": {"log_decay": -0.1 * randn(B, S, H, seed=3).abs()},
+        "directions": {
+            "directions": normalize(randn(H, 2, width, seed=4), dim=-1),
+            "suppress": randn(B, n_rows, H, 2, seed=5).abs(),
+        },
+        "starts": {"starts": starts_of(rows)},
+        "blocks": {"keys": keys.cuda(), "key_block": 64, "row_block": 16},
+    }
+    if name == "everything":
+        return {key: value for one in every.values() for key, value in one.items()}
+    return every[name]
+
+
+@pytest.mark.parametrize("name", ["window", "sinks", "decay", "directions", "starts", "blocks", "everything"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16])
+@pytest.mark.parametrize("width", [64, 128])
+def test_every_option_with_its_gradients(name: str, dtype: torch.dtype, width: int) -> None:
+    rows = some_rows(0.4)
+    agree(rows.shape[-1], rows=rows, width=width, dtype=dtype, **options_of(name, rows, width))
+
+
+def step(gate: Tensor, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+    rows = compact(gate > 0.5, q.shape[1], gate=gate).rows
+    out = attend(q, k, v, rows=rows, impl="triton")
+    return [out, *torch.autograd.grad(out, (q, k, v), torch.ones_like(out))]
+
+
+def leaves(n_rows: int, n_keys: int = S, width: int = 64) -> list[Tensor]:
+    return [
+        randn(B, n, h, width, seed=h).bfloat16().requires_grad_() for n, h in ((n_rows, H), (n_keys, G), (n_keys, G))
+    ]
+
+
+def gates(seed: int = 0, n_keys: int = S) -> Tensor:
+    return torch.rand(B, n_keys, 1, generator=torch.Generator().manual_seed(seed)).cuda()
+
+
+def test_repeated_runs_agree_bit_for_bit() -> None:
+    inputs = leaves(300, 2000)
+    first = step(gates(0, 2000), *inputs)
+    for _ in range(3):
+        again = step(gates(0, 2000), *inputs)
+        assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
+
+
+def test_nothing_waits_for_the_device() -> None:
+    inputs, gate = leaves(100), gates()
+    step(gate, *inputs)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(gate, *inputs)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_other_counts_and_lengths_compile_nothing() -> None:
+    from turnout.ops.attend.triton.backward import dkdv_kernel, dq_kernel
+    from turnout.ops.attend.triton.forward import forward_kernel
+
+    def n_compiled() -> int:
+        caches = (kernel.device_caches for kernel in (forward_kernel, dq_kernel, dkdv_kernel))
+        return sum(len(one[0]) for cache in caches for one in cache.values())
+
+    step(gates(0, 4096), *leaves(1024, 4096))
+    before = n_compiled()
+    for seed, n_keys in enumerate((4096, 4097, 4111, 5000)):
+        step(gates(seed, n_keys), *leaves(1024 + seed, n_keys))
+    assert n_compiled() == before
+
+
+def test_a_graph_replays_new_routes() -> None:
+    inputs, gate = leaves(200), gates()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step(gate, *inputs)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step(gate, *inputs)
+    gate.copy_(gates(5))
+    graph.replay()
+    assert all(torch.equal(x, y) for x, y in zip(captured, step(gate, *inputs), strict=True))
+
+
+def test_one_compiled_graph_serves_all_counts() -> None:
+    compiled = torch.compile(
+        lambda gate, q, k, v: attend(q, k, v, rows=compact(gate > 0.5, 200, gate=gate).rows), fullgraph=True
+    )
+    inputs = leaves(200)
+    for seed in range(3):
+        with torch.compiler.set_stance("default" if seed == 0 else "fail_on_recompile"):
+            out = compiled(gates(seed), *inputs)
+        want = step(gates(seed), *inputs)
+        assert torch.equal(out, want[0])
+        grads = torch.autograd.grad(out, inputs, torch.ones_like(out))
+        assert all(torch.equal(x, y) for x, y in zip(grads, want[1:], strict=True))
+
+
+def test_the_compaction_kernel_lists_what_torch_lists() -> None:
+    for n_tokens, capacity, n_groups in ((1, 1, 1), (63, 100, 2), (70000, 1000, 1), (5000, 5000, 3)):
+        gate = torch.rand(B, n_tokens, n_groups, generator=torch.Generator().manual_seed(0))
+        gate[gate > 0.9] = torch.nan
+        want = compact(gate > 0.4, capacity, gate=gate)
+        have = compact((gate > 0.4).cuda(), capacity, gate=gate.cuda())
+        assert all(torch.equal(x.cpu(), y) for x, y in zip(have, want, strict=True))
+
+
+def test_forward_and_backward_need_little_more_than_their_tensors() -> None:
+    n_keys, n_heads, width = 65536, 16, 128
+    n_rows = n_keys // 4
+    q, k, v = (torch.randn(1, n, n_heads, width, device="cuda", dtype=torch.bfloat16) for n in (n_rows, n_keys, n_keys))
+    tensors = [x.requires_grad_() for x in (q, k, v)]
+    rows = torch.arange(0, n_keys, 4, device="cuda")[None]
+    torch.cuda.synchronize()
+    # q, k, v and their gradients, o and its gradient.
+    needed = 2 * sum(x.numel() * x.element_size() for x in (q, k, v, q))
+    torch.cuda.reset_peak_memory_stats()
+    others = torch.cuda.memory_allocated() - sum(x.numel() * x.element_size() for x in (q, k, v))
+    out = attend(q, k, v, rows=rows, impl="triton")
+    torch.autograd.grad(out, tensors, torch.ones_like(out))
+    assert torch.cuda.max_memory_allocated() - others <= 1.3 * needed
+
+
+def test_explain_says_which_row_of_the_table_decided() -> None:
+    q, k, v = leaves(10)
+    rows = torch.arange(10, device="cuda").expand(B, -1)
+    assert explain(q, k, v, rows=rows).startswith("triton: 0.03 of the positions have a slot, break-even")
+    whole = leaves(S)[0]
+    every = torch.arange(S, device="cuda").expand(B, -1)
+    assert explain(whole, k, v, rows=every).startswith("scattered: 1.00 of the positions have a slot, break-even")
+    assert explain(q, k, v, window=3).startswith("triton: not dense")
