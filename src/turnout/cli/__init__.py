@@ -27,6 +27,8 @@ VERBS = {
     "report": "write one HTML page about one run, or about several compared",
     "reproduce": "measure published claims again",
     "claims": "print the table of claims and their verdicts",
+    "bench": "measure kernels, layers and decoding against dense attention, and print the target table",
+    "plan": "predict times of a layer or a model, and say from where on routing pays",
     "certify": "check that no output depends on a later token, bit for bit",
 }
 _GLOBAL = ("--json", "--debug")

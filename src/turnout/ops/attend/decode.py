@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from turnout.errors import ConfigError, ShapeError, UnsupportedError, nearest
-from turnout.ops.attend.call import Call
-from turnout.ops.attend.reference import compute_dtype, per_head, suppress_directions, visible_keys
+from turnout.ops.attend.reference import compute_dtype, suppress_directions
 
 DECODE_IMPLS = ("auto", "triton", "reference")
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -74,7 +73,7 @@ def decode_attend(
     chosen = _choose(q, k, impl)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if chosen == "reference":
-        out = _reference(q, k, v, rows, page_table, total_decay, window, sinks, scale)
+        out = _of_open_gates(q, k, v, rows, page_table, total_decay, window, sinks, scale)
         return suppress_directions(out, directions, None if suppress is None else suppress[:, None])[:, 0].to(q.dtype)
     from turnout.ops.attend.triton.decode import decode_op
 
@@ -82,6 +81,28 @@ def decode_attend(
         _unit_stride(q), _unit_stride(k), _unit_stride(v), rows, page_table, total_decay, directions, suppress,
         scale, window or 0, sinks, 0,
     )  # fmt: skip
+
+
+def _of_open_gates(
+    q: Tensor, k: Tensor, v: Tensor, rows: Tensor, page_table: Tensor | None, total_decay: Tensor | None,
+    window: int | None, sinks: int, scale: float,
+) -> Tensor:  # fmt: skip
+    """On the CPU, where looking at `rows` is free, only sequences that attend are read, up to the longest of them."""
+    if q.device.type != "cpu" or not rows.numel():
+        return _reference(q, k, v, rows, page_table, total_decay, window, sinks, scale)
+    out = q.new_zeros(q.shape[0], 1, *q.shape[1:], dtype=compute_dtype(q.dtype))
+    live = (rows >= 0).any(1).nonzero()[:, 0]
+    if len(live):
+        stop = int(rows.max()) + 1
+        if page_table is None:
+            # Views where everybody attends: indexing copies.
+            k, v = (t[:, :stop] if len(live) == len(q) else t[:, :stop][live] for t in (k, v))
+        else:
+            page_table = page_table[live, : -(-stop // k.shape[1])]
+            stop = page_table.shape[1] * k.shape[1]
+        decay = None if total_decay is None else total_decay[live, :stop]
+        out = out.index_copy(0, live, _reference(q[live], k, v, rows[live], page_table, decay, window, sinks, scale))
+    return out
 
 
 def _reference(
@@ -94,23 +115,21 @@ def _reference(
         k, v = k[table].flatten(1, 2), v[table].flatten(1, 2)
     n_heads, n_groups, n_keys = q.shape[1], k.shape[2], k.shape[1]
     dtype = compute_dtype(q.dtype)
-    call = Call(
-        q=q[:, None], k=k, v=v, rows=rows[..., None].long(), keys=None, log_decay=None, window=window, sinks=sinks,
-        directions=None, suppress=None, scale=scale,
-    )  # fmt: skip
-    visible = visible_keys(call)[:, :, 0]
+    row = rows.long().repeat_interleave(n_heads // rows.shape[1], 1)[..., None]
+    key = torch.arange(n_keys, device=q.device)
+    visible = key <= row
+    if window is not None:
+        visible = visible & ((key > row - window) | (key < sinks))
     k, v = (t.to(dtype).repeat_interleave(n_heads // n_groups, 2).transpose(1, 2) for t in (k, v))
     k, v = k.masked_fill(~visible[..., None], 0.0), v.masked_fill(~visible[..., None], 0.0)
     score = torch.einsum("bhd,bhsd->bhs", q.to(dtype), k) * scale
     if total_decay is not None:
-        total = total_decay[:, :n_keys].transpose(1, 2)
-        at_row = total.gather(2, per_head(call, call.positions()).clamp(0, n_keys - 1))
-        score = score + (at_row - total).to(dtype)
+        total = total_decay.transpose(1, 2)
+        score = score + (total.gather(2, row.clamp(0, n_keys - 1)) - total).to(dtype)
     score = score.masked_fill(~visible, torch.finfo(dtype).min)
     weight = score.softmax(-1).masked_fill(~visible, 0.0)
     out = torch.einsum("bhs,bhsd->bhd", weight, v)
-    outside = per_head(call, call.positions())[..., 0] >= n_keys
-    return out.masked_fill(outside[..., None], float("nan"))[:, None]
+    return out.masked_fill(row >= n_keys, float("nan"))[:, None]
 
 
 def has_decode_kernel(k: Tensor) -> bool:

@@ -1,0 +1,136 @@
+"""The fraction of rows from which dense attention is the faster choice: measured, and written as the table that
+`turnout.ops.attend` dispatches by."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from turnout.bench.cases import Case
+from turnout.bench.kernels import default_case, measure_kernel
+from turnout.bench.rows import Row
+from turnout.errors import DataError
+from turnout.train.jsonfile import read_json, write_json
+
+FRACTIONS = (0.25, 0.5, 0.7, 0.85, 1.0)
+GPU_LENGTHS = ((512, 64), (2048, 16), (8192, 4), (32768, 1))
+CPU_LENGTHS = ((512, 1), (2048, 1))
+TABLE = Path(__file__).resolve().parents[1] / "ops" / "attend" / "breakeven.json"
+ABOUT = (
+    "Capacity fraction R / S from which dense attention with scattered queries is faster than the Triton kernels. Rows "
+    "are looked up by device name, dtype, padded head dim and pass; 'default' rows decide elsewhere. Measured by "
+    "turnout bench breakeven: the fraction is the smallest over the lengths in by_n_keys."
+)
+
+
+def default_cases(device: torch.device) -> list[Case]:
+    """One case a length and pass; their p is replaced."""
+    lengths = CPU_LENGTHS if device.type == "cpu" else GPU_LENGTHS
+    return [
+        default_case(device, n=n, batch=batch, step=step)
+        for step in ("forward", "forward+backward")
+        for n, batch in lengths
+    ]
+
+
+def measure_break_even(
+    case: Case, *, device: torch.device, fractions: Sequence[float] = FRACTIONS, seconds: float = 0.3
+) -> tuple[Row, list[Row]]:
+    """Where routed = fastest dense for one length and pass.
+
+    Returns:
+        The row {"kind": "breakeven", "break_even": p or null, ...} and the kernel rows behind it.
+    """
+    impl = "triton" if device.type == "cuda" else "gathered"
+    behind: list[Row] = []
+    points: list[tuple[float, float]] = []
+    for p in fractions:
+        rows = measure_kernel(replace(case, p=p), device=device, impls=(impl, "auto"), seconds=seconds, router=False)
+        behind += rows
+        routed = next(row for row in rows if row["arm"] == f"routed:{impl}")
+        if routed["ratio"]:
+            points.append((p, min(routed["ratio"].values())))
+    row = dict(behind[0])
+    row |= {
+        "kind": "breakeven", "arm": impl, "break_even": crossing(points), "points": points,
+        "status": "ok" if points else "unsupported",
+        "reason": "" if points else next(r["reason"] for r in behind if r["arm"] == f"routed:{impl}"),
+    }  # fmt: skip
+    row |= dict.fromkeys(("ms", "ms_p20", "ms_p80", "n_calls", "flops", "tflops", "gb_s", "peak_bytes"))
+    row["ratio"] = {}
+    return row, behind
+
+
+def crossing(points: Sequence[tuple[float, float]]) -> float | None:
+    """The p at which the ratio dense / routed falls through 1, linear between points; 1 if it never does.
+
+    Below the first point nothing is known: a routed call that loses there gives that point's p.
+    """
+    if not points:
+        return None
+    ordered = sorted(points)
+    if ordered[0][1] <= 1:
+        return ordered[0][0]
+    for (p0, r0), (p1, r1) in itertools.pairwise(ordered):
+        if r1 < 1:
+            return p0 + (p1 - p0) * (r0 - 1) / (r0 - r1)
+    return 1.0
+
+
+def write_table(path: Path, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Merge measured break-evens into the dispatch table, in place of its rows of the same device, dtype, dim and pass.
+
+    Returns:
+        All rows of the table now.
+    Raises:
+        DataError: nothing was measured, or the file is no such table.
+    """
+    groups: dict[tuple[Any, ...], dict[int, float]] = {}
+    commits: dict[tuple[Any, ...], str] = {}
+    for row in rows:
+        if row["kind"] != "breakeven" or row["break_even"] is None:
+            continue
+        case = row["case"]
+        device = row["device"] if row["device_kind"] == "cuda" else row["device_kind"]
+        key = (device, case["dtype"], max(32, 1 << (case["dim"] - 1).bit_length()), case["step"])
+        groups.setdefault(key, {})[case["n"]] = row["break_even"]
+        commits[key] = row["commit"]
+    if not groups:
+        raise DataError("no break-even was measured (see the rows for why), so the table is left as it was")
+    old = read_json(path) if path.exists() else {"rows": []}
+    if not isinstance(old, dict) or "rows" not in old:
+        raise DataError(f"{path} is no break-even table; give another path with --table")
+    kept = [row for row in old["rows"] if _key(row) not in groups]
+    new = [
+        {
+            "device": key[0], "dtype": key[1], "head_dim": key[2], "pass": key[3],
+            "fraction": round(min(found.values()), 3), "by_n_keys": {str(n): round(p, 3) for n, p in found.items()},
+            "commit": commits[key],
+        }
+        for key, found in groups.items()
+    ]  # fmt: skip
+    write_json(path, {"about": ABOUT, "rows": [*kept, *new]})
+    return [*kept, *new]
+
+
+def deciding_row(case: Case, device_name: str, path: Path | None = None) -> dict[str, Any] | None:
+    """The row of the dispatch table that decides a case: its own device's, else the default; None without a table."""
+    path = path or TABLE
+    if not path.exists():
+        return None
+    rows = read_json(path)["rows"]
+    width = max(32, 1 << (case.dim - 1).bit_length())
+    for key in ((device_name, case.dtype, width, case.step), ("default", "default", "default", case.step)):
+        for row in rows:
+            if _key(row) == key:
+                return dict(row)
+    return None
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["device"], row["dtype"], row["head_dim"], row["pass"]

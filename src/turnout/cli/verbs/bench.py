@@ -1,0 +1,247 @@
+"""`turnout bench`: kernels, layers, decoding and the target table, measured against dense attention in the same run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from turnout.cli.flags import Call, Flags
+from turnout.cli.result import Result, Table
+from turnout.errors import ConfigError
+from turnout.train.live import number
+
+if TYPE_CHECKING:
+    import torch
+
+    from turnout.bench.cases import Case
+    from turnout.bench.rows import Row
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options(Flags):
+    """Measure, print a table, and append the rows as JSON lines. Ratios are dense ms / routed ms, above 1 = saved.
+
+    kernels, layers and decode measure cases; breakeven finds the fraction of rows from which dense attention is the
+    faster choice; peaks measures matrix products, copies and launches; targets prints the target table from the rows
+    that are there, and --measure measures first what this device can.
+
+    Args:
+        what: kernels, layers, decode, breakeven, peaks or targets.
+        cases: N,p;N,p;... with further fields by name: 8192,1/8,batch=4,step=forward+backward.
+        explain: a case; say which implementation attend would choose for it and why, and measure nothing.
+        impl: implementations of attend to measure, separated by commas; none = triton and auto on a GPU, auto on a CPU.
+        device: auto, cpu or cuda.
+        seconds: for each case, all its arms together.
+        flex: measure gathered, compiled FlexAttention too (slow to compile).
+        measure: with targets, measure before printing.
+        out: folder for the rows; none = results/bench of this checkout, "-" = write nothing.
+        table: with breakeven, the JSON table to update, that attend dispatches by.
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("what",)
+    what: Literal["kernels", "layers", "decode", "breakeven", "peaks", "targets"] = "targets"
+    cases: str | None = None
+    explain: str | None = None
+    impl: str | None = None
+    device: str = "auto"
+    seconds: float = 1.0
+    flex: bool = False
+    measure: bool = False
+    out: str | None = None
+    table: str | None = None
+
+
+def run(call: Call[Options]) -> Result:
+    """Measure or look up, and print."""
+    options = call.options
+    if not options.seconds >= 0:
+        raise ConfigError(f"--seconds={options.seconds}; expected >= 0")
+    for flag, given, where in (
+        ("cases", options.cases, ("kernels", "layers", "decode", "breakeven")),
+        ("measure", options.measure, ("targets",)),
+        ("table", options.table, ("breakeven",)),
+        ("flex", options.flex, ("kernels",)),
+        ("impl", options.impl, ("kernels", "layers")),
+    ):
+        if given and options.what not in where:
+            raise ConfigError(f"--{flag} has no effect with {options.what}; it belongs to {' or '.join(where)}")
+    device = _device(options.device)
+    if options.explain is not None:
+        return _explain(options, device)
+    if options.what == "targets":
+        return _targets(options, device)
+    if options.what == "breakeven":
+        return _break_even(options, device)
+    if options.what == "peaks":
+        rows = _peaks(device, options.seconds)
+        return Result(rows, [_table(rows, _written(options, rows))])
+    rows = []
+    for case in _cases(options, device):
+        rows += _measure(options.what, case, options, device)
+    return Result(rows, [_table(rows, _written(options, rows))])
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"--device={name!r}; expected auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device=cuda but torch finds no GPU here; use --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _cases(options: Options, device: torch.device) -> list[Case]:
+    from turnout.bench import breakeven, kernels, layers
+    from turnout.bench.cases import parse_cases
+
+    if options.cases is not None:
+        return parse_cases(options.cases, _default(options.what, device))
+    if options.what == "layers":
+        return layers.default_cases(device)
+    if options.what == "decode":
+        return [_default("decode", device)]
+    return breakeven.default_cases(device) if options.what == "breakeven" else kernels.default_cases(device)
+
+
+def _default(what: str, device: torch.device) -> Case:
+    from turnout.bench import kernels, layers
+
+    if what == "layers":
+        return layers.default_case(device)
+    if what == "decode":
+        return kernels.default_case(device, n=32768 if device.type == "cuda" else 2048, p=0.1, batch=8)
+    return kernels.default_case(device)
+
+
+def _measure(what: str, case: Case, options: Options, device: torch.device) -> list[Row]:
+    from turnout.bench.decode import measure_decode
+    from turnout.bench.kernels import measure_kernel
+    from turnout.bench.layers import measure_layer
+
+    _progress(f"{what}: {case}")
+    if what == "decode":
+        return measure_decode(case, device=device, seconds=options.seconds)
+    impls = options.impl.split(",") if options.impl else None
+    if what in ("layers", "layer"):
+        rows = []
+        for impl in impls or ["auto"]:
+            rows += measure_layer(case, device=device, impl=impl, seconds=options.seconds)
+        return rows
+    return measure_kernel(case, device=device, impls=impls, seconds=options.seconds, flex=options.flex)
+
+
+def _peaks(device: torch.device, seconds: float) -> list[Row]:
+    from turnout.bench.peaks import measure_peaks
+
+    dtypes = ("float32", "bfloat16") if device.type == "cuda" else ("float32",)
+    return [row for dtype in dtypes for row in measure_peaks(device, dtype=dtype, seconds=min(seconds, 1.0))]
+
+
+def _break_even(options: Options, device: torch.device) -> Result:
+    from turnout.bench.breakeven import measure_break_even, write_table
+
+    found, behind = [], []
+    for case in _cases(options, device):
+        _progress(f"break-even: {case}")
+        row, rows = measure_break_even(case, device=device, seconds=min(options.seconds, 0.3))
+        found.append(row)
+        behind += rows
+    note = _written(options, [*behind, *found])
+    if options.table is not None:
+        write_table(Path(options.table), found)
+        note += f"; table {options.table}"
+    texts = [
+        (str(row["case"]["n"]), row["case"]["dtype"], str(row["case"]["dim"]), row["case"]["step"], row["arm"],
+         row["reason"] or number(row["break_even"], ".3f"))
+        for row in found
+    ]  # fmt: skip
+    columns = ("N", "dtype", "D", "pass", "implementation", "break-even p")
+    return Result(found, [Table(columns, texts, "fraction of rows at which routed = fastest dense"), note])
+
+
+def _targets(options: Options, device: torch.device) -> Result:
+    from turnout.bench.rows import read_rows
+    from turnout.bench.targets import cases_to_measure, target_rows
+
+    fresh: list[Row] = []
+    if options.measure:
+        fresh += _peaks(device, options.seconds)
+        for kind, case in cases_to_measure(device):
+            fresh += _measure(kind, case, options, device)
+    rows = target_rows([*read_rows(_folder(options)), *fresh])
+    note = _written(options, fresh) if fresh else "from committed rows; --measure measures what this device can"
+    texts = [
+        (row["case"], row["target"], number(row["measured"], ".2f"), row["baseline"] or "-",
+         number(row["bound"], ".1f"), row["device"] or "-", str(row["commit"] or "-")[:9], row["status"])
+        for row in rows
+    ]  # fmt: skip
+    columns = ("case", "target", "measured", "baseline", "bound", "device", "commit", "status")
+    return Result(rows, [Table(columns, texts), note])
+
+
+def _explain(options: Options, device: torch.device) -> Result:
+    """What `attend(impl="auto")` would run for one case, and the row of the table that decides."""
+    import torch
+
+    from turnout.bench.breakeven import TABLE, deciding_row
+    from turnout.bench.cases import parse_cases
+    from turnout.ops import explain
+    from turnout.train.manifest import device_name
+
+    (case, *more) = parse_cases(options.explain or "", _default(options.what, device))
+    if more:
+        raise ConfigError(f"--explain takes one case, got {1 + len(more)}")
+    dtype, graded = getattr(torch, case.dtype), case.step != "forward"
+    # Only shapes decide; one number stands for all.
+    q, k = (
+        torch.zeros((), dtype=dtype, device=device, requires_grad=graded).expand(case.batch, n, heads, case.dim)
+        for n, heads in ((case.rows, case.heads), (case.n, case.kv_heads))
+    )
+    rows = torch.arange(case.rows, device=device).expand(case.batch, -1)
+    everyone = case.rows == case.n
+    choice = explain(q, k, k, rows=None if everyone else rows)
+    row = deciding_row(case, device_name(device))
+    data = {"case": case.to_dict(), "device": device_name(device), "choice": choice, "breakeven_row": row}
+    text = "no break-even table is stored" if row is None else ", ".join(f"{key}={value}" for key, value in row.items())
+    return Result(
+        data, [f"{case} on {data['device']}", f"attend runs {choice}", f"break-even row of {TABLE.name}: {text}"]
+    )
+
+
+def _folder(options: Options) -> Path | None:
+    return None if options.out in (None, "-") else Path(str(options.out))
+
+
+def _written(options: Options, rows: Sequence[Row]) -> str:
+    from turnout.bench.rows import append_rows, bench_dir
+
+    if options.out == "-":
+        return "nothing was written"
+    paths = append_rows(_folder(options) or bench_dir(), rows)
+    return f"{len(rows)} rows appended to {', '.join(map(str, paths))}"
+
+
+def _table(rows: Sequence[Row], note: str) -> Table:
+    columns = ("case", "arm", "ms", "20 to 80 %", "TFLOP/s", "GB/s", "peak MB", "dense / this")
+    return Table(columns, [_texts(row) for row in rows], note)
+
+
+def _texts(row: Mapping[str, Any]) -> tuple[str, ...]:
+    case = row["case"]
+    name = f"N={case['n']:,} p={case['p']:.4g} B={case['batch']} {case['step']}"
+    if row["ms"] is None:
+        return (name, row["arm"], row["status"], row["reason"], "", "", "", "")
+    peak = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:,.0f}"
+    ratios = ", ".join(f"{arm.removeprefix('dense:')} {value:.2f}x" for arm, value in row.get("ratio", {}).items())
+    return (
+        name, row["arm"], number(row["ms"], ".4g"), f"{row['ms_p20']:.4g} to {row['ms_p80']:.4g}",
+        number(row["tflops"], ".3g"), number(row["gb_s"], ".4g"), peak, row["reason"] or ratios,
+    )  # fmt: skip
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
