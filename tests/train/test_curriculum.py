@@ -132,6 +132,24 @@ def test_a_collapse_goes_back_to_the_kept_weights_and_half_the_ramp_and_on_at_ha
     assert costs(schedule, [GOOD, GOOD, GOOD]) == [0.125, 0.25, 0.375]
 
 
+def test_the_last_length_settles_at_falling_rates_behind_the_guard() -> None:
+    schedule = solved(lengths=(16, 64), settle_steps=30)
+    while schedule.phase != "grow":
+        schedule.on_interval(seen(GOOD))
+    schedule.on_interval(seen(GOOD))
+    assert schedule.on_eval(1.0, 0.0)[0].startswith("grow -> settle") and schedule.length == 64
+    rates = []
+    for accuracy in (GOOD, MIDDLING, GOOD, GOOD):
+        assert not schedule.done
+        rates.append(schedule.anneal())
+        schedule.on_interval(seen(accuracy))
+        schedule.on_eval(accuracy, 0.0)
+    # The interval that the guard objected to does not count.
+    assert rates == sorted(rates, reverse=True) and rates[2] == rates[3]
+    schedule.on_interval(seen(GOOD))
+    assert schedule.done and schedule.phase == "settle"
+
+
 def test_every_collapse_makes_the_steps_smaller() -> None:
     schedule = solved()
     rates = []

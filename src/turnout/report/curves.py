@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from turnout.report.plot import Point
 from turnout.report.run import Line, Run, number, numbers
 
-PHASES = ("explore", "ramp", "hold", "grow", "joint", "budget")
+PHASES = ("explore", "ramp", "hold", "grow", "settle", "joint", "budget")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -25,7 +25,7 @@ class CurriculumConfig:
     """Explore at no cost until solved, ramp the cost behind a guard, hold it, then grow the length.
 
     Phases: *explore* (lambda = 0, both tracks), *ramp* (lambda rises to `cost`), *hold* (lambda = `cost`),
-    *grow* (one stage for each further entry of `lengths`).
+    *grow* (one stage for each further entry of `lengths`), *settle* (the last length, at the smallest learning rates).
 
     The guard looks at every evaluation after explore. At `guard` accuracy or above the weights are kept in memory and
     the ramp moves on. Below it training turns dense (only then does a closed gate get a gradient that can reopen it),
@@ -51,6 +51,7 @@ class CurriculumConfig:
             solved by then is tried once more, from the weights that solved the last one and at a quarter of the
             learning rate.
         grow_at: evaluation accuracy that ends a stage of growth.
+        settle_steps: steps at the last length once it is over, where there are several; the guard is on.
     """
 
     kind: ClassVar[str] = "curriculum"
@@ -68,10 +69,11 @@ class CurriculumConfig:
     lengths: tuple[int, ...] = ()
     grow_steps: int = 600
     grow_at: float = 0.999
+    settle_steps: int = 0
 
     def __post_init__(self) -> None:
         _check_penalty(self.penalty, self.cost)
-        for name in ("explore_steps", "ramp_steps", "hold_steps", "grow_steps", "stairs"):
+        for name in ("explore_steps", "ramp_steps", "hold_steps", "grow_steps", "settle_steps", "stairs"):
             _require(getattr(self, name) >= 0, f"schedule.{name}={getattr(self, name)}", ">= 0")
         _require(
             0 <= self.back_off <= self.guard <= 1,

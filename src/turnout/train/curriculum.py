@@ -1,4 +1,4 @@
-"""Curriculum: explore, ramp behind a guard, hold, grow."""
+"""Curriculum: explore, ramp behind a guard, hold, grow, settle."""
 
 from __future__ import annotations
 
@@ -33,24 +33,26 @@ class Curriculum(Schedule):
         self.reference_loss: float | None = None
         growths = max(0, len(config.lengths) - 1)
         self.total_steps = config.explore_steps + config.ramp_steps + config.hold_steps + growths * config.grow_steps
+        self.total_steps += config.settle_steps if growths else 0
 
     def anneal(self) -> float:
-        """Cosine over *hold*, and again over each *grow* stage from the middle on; the phases before run at full rate.
+        """Cosine over *hold*; again over each *grow* stage and *settle*, from the middle on; full rate before.
 
         The ramp moves decisions and needs large steps; what is decided should then settle on a firm margin. Whatever
         went wrong, a collapse or a length not solved, is tried again with smaller steps.
         """
         if self.phase == "hold":
             return self.calm * cosine(self.steps / max(1, self.config.hold_steps))
-        if self.phase == "grow":
-            return self.calm * cosine(0.5 + 0.5 * self.steps / max(1, self.config.grow_steps))
+        if self.phase in ("grow", "settle"):
+            limit = self.config.grow_steps if self.phase == "grow" else self.config.settle_steps
+            return self.calm * cosine(0.5 + 0.5 * self.steps / max(1, limit))
         return self.calm
 
     def on_interval(self, seen: Interval) -> list[str]:
         config = self.config
         self.phase_steps += seen.steps
         # While the guard objects, hold waits: the learning rate stays up and the gates get time to reopen.
-        self.steps += seen.steps if self.content or self.phase != "hold" else 0
+        self.steps += seen.steps if self.content or self.phase not in ("hold", "settle") else 0
         if self.phase == "explore":
             return self._end_explore(seen)
         self._move_ramp(seen.steps)
@@ -58,7 +60,8 @@ class Curriculum(Schedule):
             return [self._enter("hold", f"lambda reached {config.cost:g}")]
         if self.phase == "ramp" and self.phase_steps >= PATIENCE * config.ramp_steps:
             return [self._enter("hold", f"the guard kept lambda at {self.cost:g} for {PATIENCE} times the ramp")]
-        limit = {"hold": config.hold_steps, "grow": config.grow_steps}.get(self.phase, math.inf)
+        limits = {"hold": config.hold_steps, "grow": config.grow_steps, "settle": config.settle_steps}
+        limit = limits.get(self.phase, math.inf)
         if self.phase == "grow" and self.steps >= limit:
             return [self._unsolved()]
         if self.steps >= limit and self.content:
@@ -143,6 +146,8 @@ class Curriculum(Schedule):
     def _next_length(self, why: str) -> str:
         self.stage += 1
         self.retried = False
+        if self.phase == "grow" and self.stage == len(self.config.lengths) and self.config.settle_steps:
+            return self._enter("settle", why)
         if self.stage >= len(self.config.lengths):
             self.done = True
             return f"{self.phase} -> end: {why}"

@@ -268,7 +268,7 @@ class Trainer:
         return max(1, tokens // self.task.length)
 
     def _finish(self) -> dict[str, Any]:
-        if not self.schedule.content and self.schedule.phase == "hold" and self.kept.copies:
+        if not self.schedule.content and self.schedule.phase in ("hold", "settle") and self.kept.copies:
             self.kept.restore()
             self._event("restore", "the guard objects to the last weights: ending with the kept ones")
         # A kill from here on costs no step: resuming repeats the final evaluation and what follows it.
