@@ -102,14 +102,16 @@ def decisions(out: Output) -> list[Tensor]:
     return [route.taken for route in out.routes if route is not None]
 
 
-def assert_same(have: Tensor, want: Tensor, *, terms: int) -> None:
+def assert_same(have: Tensor, want: Tensor, *, terms: int, size: float = 0.0) -> None:
     """Two orders of summation of the same numbers: at most one rounding a term apart.
 
-    |have − want| ≤ terms · eps · max |want|                       first-order error bound of a sum of `terms`
+    |have − want| ≤ terms · eps · max(size, max |want|)            first-order error bound of a sum of `terms`
+
+    `size` is that of the terms, where they may cancel to nothing.
     """
     assert have.shape == want.shape and have.dtype == want.dtype
     have, want = have.detach(), want.detach()
-    limit = terms * torch.finfo(want.dtype).eps * float(want.abs().max()) if want.numel() else 0.0
+    limit = terms * torch.finfo(want.dtype).eps * max(size, float(want.abs().max())) if want.numel() else 0.0
     error = float((have - want).abs().max()) if want.numel() else 0.0
     # Written so that a NaN fails.
     assert error <= limit, f"differs by {error:.3g}, allowed {limit:.3g}"

@@ -76,6 +76,36 @@ class AttentionTrack(nn.Module):
         o = attend(q, k, v, rows=rows[:, 0] if groups == 1 else rows, impl=impl)
         return o.unflatten(2, (groups, per_group)).flatten(3).transpose(1, 2)
 
+    def absorbed_rows(self, groups: int) -> int:
+        """How many rows of a sequence are cheaper to attend to the inputs than to projected keys and values.
+
+        One row against S inputs costs H·E/(G·D) times its cost against S keys, 2·H·E·S on average over positions; keys
+        and values of S tokens cost 4·E·G·D·S. The limit is half of where the two are equal, so that a sequence with
+        one row more, for which both are done, costs at most half a projection more. 0 where positions are rotated:
+        the rotation stands between the query and Wk.
+        """
+        return 0 if self.rope or groups > 1 else self.kv_heads * self.head_dim // self.heads
+
+    def absorbed(self, x_rows: Tensor, x: Tensor, rows: Tensor, *, impl: str) -> Tensor:
+        """`taken` without keys and values: they are linear in `x` [B, T, E], so Wk moves to the query and Wv behind.
+
+            <q, Wk x_s + bk> = <Wk^T q, x_s> + const of the row;    sum_s a_s (Wv x_s + bv) = Wv (sum_s a_s x_s) + bv
+
+        The absorbed projections of multi-head latent attention (DeepSeek-AI 2024, sec. 2.1.2), here because few rows
+        attend rather than because the cache is small. One kv head of width E serves all query heads.
+        """
+        w_k, w_v = self.kv.weight.unflatten(0, (2, self.kv_heads, self.head_dim)).to(x_rows.dtype).unbind(0)
+        q = self.q(x_rows[:, 0]).unflatten(-1, (self.kv_heads, -1, self.head_dim))
+        q = torch.einsum("brghd,gde->brghe", q, w_k.to(q.dtype)).flatten(2, 3)
+        keys = x.to(q.dtype)[:, :, None]
+        o = attend(q, keys, keys, rows=rows[:, 0], scale=self.head_dim**-0.5, impl=impl)
+        o = torch.einsum("brghe,gde->brghd", o.unflatten(2, (self.kv_heads, -1)), w_v.to(o.dtype))
+        if self.kv.bias is not None:
+            bias = self.kv.bias.unflatten(0, (2, self.kv_heads, 1, self.head_dim))[1].to(o.dtype)
+            # An empty slot stays exactly 0.
+            o = o + bias * (rows[:, 0] >= 0)[..., None, None, None]
+        return o.flatten(2)[:, None]
+
     def step(self, x: Tensor, cache: KVCache, taken: Tensor | None, *, impl: str) -> Tensor:
         """Append one token `x` [B, 1, E] to the cache; outputs [B, 1, H, D] where `taken` [B, N], else exactly 0.
 
@@ -97,8 +127,17 @@ class AttentionTrack(nn.Module):
             return nn.functional.linear(o, self.out.weight)
         return torch.einsum("bnrf,enf->bnre", o, self.out.weight.unflatten(1, (groups, -1)).to(o.dtype))
 
-    def flops(self, length: int, rows: float | None = None) -> float:
-        """Forward multiply-adds × 2 of one sequence; `rows` taken at uniform positions, None = all."""
+    def flops(self, length: int, rows: float | None = None, absorbed: int = 0) -> float:
+        """Forward multiply-adds × 2 of one sequence; `rows` taken at uniform positions, None = all.
+
+        `absorbed` is how many of the rows, at most, need no keys and values.
+        """
         rows = length if rows is None else rows
+        absorbed_rows = min(rows, absorbed)
+        rows -= absorbed_rows
         width, kv_width = self.q.in_features, self.kv_heads * self.head_dim
-        return length * 4 * width * kv_width + rows * (4 * width**2 + 4 * width * (length + 1) / 2)
+        seen = (length + 1) / 2
+        flops = absorbed_rows * (8 * width**2 + 4 * self.heads * width * seen)
+        if rows or not absorbed:
+            flops += length * 4 * width * kv_width + rows * (4 * width**2 + 4 * width * seen)
+        return flops

@@ -95,7 +95,8 @@ class RoutedMixer(nn.Module):
         mix: "replace" or "add".
     Raises:
         ConfigError: the router decides for another number of groups, or an unknown mix.
-    Cost: local + router + keys/values for T tokens, 4·E² + 2·E·T per row taken.
+    Cost: local + router + keys/values for T tokens, 4·E² + 2·E·T per row taken; where few rows are taken and positions
+        are not rotated, no keys and values (`AttentionTrack.absorbed`).
     """
 
     def __init__(
@@ -145,12 +146,12 @@ class RoutedMixer(nn.Module):
         nobody = mode.skip and mode.capacity is None and not bool(route.taken.any())
         if nobody and state is None:
             return local, route, state
-        k, v = self.attention.keys_values(x, cache)
+        keys_values = None if mode.skip and cache is None else self.attention.keys_values(x, cache)
         if nobody:
             return local, route, state
-        if mode.skip:
-            return self._skip(x, local, k, v, route, mode), route, state
-        return self._mix(self.attention.whole(x, k, v, impl=mode.impl), local, route), route, state
+        if keys_values is None or mode.skip:
+            return self._skip(x, local, keys_values, route, mode), route, state
+        return self._mix(self.attention.whole(x, *keys_values, impl=mode.impl), local, route), route, state
 
     def _mix(self, o: Tensor, local: Tensor, route: Route) -> Tensor:
         """Both tracks at every token: heads' outputs `o` [B, T, H, D] by their weights, Wo, and the local track."""
@@ -162,14 +163,15 @@ class RoutedMixer(nn.Module):
             y = y + mean * self.attention.out.bias
         return y + ((1 - mean) * local if self.replaces else local)
 
-    def _skip(self, x: Tensor, local: Tensor, k: Tensor, v: Tensor, route: Route, mode: RoutingMode) -> Tensor:
+    def _skip(
+        self, x: Tensor, local: Tensor, keys_values: tuple[Tensor, Tensor] | None, route: Route, mode: RoutingMode
+    ) -> Tensor:
         picked = compact(route.taken, mode.capacity, overflow=mode.overflow, gate=route.gate.detach())
         route.dropped = picked.dropped
         rows = picked.rows
         groups, index = rows.shape[1], rows.clamp(min=0)
-        start = k.shape[1] - x.shape[1]
         x_rows = torch.stack([_gather(x, index[:, n]) for n in range(groups)], dim=1)
-        o = self.attention.taken(x_rows, k, v, torch.where(rows >= 0, rows + start, rows), impl=mode.impl)
+        o = self._attend_rows(x, x_rows, keys_values, rows, mode)
         # An empty slot points at row 0 with weight 0: it adds an exact zero there.
         weight = torch.where(rows >= 0, route.weight.transpose(1, 2).gather(2, index), 0.0).to(o.dtype)[..., None]
         gain = self.attention.project(o * weight)
@@ -189,10 +191,34 @@ class RoutedMixer(nn.Module):
             y = add(y, 1, index[:, n, :, None].expand(-1, -1, y.shape[-1]), change)
         return y
 
-    def flops(self, length: int, usage: float) -> float:
-        """Forward multiply-adds × 2 of one sequence at a usage, router included."""
+    def _attend_rows(
+        self, x: Tensor, x_rows: Tensor, keys_values: tuple[Tensor, Tensor] | None, rows: Tensor, mode: RoutingMode
+    ) -> Tensor:
+        """Heads' outputs of the rows; a sequence with few rows needs no keys and values, where no cache wants them.
+
+        The first rows of a sequence attend to the inputs and the others to keys and values: where a row belongs must
+        not hang on how many rows come after it. A static capacity is known before, and then it is all or none.
+        """
+        attention, impl = self.attention, mode.impl
+        first = attention.absorbed_rows(rows.shape[1]) if keys_values is None else 0
+        if mode.capacity is not None and rows.shape[2] > first:
+            first = 0
+        parts = []
+        if first:
+            parts.append(attention.absorbed(x_rows[:, :, :first], x, rows[..., :first], impl=impl))
+        if rows.shape[2] > first:
+            k, v = keys_values or attention.keys_values(x, None)
+            past = k.shape[1] - x.shape[1]
+            rest = rows[..., first:]
+            rest = torch.where(rest >= 0, rest + past, rest)
+            parts.append(attention.taken(x_rows[:, :, first:], k, v, rest, impl=impl))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+    def flops(self, length: int, usage: float, *, skip: bool = True) -> float:
+        """Forward multiply-adds × 2 of one sequence at a usage, router included; `skip` as in `RoutingMode`."""
         router = 2 * length * sum(p.numel() for p in self.router.parameters() if p.ndim == 2)
-        return self.local.flops(length) + router + self.attention.flops(length, usage * length)
+        absorbed = self.attention.absorbed_rows(self.router.context.groups) if skip else 0
+        return self.local.flops(length) + router + self.attention.flops(length, usage * length, absorbed)
 
 
 def _steps(x: Tensor, cache: KVCache, mode: RoutingMode) -> bool:
