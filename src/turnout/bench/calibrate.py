@@ -13,7 +13,7 @@ from turnout.bench.cases import Case
 from turnout.bench.cost_model import CostModel, Work, at_peak, decode_work, layer_work
 from turnout.bench.floors import Peaks
 from turnout.bench.peaks import find_peaks
-from turnout.bench.rows import Row, bench_dir
+from turnout.bench.rows import Row, bench_dir, machine
 from turnout.errors import DataError, nearest
 from turnout.train.jsonfile import read_json, write_json
 
@@ -56,7 +56,7 @@ def _points(rows: Iterable[Row]) -> dict[tuple[str, str, str], list[Point]]:
         case = Case(**row["case"])
         decode = row["kind"] == "decode"
         work = decode_work(case, arm, weights=False) if decode else layer_work(case, arm)
-        newest[row["device"], row["kind"], case, row["arm"]] = (case, work, row["ms"], row)
+        newest[machine(row), row["kind"], case, row["arm"]] = (case, work, row["ms"], row)
     found: dict[tuple[str, str, str], list[Point]] = {}
     for (device, kind, case, _), point in newest.items():
         found.setdefault((device, case.dtype, "decode" if kind == "decode" else case.step), []).append(point)

@@ -130,7 +130,9 @@ def _here() -> str:
 
     from turnout.train.manifest import device_name
 
-    return device_name("cuda" if torch.cuda.is_available() else "cpu")
+    if torch.cuda.is_available():
+        return device_name("cuda")
+    return f"{device_name('cpu')}, {torch.get_num_threads()} threads"
 
 
 def _predict(model: CostModel, case: Case, options: Options) -> dict[str, Any]:
