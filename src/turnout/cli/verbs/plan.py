@@ -45,6 +45,7 @@ class Options(Flags):
         calibrate: fit the constants again to the rows in --out, and store them.
         measure: measure peaks and a small grid of layers and decode steps here first, then calibrate.
         seconds: for each case that is measured.
+        rounds: how often the grid is measured; of repeated rows the fastest counts.
         out: folder of the rows; none = results/bench of this checkout.
     """
 
@@ -62,6 +63,7 @@ class Options(Flags):
     calibrate: bool = False
     measure: bool = False
     seconds: float = 0.5
+    rounds: int = 1
     out: str | None = None
 
 
@@ -70,7 +72,7 @@ def run(call: Call[Options]) -> Result:
     options = call.options
     case = _case(options)
     folder = Path(options.out) if options.out is not None else None
-    if options.measure:
+    for _ in range(options.rounds if options.measure else 0):
         _measure(options, folder)
     if options.measure or options.calibrate:
         return _calibrate(folder)
@@ -96,7 +98,7 @@ def run(call: Call[Options]) -> Result:
 def _case(options: Options) -> Case:
     from turnout.bench.cases import Case
 
-    for name in ("layers", "width"):
+    for name in ("layers", "width", "rounds"):
         if getattr(options, name) < 1:
             raise ConfigError(f"--{name}={getattr(options, name)}; expected >= 1")
     if options.vocab < 0 or options.seconds < 0:
