@@ -24,7 +24,8 @@ GRID = {
     "32768,1/64,part=mixer; 4096,1/4,heads=8,batch=8",
 }
 DECODE_GRID = {
-    "cpu": "256,1/4,batch=4; 1024,1/4,batch=4; 4096,1/2,batch=4; 4096,1/8,batch=8",
+    # Caches that do not fit into the processor's own, as in real use.
+    "cpu": "2048,1/4,batch=16; 4096,1/2,batch=4; 4096,1/8,batch=8; 8192,1/4,batch=4; 16384,1/2,batch=2",
     "cuda": "2048,1/8,batch=8; 8192,1/8,batch=32; 32768,1/8,batch=8; 32768,1/2,batch=4,kv_heads=4",
 }
 
