@@ -212,7 +212,7 @@ def _explain(options: Options, device: torch.device) -> Result:
     rows = torch.arange(case.rows, device=device).expand(case.batch, -1)
     everyone = case.rows == case.n
     choice = explain(q, k, k, rows=None if everyone else rows)
-    row = deciding_row(case, device_name(device))
+    row = deciding_row(case, device_name(device) if device.type == "cuda" else device.type)
     data = {"case": case.to_dict(), "device": device_name(device), "choice": choice, "breakeven_row": row}
     text = "no break-even table is stored" if row is None else ", ".join(f"{key}={value}" for key, value in row.items())
     return Result(
