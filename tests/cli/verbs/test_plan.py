@@ -81,6 +81,7 @@ def test_measure_fills_the_folder_and_calibrates(
     ("words", "code", "message"),
     [
         (["--p", "2"], 2, "expected a fraction in"),
+        (["--p", "many"], 2, "expected a fraction such as 1/16"),
         (["--width", "100", "--heads", "16"], 2, "expected heads to divide width"),
         (["--layers", "0"], 2, "--layers=0; expected >= 1"),
         (["--vocab", "-1"], 2, "expected >= 0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,7 +52,7 @@ class Options(Flags):
     """
 
     n: int = 8192
-    p: float = 0.25
+    p: str = "1/4"
     batch: int = 1
     width: int = 1024
     heads: int = 16
@@ -107,10 +108,17 @@ def _case(options: Options) -> Case:
     if options.heads < 1 or options.width % options.heads:
         raise ConfigError(f"--width={options.width}, --heads={options.heads}; expected heads to divide width")
     return Case(
-        n=options.n, p=options.p, batch=options.batch, heads=options.heads,
+        n=options.n, p=_fraction(options.p), batch=options.batch, heads=options.heads,
         kv_heads=options.heads if options.kv_heads is None else options.kv_heads,
         dim=options.width // options.heads, dtype=options.dtype or _dtype(options), part=options.part,
     )  # fmt: skip
+
+
+def _fraction(text: str) -> float:
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError) as error:
+        raise ConfigError(f"--p={text!r}; expected a fraction such as 1/16 or 0.25") from error
 
 
 def _dtype(options: Options) -> str:
