@@ -14,7 +14,7 @@ from turnout.bench.decode import measure_decode
 from turnout.bench.kernels import measure_kernel
 from turnout.bench.layers import measure_layer
 from turnout.bench.peaks import find_peaks, measure_peaks
-from turnout.bench.rows import FIELDS
+from turnout.bench.rows import FIELDS, machine
 from turnout.errors import DataError
 
 CPU = torch.device("cpu")
@@ -93,7 +93,7 @@ def test_decode_rows_are_one_step_each() -> None:
 
 def test_peaks_are_found_by_device_and_dtype() -> None:
     rows = measure_peaks(CPU, dtype="float32", seconds=0.0)
-    peaks = find_peaks(rows, rows[0]["device"], "float32")
+    peaks = find_peaks(rows, machine(rows[0]), "float32")
     assert min(peaks) > 0 and peaks.launch < 1e-3
     with pytest.raises(DataError, match="turnout bench peaks"):
         find_peaks(rows, "another", "float32")

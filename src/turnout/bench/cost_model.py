@@ -139,9 +139,9 @@ def decode_work(case: Case, arm: str, *, weights: bool = True) -> Work:
         if case.part == "block":
             moved += 3 * width * max(8, round(4 * width * 2 / 3 / 8) * 8)
             launches += BLOCK_LAUNCHES
-    operations = 2.0 * case.batch * 2 * p * case.n * width
+    # A dense step is bytes. What picking sequences costs a routed one beyond them goes by its operations.
+    operations = 4.0 * case.batch * p * case.n * width
     return Work(
-        dense=operations if arm == "dense" else 0.0,
         routed=operations if arm == "routed" else 0.0,
         moved=moved * case.item_size,
         launches=launches,

@@ -9,7 +9,7 @@ import torch
 from turnout.bench.arms import Arm, measure_arms
 from turnout.bench.cases import Case
 from turnout.bench.floors import Peaks
-from turnout.bench.rows import Row
+from turnout.bench.rows import Row, machine
 from turnout.errors import DataError
 
 # Large enough to be at the peak, small enough for a laptop.
@@ -44,7 +44,7 @@ def measure_peaks(device: torch.device, *, dtype: str, seconds: float = 0.5) -> 
 
 
 def find_peaks(rows: list[Row], device: str, dtype: str) -> Peaks:
-    """The newest peaks of a device among measured rows.
+    """The newest peaks of a machine (as `turnout.bench.rows.machine` names it) among measured rows.
 
     Raises:
         DataError: it has none.
@@ -52,7 +52,7 @@ def find_peaks(rows: list[Row], device: str, dtype: str) -> Peaks:
     found = {
         row["arm"]: row
         for row in rows
-        if row["kind"] == "peak" and row["device"] == device and row["case"]["dtype"] == dtype and row["status"] == "ok"
+        if row["kind"] == "peak" and machine(row) == device and row["case"]["dtype"] == dtype and row["status"] == "ok"
     }
     if not {"matmul", "copy", "launch"} <= found.keys():
         raise DataError(f"no peaks of {device} in {dtype} under results/bench; measure them: turnout bench peaks")

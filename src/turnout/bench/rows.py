@@ -95,6 +95,11 @@ def _read(path: Path) -> Iterator[Row]:
         yield row
 
 
+def machine(row: Mapping[str, Any]) -> str:
+    """Name under which rows are comparable: on a CPU the number of threads belongs to it."""
+    return str(row["device"]) if row["device_kind"] == "cuda" else f"{row['device']}, {row.get('threads')} threads"
+
+
 def same_case(row: Mapping[str, Any], case: Mapping[str, Any]) -> bool:
     """Whether a row measured this case."""
     have = row["case"]

@@ -11,7 +11,7 @@ import torch
 from turnout.bench.cases import Case
 from turnout.bench.floors import BACKWARD, Peaks, decode_bytes, floor_ms, least_bytes, useful_flops
 from turnout.bench.peaks import find_peaks
-from turnout.bench.rows import Row, same_case
+from turnout.bench.rows import Row, machine, same_case
 from turnout.errors import DataError
 
 BOTH = "forward+backward"
@@ -194,7 +194,7 @@ _JUDGES: dict[str, Callable[[Target, Sequence[Row]], Found | None]] = {"worst": 
 def _bound(target: Target, rows: Sequence[Row], row: Row, baseline: Row | None) -> float | None:
     """The same number if the routed arm ran at its floor; None where no peak was measured or no floor is defined."""
     try:
-        peaks = find_peaks(list(rows), row["device"], target.case.dtype)
+        peaks = find_peaks(list(rows), machine(row), target.case.dtype)
     except DataError:
         return None
     if target.unit == "TFLOP/s":

@@ -78,10 +78,13 @@ def run(call: Call[Options]) -> Result:
     if options.what == "peaks":
         rows = _peaks(device, options.seconds)
         return Result(rows, [_table(rows, _written(options, rows))])
-    rows = []
+    rows, note = [], ""
     for case in _cases(options, device):
-        rows += _measure(options.what, case, options, device)
-    return Result(rows, [_table(rows, _written(options, rows))])
+        found = _measure(options.what, case, options, device)
+        # Case by case: what was measured before an interruption is kept.
+        note = _written(options, found)
+        rows += found
+    return Result(rows, [_table(rows, note)])
 
 
 def _device(name: str) -> torch.device:
@@ -144,13 +147,15 @@ def _peaks(device: torch.device, seconds: float) -> list[Row]:
 def _break_even(options: Options, device: torch.device) -> Result:
     from turnout.bench.breakeven import measure_break_even, write_table
 
-    found, behind = [], []
+    found: list[Row] = []
+    note = ""
     for case in _cases(options, device):
         _progress(f"break-even: {case}")
-        row, rows = measure_break_even(case, device=device, seconds=min(options.seconds, 0.3))
+        row, behind = measure_break_even(case, device=device, seconds=min(options.seconds, 0.3))
         found.append(row)
-        behind += rows
-    note = _written(options, [*behind, *found])
+        note = _written(options, [*behind, row])
+        if options.table is not None and any(row["break_even"] is not None for row in found):
+            write_table(Path(options.table), found)
     if options.table is not None:
         write_table(Path(options.table), found)
         note += f"; table {options.table}"
@@ -168,12 +173,15 @@ def _targets(options: Options, device: torch.device) -> Result:
     from turnout.bench.targets import cases_to_measure, target_rows
 
     fresh: list[Row] = []
+    note = "from committed rows; --measure measures what this device can"
     if options.measure:
         fresh += _peaks(device, options.seconds)
+        note = _written(options, fresh)
         for kind, case in cases_to_measure(device):
-            fresh += _measure(kind, case, options, device)
-    rows = target_rows([*read_rows(_folder(options)), *fresh])
-    note = _written(options, fresh) if fresh else "from committed rows; --measure measures what this device can"
+            found = _measure(kind, case, options, device)
+            note = _written(options, found)
+            fresh += found
+    rows = target_rows([*read_rows(_folder(options)), *(fresh if options.out == "-" else [])])
     texts = [
         (row["case"], row["target"], number(row["measured"], ".2f"), row["baseline"] or "-",
          number(row["bound"], ".1f"), row["device"] or "-", str(row["commit"] or "-")[:9], row["status"])
@@ -204,7 +212,7 @@ def _explain(options: Options, device: torch.device) -> Result:
     rows = torch.arange(case.rows, device=device).expand(case.batch, -1)
     everyone = case.rows == case.n
     choice = explain(q, k, k, rows=None if everyone else rows)
-    row = deciding_row(case, device_name(device))
+    row = deciding_row(case, device_name(device) if device.type == "cuda" else device.type)
     data = {"case": case.to_dict(), "device": device_name(device), "choice": choice, "breakeven_row": row}
     text = "no break-even table is stored" if row is None else ", ".join(f"{key}={value}" for key, value in row.items())
     return Result(
@@ -222,7 +230,7 @@ def _written(options: Options, rows: Sequence[Row]) -> str:
     if options.out == "-":
         return "nothing was written"
     paths = append_rows(_folder(options) or bench_dir(), rows)
-    return f"{len(rows)} rows appended to {', '.join(map(str, paths))}"
+    return f"rows appended to {', '.join(map(str, paths))}"
 
 
 def _table(rows: Sequence[Row], note: str) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +25,8 @@ GRID = {
     "32768,1/64,part=mixer; 4096,1/4,heads=8,batch=8",
 }
 DECODE_GRID = {
-    "cpu": "256,1/4,batch=4; 1024,1/4,batch=4; 4096,1/2,batch=4; 4096,1/8,batch=8",
+    # Caches that do not fit into the processor's own, as in real use.
+    "cpu": "2048,1/4,batch=16; 4096,1/2,batch=4; 4096,1/8,batch=8; 8192,1/4,batch=4; 16384,1/2,batch=2",
     "cuda": "2048,1/8,batch=8; 8192,1/8,batch=32; 32768,1/8,batch=8; 32768,1/2,batch=4,kv_heads=4",
 }
 
@@ -45,11 +47,12 @@ class Options(Flags):
         calibrate: fit the constants again to the rows in --out, and store them.
         measure: measure peaks and a small grid of layers and decode steps here first, then calibrate.
         seconds: for each case that is measured.
+        rounds: how often the grid is measured; of repeated rows the fastest counts.
         out: folder of the rows; none = results/bench of this checkout.
     """
 
     n: int = 8192
-    p: float = 0.25
+    p: str = "1/4"
     batch: int = 1
     width: int = 1024
     heads: int = 16
@@ -62,6 +65,7 @@ class Options(Flags):
     calibrate: bool = False
     measure: bool = False
     seconds: float = 0.5
+    rounds: int = 1
     out: str | None = None
 
 
@@ -70,7 +74,7 @@ def run(call: Call[Options]) -> Result:
     options = call.options
     case = _case(options)
     folder = Path(options.out) if options.out is not None else None
-    if options.measure:
+    for _ in range(options.rounds if options.measure else 0):
         _measure(options, folder)
     if options.measure or options.calibrate:
         return _calibrate(folder)
@@ -96,7 +100,7 @@ def run(call: Call[Options]) -> Result:
 def _case(options: Options) -> Case:
     from turnout.bench.cases import Case
 
-    for name in ("layers", "width"):
+    for name in ("layers", "width", "rounds"):
         if getattr(options, name) < 1:
             raise ConfigError(f"--{name}={getattr(options, name)}; expected >= 1")
     if options.vocab < 0 or options.seconds < 0:
@@ -104,10 +108,17 @@ def _case(options: Options) -> Case:
     if options.heads < 1 or options.width % options.heads:
         raise ConfigError(f"--width={options.width}, --heads={options.heads}; expected heads to divide width")
     return Case(
-        n=options.n, p=options.p, batch=options.batch, heads=options.heads,
+        n=options.n, p=_fraction(options.p), batch=options.batch, heads=options.heads,
         kv_heads=options.heads if options.kv_heads is None else options.kv_heads,
         dim=options.width // options.heads, dtype=options.dtype or _dtype(options), part=options.part,
     )  # fmt: skip
+
+
+def _fraction(text: str) -> float:
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError) as error:
+        raise ConfigError(f"--p={text!r}; expected a fraction such as 1/16 or 0.25") from error
 
 
 def _dtype(options: Options) -> str:
@@ -130,7 +141,9 @@ def _here() -> str:
 
     from turnout.train.manifest import device_name
 
-    return device_name("cuda" if torch.cuda.is_available() else "cpu")
+    if torch.cuda.is_available():
+        return device_name("cuda")
+    return f"{device_name('cpu')}, {torch.get_num_threads()} threads"
 
 
 def _predict(model: CostModel, case: Case, options: Options) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from turnout.errors import ConfigError, ShapeError, UnsupportedError, nearest
+from turnout.ops.attend.api import attend
 from turnout.ops.attend.reference import compute_dtype, suppress_directions
 
 DECODE_IMPLS = ("auto", "triton", "reference")
@@ -53,7 +54,8 @@ def decode_attend(
         directions: unit vectors [H, K, D]; suppress: how much of each is removed, [B, H, K].
         scale: default D ** -0.5.
         keys: not implemented here.
-        impl: "triton", "reference", or "auto" = triton on CUDA where it supports the dtype and head dim.
+        impl: "triton", "reference", or "auto" = triton on CUDA where it supports the dtype and head dim, elsewhere
+            torch on the sequences that attend.
     Returns:
         o: like q, [B, H, D]. A row past the cache, or (kernel only) on a page that is not there, gives NaN.
     Raises:
@@ -72,8 +74,9 @@ def decode_attend(
     _check_options(q, k, page_table, total_decay, window, sinks, directions, suppress)
     chosen = _choose(q, k, impl)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    if chosen == "reference":
-        out = _of_open_gates(q, k, v, rows, page_table, total_decay, window, sinks, scale)
+    if chosen != "triton":
+        function = _reference if chosen == "reference" else _of_open_gates
+        out = function(q, k, v, rows, page_table, total_decay, window, sinks, scale)
         return suppress_directions(out, directions, None if suppress is None else suppress[:, None])[:, 0].to(q.dtype)
     from turnout.ops.attend.triton.decode import decode_op
 
@@ -100,6 +103,10 @@ def _of_open_gates(
         else:
             page_table = page_table[live, : -(-stop // k.shape[1])]
             stop = page_table.shape[1] * k.shape[1]
+        if page_table is None and total_decay is None and bool((rows[live] == stop - 1).all()):
+            # One length and no kv head that stays local, as in a batch that is decoded together.
+            fast = attend(q[live][:, None], k, v, window=window, sinks=sinks, scale=scale)
+            return out.index_copy(0, live, fast.to(out.dtype))
         decay = None if total_decay is None else total_decay[live, :stop]
         out = out.index_copy(0, live, _reference(q[live], k, v, rows[live], page_table, decay, window, sinks, scale))
     return out
@@ -151,7 +158,7 @@ def _choose(q: Tensor, k: Tensor, impl: str) -> str:
         why = "the kernel has no backward; decode under torch.no_grad()"
     if impl == "triton" and why:
         raise UnsupportedError(f"impl='triton' cannot run this call, because {why}; use impl='reference'")
-    return "triton" if impl == "triton" or (q.is_cuda and not why) else "reference"
+    return "triton" if impl == "triton" or (q.is_cuda and not why) else "torch"
 
 
 def _unit_stride(tensor: Tensor) -> Tensor:

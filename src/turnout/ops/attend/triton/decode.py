@@ -140,8 +140,10 @@ def _keys_of(j, row, start, n_sinks, n_sink_blocks, WINDOW: tl.constexpr, SINKS:
 def _page_of(table_at, block, key, seen, PAGE: tl.constexpr, BLOCK: tl.constexpr):
     """The page of every key of a block, from the table."""
     if PAGE % BLOCK == 0:
-        return tl.load(table_at + block // (PAGE // BLOCK)) + tl.zeros([BLOCK], tl.int32)
-    return tl.load(table_at + key // PAGE, mask=seen, other=0)
+        page = tl.load(table_at + block // (PAGE // BLOCK)) + tl.zeros([BLOCK], tl.int32)
+    else:
+        page = tl.load(table_at + key // PAGE, mask=seen, other=0)
+    return page
 
 
 @triton.jit(do_not_specialize=["n_items", "room", "n_pages"])
