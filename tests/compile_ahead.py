@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +18,10 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from turnout.ops.attend.triton import backward, forward
-from turnout.ops.attend.triton.configs import Tile
+from turnout.ops.attend.triton.configs import Plan, Tile, numbers_of
 from turnout.ops.attend.triton.job import Job
 
 # Bytes of shared memory that one program may use; the tables for "ampere" keep to what the smallest of its parts has.
@@ -70,7 +72,7 @@ def launch_of(order: Order) -> tuple[Any, dict[str, Any], dict[str, int]]:
     dtype = torch.float32 if order.itemsize == 4 else torch.bfloat16
     q, k = torch.zeros(B, R, H, order.width, dtype=dtype), torch.zeros(B, S, G, order.width, dtype=dtype)
     tile = order.tile
-    tiles = [tile.rows, tile.keys, tile.warps, tile.stages, 1] * 3
+    tiles = numbers_of(Plan(*[replace(tile, splits=1)] * 3))
     rows = torch.zeros(B, 1, R, dtype=torch.int64)
     job = Job(q=q, k=k, v=k, rows=rows, **{**ABSENT, **NUMBERS, **options_of(order.option)}, tiles=tiles)
     _, _, lse = forward.forward(job)
@@ -89,6 +91,8 @@ def source_of(kernel: Any, arguments: dict[str, Any]) -> Any:
         elif isinstance(value, torch.Tensor):
             signature[parameter.name] = TYPES[value.dtype]
             divisible[(place,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, TensorDescriptor):
+            signature[parameter.name] = f"tensordesc<{TYPES[value.base.dtype][1:]}{list(value.block_shape)}>"
         elif isinstance(value, float):
             signature[parameter.name] = "fp32"
         else:

@@ -90,15 +90,17 @@ def prepare_kernel(
 
 @triton.jit
 def _dq_block(
-    acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt, hi_base, lo_base,
+    acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt,
+    kv_row, kv_column, hi_base, lo_base,
     first_key, n_keys, window, sinks, scale,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
     DECAY: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr, STARTS: tl.constexpr,
+    TMA: tl.constexpr,
 ):  # fmt: skip
     """One block of keys: dq += ds k."""
     key = first_key + tl.arange(0, BN)
-    k = key_tile(k_base, stride_kt, first_key, n_keys, D, BD, BN, MASKED)
-    v = key_tile(v_base, stride_vt, first_key, n_keys, D, BD, BN, MASKED)
+    k = key_tile(k_base, stride_kt, kv_row, kv_column, first_key, n_keys, D, BD, BN, MASKED, TMA)
+    v = key_tile(v_base, stride_vt, kv_row, kv_column, first_key, n_keys, D, BD, BN, MASKED, TMA)
     score = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     if DECAY:
         score = fold_scores(score, row_hi, row_lo, hi_base, lo_base, key, n_keys, scale, DECAY)
@@ -124,7 +126,7 @@ def dq_kernel(
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, PACK: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, SPLIT: tl.constexpr,
     ROW_LISTS: tl.constexpr, START_LISTS: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr,
-    DECAY: tl.constexpr, KEY_BLOCK: tl.constexpr,
+    DECAY: tl.constexpr, KEY_BLOCK: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """dq [B, R, H, D], 0 in empty slots; partial sums a split with SPLIT. The forward's loop and order."""
     PACKED_HEADS: tl.constexpr = HEADS // PACK
@@ -177,8 +179,12 @@ def dq_kernel(
     row_offset = (batch64 * PACKED_HEADS + packed_head) * n_rows * PACK + packed
     lse = tl.load(lse_ptr + row_offset, mask=valid, other=float("inf"))
     delta = tl.load(delta_ptr + row_offset, mask=valid, other=0.0)
-    k_base = k_ptr + batch64 * stride_kb + kv_head * stride_kh
-    v_base = v_ptr + batch64 * stride_vb + kv_head * stride_vh
+    kv_row, kv_column = batch * n_keys, kv_head * D
+    if TMA:
+        k_base, v_base = k_ptr, v_ptr
+    else:
+        k_base = k_ptr + batch64 * stride_kb + kv_head * stride_kh
+        v_base = v_ptr + batch64 * stride_vb + kv_head * stride_vh
     hi_base, lo_base, row_hi, row_lo = hi_ptr, lo_ptr, hi_ptr, lo_ptr
     if DECAY:
         hi_base = hi_ptr + (batch64 * HEADS + packed_head) * n_keys
@@ -193,36 +199,41 @@ def dq_kernel(
         for one in tl.range(0, tl.load(listed_ptr + list_row) * SUB):
             first_key = tl.load(list_ptr + list_row * n_chosen + one // SUB) * KEY_BLOCK + one % SUB * BN
             acc = _dq_block(
-                acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt, hi_base,
+                acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt,
+                kv_row, kv_column, hi_base,
                 lo_base, first_key, n_keys, window, sinks, scale,
-                D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS,
+                D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS, TMA,
             )  # fmt: skip
     else:
         if SINKS:
             for first_key in tl.range(sink_lo, sink_hi, BN):
                 acc = _dq_block(
-                    acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt, hi_base,
+                    acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt,
+                    kv_row, kv_column, hi_base,
                     lo_base, first_key, n_keys, window, sinks, scale,
-                    D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS,
+                    D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS, TMA,
                 )  # fmt: skip
         if WINDOW or STARTS:
             for first_key in tl.range(lo, full_lo, BN):
                 acc = _dq_block(
-                    acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt, hi_base,
+                    acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt,
+                    kv_row, kv_column, hi_base,
                     lo_base, first_key, n_keys, window, sinks, scale,
-                    D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS,
+                    D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS, TMA,
                 )  # fmt: skip
         for first_key in tl.range(full_lo, full_hi, BN):
             acc = _dq_block(
-                acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt, hi_base,
+                acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt,
+                kv_row, kv_column, hi_base,
                 lo_base, first_key, n_keys, window, sinks, scale,
-                D, BD, BN, PRECISION, False, DECAY, WINDOW, SINKS, STARTS,
+                D, BD, BN, PRECISION, False, DECAY, WINDOW, SINKS, STARTS, TMA,
             )  # fmt: skip
         for first_key in tl.range(full_hi, hi, BN):
             acc = _dq_block(
-                acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt, hi_base,
+                acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt,
+                kv_row, kv_column, hi_base,
                 lo_base, first_key, n_keys, window, sinks, scale,
-                D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS,
+                D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS, TMA,
             )  # fmt: skip
     acc = tl.where(valid[:, None], acc * out_scale, 0.0)
     tl.store(dq_ptr + out_offset, acc.to(dq_ptr.dtype.element_ty), mask=out_mask)
@@ -352,8 +363,8 @@ def dkdv_kernel(
     offset_d = tl.arange(0, BD)
     k_base = k_ptr + batch64 * stride_kb + kv_head * stride_kh
     v_base = v_ptr + batch64 * stride_vb + kv_head * stride_vh
-    k = key_tile(k_base, stride_kt, first_key, n_keys, D, BD, BN, True)
-    v = key_tile(v_base, stride_vt, first_key, n_keys, D, BD, BN, True)
+    k = key_tile(k_base, stride_kt, 0, 0, first_key, n_keys, D, BD, BN, True, False)
+    v = key_tile(v_base, stride_vt, 0, 0, first_key, n_keys, D, BD, BN, True, False)
     rows_base, starts_base = rows_ptr, starts_ptr
     if LISTED:
         rows_base = rows_ptr + list_start(batch, kv_head, n_rows, ROW_LISTS)
@@ -531,7 +542,13 @@ def _run_dq(job: Job, arguments: dict[str, Any]) -> Tensor:
         "out_scale": job.scale, "BM": tile.rows, "BN": tile.keys, "TILE": job.tile_step(tile), "SPLIT": splits > 1,
         "KEY_BLOCK": 0 if job.blocks is None else job.key_block,
     }  # fmt: skip
-    run(dq_kernel, n_tiles * splits * n_heads, arguments | own, warps=tile.warps, stages=tile.stages)
+    run(
+        dq_kernel,
+        n_tiles * splits * n_heads,
+        arguments | job.keys_values(tile) | own,
+        warps=tile.warps,
+        stages=tile.stages,
+    )
     _add_splits(part, dq)
     return dq
 
@@ -553,7 +570,8 @@ def _run_dkdv(job: Job, arguments: dict[str, Any]) -> tuple[Tensor, Tensor, Tens
             n_blocks, n_entries = -(-n_keys // job.key_block), job.blocks.shape[1] * job.blocks.shape[3]
             entries, bounds = inverse_list(job.blocks, n_blocks)
         own = {
-            "entry_ptr": entries, "bound_ptr": bounds, "n_blocks": n_blocks, "n_entries": n_entries,
+            "k_ptr": job.k, "v_ptr": job.v, "entry_ptr": entries, "bound_ptr": bounds,
+            "n_blocks": n_blocks, "n_entries": n_entries,
             "dk_ptr": outs[0][1], "dv_ptr": outs[1][1], "dc_ptr": outs[2][1], "n_splits": splits,
             "scale": job.scale * LOG2E, "out_scale": job.scale, "BM": tile.rows, "BN": tile.keys,
             "TILE": job.tile_step(tile), "SPLIT": splits > 1, "FAN": FAN,

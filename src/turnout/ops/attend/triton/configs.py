@@ -97,8 +97,8 @@ TABLES: dict[str, dict[str, Table]] = {
 }
 # Masks, decay and lists hold registers of their own: one tile that leaves room for them, on every part.
 LEAN: dict[tuple[int, int], Plan] = {
-    (2, 64): Plan(Tile(64, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
-    (2, 128): Plan(Tile(64, 32, 4, 2), Tile(64, 64, 8, 2), Tile(32, 64, 8, 2)),
+    (2, 64): Plan(Tile(64, 64, 8, 2), Tile(64, 64, 8, 2), Tile(32, 64, 8, 1)),
+    (2, 128): Plan(Tile(64, 32, 4, 2), Tile(64, 64, 8, 2), Tile(32, 64, 8, 1)),
     (2, 256): Plan(Tile(64, 32, 8, 2), Tile(16, 32, 8, 1), Tile(16, 32, 8, 1)),
     (4, 64): Plan(Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), Tile(16, 32, 8, 1)),
     (4, 128): Plan(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)),
