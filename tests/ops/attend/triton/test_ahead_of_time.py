@@ -32,8 +32,8 @@ def check(orders: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_tallest_tiles_fit_their_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The tile with the most registers of each kernel: head dim 128 on both families, the others on one.
-    pairs = (("hopper", 64), ("hopper", 128), ("hopper", 256), ("ampere", 128))
+    # The tile with the most registers of each kernel at the commonest head dim.
+    pairs = (("hopper", 128), ("ampere", 128))
     check(
         [
             (kernel, TABLES[name][kernel][2, width][-1], 2, width, "", CAPABILITY[name])

@@ -132,16 +132,17 @@ class Job:
             "WINDOW": self.window > 0, "SINKS": self.sinks > 0, "DECAY": self.total is not None,
         }  # fmt: skip
 
+    def row_matrices(self, tile: Tile, grad: Tensor) -> dict[str, Any]:
+        """q and the gradient of o as matrices [B·R, H·D] for bulk copies, or None where pointers serve."""
+        if not (tile.tma and self.pack == 1 and self._bulk_copies(self.q) and self._bulk_copies(grad)):
+            return {"q_matrix": None, "grad_matrix": None, "TMA": False}
+        return {"q_matrix": _matrix(self.q, tile.rows), "grad_matrix": _matrix(grad, tile.rows), "TMA": True}
+
     def keys_values(self, tile: Tile) -> dict[str, Any]:
         """k and v for a loop over keys: pointers, or descriptors of bulk copies if tile and tensors allow."""
         if not (tile.tma and self._bulk_copies(self.k) and self._bulk_copies(self.v)):
             return {"k_ptr": self.k, "v_ptr": self.v, "TMA": False}
-        from triton.tools.tensor_descriptor import TensorDescriptor
-
-        n_batch, n_keys, n_groups, width = self.k.shape
-        shape, block = [n_batch * n_keys, n_groups * width], [tile.keys, width]
-        k, v = (TensorDescriptor(x, shape, [x.stride(1), 1], block) for x in (self.k, self.v))
-        return {"k_ptr": k, "v_ptr": v, "TMA": True}
+        return {"k_ptr": _matrix(self.k, tile.keys), "v_ptr": _matrix(self.v, tile.keys), "TMA": True}
 
     def _bulk_copies(self, x: Tensor) -> bool:
         """Whether [B, S, G, D] is one matrix [B·S, G·D] with aligned rows, on a device with a copy engine."""
@@ -152,6 +153,14 @@ class Job:
 
     def n_sms(self) -> int:
         return _n_sms(self.q.device)
+
+
+def _matrix(x: Tensor, height: int) -> Any:
+    """[B, S, G, D] as the matrix [B·S, G·D], copied in blocks of `height` rows of one head."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    n_batch, n_keys, n_groups, width = x.shape
+    return TensorDescriptor(x, [n_batch * n_keys, n_groups * width], [x.stride(1), 1], [height, width])
 
 
 @lru_cache
