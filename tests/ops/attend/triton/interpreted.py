@@ -76,8 +76,7 @@ def agree(
     )
 
 
-@pytest.mark.parametrize("n_keys", [1, 17, 63, 65])
-@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize("n_keys,splits", [(1, 1), (17, 2), (63, 1), (65, 2)])
 def test_routed_rows_at_every_odd_length(n_keys: int, splits: int) -> None:
     rows = some_rows(n_keys, 0.4 if n_keys > 1 else 1.0)
     agree(n_keys, rows.shape[-1], rows=rows, splits=splits)
@@ -96,54 +95,53 @@ def test_lists_per_kv_head_and_groups_of_any_size(heads: tuple[int, int], n_list
     agree(40, rows.shape[-1], rows=rows, heads=heads)
 
 
-@pytest.mark.parametrize("n_rows", [1, 9, 65])
+@pytest.mark.parametrize("n_rows", [1, 9, 33])
 def test_without_a_list_the_rows_are_the_last_ones(n_rows: int) -> None:
-    agree(65, n_rows, splits=2)
+    agree(33, n_rows, splits=2)
 
 
 @pytest.mark.parametrize(
     "rows",
     [
         [[-1, -1, -1], [-1, -1, -1]],
-        [[62, -1, -1], [-1, -1, -1]],
-        [[0, 1, 2], [60, 61, 62]],
-        [list(range(63)), list(range(63))],
+        [[38, -1, -1], [-1, -1, -1]],
+        [[0, 1, 2], [36, 37, 38]],
+        [list(range(39)), list(range(39))],
     ],
 )
 def test_no_rows_one_row_rows_at_the_ends_and_every_row(rows: list[list[int]]) -> None:
-    agree(63, len(rows[0]), rows=torch.tensor(rows))
+    agree(39, len(rows[0]), rows=torch.tensor(rows))
 
 
-@pytest.mark.parametrize("splits", [1, 2])
-@pytest.mark.parametrize("window,sinks", [(1, 0), (9, 0), (9, 3), (20, 40)])
+@pytest.mark.parametrize("window,sinks,splits", [(1, 0, 1), (9, 0, 2), (9, 3, 2), (20, 30, 1)])
 def test_a_window_with_sinks(window: int, sinks: int, splits: int) -> None:
-    rows = some_rows(63, 0.4)
-    agree(63, rows.shape[-1], rows=rows, window=window, sinks=sinks, splits=splits)
+    rows = some_rows(40, 0.4)
+    agree(40, rows.shape[-1], rows=rows, window=window, sinks=sinks, splits=splits)
 
 
 def test_a_window_over_the_last_rows() -> None:
-    agree(65, 40, window=9, sinks=3)
+    agree(40, 20, window=9, sinks=3)
 
 
 @pytest.mark.parametrize("splits", [1, 2])
 def test_decay_with_its_gradient(splits: int) -> None:
-    rows = some_rows(50, 0.4)
-    agree(50, rows.shape[-1], rows=rows, splits=splits, log_decay=-randn(B, 50, H, seed=3).abs())
+    rows = some_rows(35, 0.4)
+    agree(35, rows.shape[-1], rows=rows, splits=splits, log_decay=-randn(B, 35, H, seed=3).abs())
 
 
 def test_a_decay_that_sums_to_thousands_keeps_the_accuracy_of_its_differences() -> None:
-    rows = some_rows(50, 0.4)
-    log_decay = -100 * randn(B, 50, H, seed=3).abs()
-    log_decay[:, 25:] *= 1e-4
-    agree(50, rows.shape[-1], rows=rows, log_decay=log_decay)
+    rows = some_rows(35, 0.4)
+    log_decay = -100 * randn(B, 35, H, seed=3).abs()
+    log_decay[:, 18:] *= 1e-4
+    agree(35, rows.shape[-1], rows=rows, log_decay=log_decay)
 
 
 @pytest.mark.parametrize("splits", [1, 2])
 def test_suppressed_directions_with_their_gradients(splits: int) -> None:
-    rows = some_rows(40, 0.4)
+    rows = some_rows(33, 0.4)
     n_rows = rows.shape[-1]
     directions = torch.nn.functional.normalize(randn(H, 2, D, seed=4), dim=-1)
-    agree(40, n_rows, rows=rows, splits=splits, directions=directions, suppress=randn(B, n_rows, H, 2, seed=5).abs())
+    agree(33, n_rows, rows=rows, splits=splits, directions=directions, suppress=randn(B, n_rows, H, 2, seed=5).abs())
 
 
 def packed_starts(rows: Tensor, bounds: list[int]) -> Tensor:
@@ -152,12 +150,11 @@ def packed_starts(rows: Tensor, bounds: list[int]) -> Tensor:
     return starts[(torch.bucketize(rows, starts, right=True) - 1).clamp_min(0)]
 
 
-@pytest.mark.parametrize("splits", [1, 2])
-@pytest.mark.parametrize("window,sinks", [(None, 0), (7, 2)])
+@pytest.mark.parametrize("window,sinks,splits", [(None, 0, 1), (None, 0, 2), (7, 2, 1), (7, 2, 2)])
 def test_sequences_packed_one_after_another(window: int | None, sinks: int, splits: int) -> None:
-    rows = some_rows(63, 0.7)
-    starts = packed_starts(rows, [0, 5, 6, 40])
-    agree(63, rows.shape[-1], rows=rows, starts=starts, window=window, sinks=sinks, splits=splits)
+    rows = some_rows(40, 0.6)
+    starts = packed_starts(rows, [0, 5, 6, 25])
+    agree(40, rows.shape[-1], rows=rows, starts=starts, window=window, sinks=sinks, splits=splits)
 
 
 def test_a_packed_sequence_is_the_same_as_the_sequence_alone() -> None:
@@ -204,10 +201,10 @@ def test_all_options_at_once() -> None:
     )
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(st.data())
 def test_any_rows_any_shape(data: st.DataObject) -> None:
-    n_keys = data.draw(st.sampled_from([1, 2, 17, 33, 64]))
+    n_keys = data.draw(st.sampled_from([1, 2, 17, 33]))
     heads = data.draw(st.sampled_from([(1, 1), (2, 1), (2, 2)]))
     rows = some_rows(
         n_keys,
@@ -254,8 +251,8 @@ def test_later_keys_and_later_routes_do_not_change_an_earlier_row_by_one_bit() -
 
 @pytest.mark.parametrize("splits", [1, 2])
 def test_repeated_runs_agree_bit_for_bit(splits: int) -> None:
-    rows = some_rows(63, 0.4)
-    leaves = [randn(B, n, h, D).float().requires_grad_() for n, h in ((rows.shape[-1], H), (63, G), (63, G))]
+    rows = some_rows(40, 0.4)
+    leaves = [randn(B, n, h, D).float().requires_grad_() for n, h in ((rows.shape[-1], H), (40, G), (40, G))]
     runs = []
     for _ in range(2):
         out = triton_attend(call_of(*leaves, rows=rows), TILES[splits])

@@ -90,15 +90,17 @@ def prepare_kernel(
 
 @triton.jit
 def _dq_block(
-    acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt, hi_base, lo_base,
+    acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt,
+    kv_row, kv_column, hi_base, lo_base,
     first_key, n_keys, window, sinks, scale,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
     DECAY: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr, STARTS: tl.constexpr,
+    TMA: tl.constexpr,
 ):  # fmt: skip
     """One block of keys: dq += ds k."""
     key = first_key + tl.arange(0, BN)
-    k = key_tile(k_base, stride_kt, first_key, n_keys, D, BD, BN, MASKED)
-    v = key_tile(v_base, stride_vt, first_key, n_keys, D, BD, BN, MASKED)
+    k = key_tile(k_base, stride_kt, kv_row, kv_column, first_key, n_keys, D, BD, BN, MASKED, TMA)
+    v = key_tile(v_base, stride_vt, kv_row, kv_column, first_key, n_keys, D, BD, BN, MASKED, TMA)
     score = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     if DECAY:
         score = fold_scores(score, row_hi, row_lo, hi_base, lo_base, key, n_keys, scale, DECAY)
@@ -124,7 +126,7 @@ def dq_kernel(
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, PACK: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, SPLIT: tl.constexpr,
     ROW_LISTS: tl.constexpr, START_LISTS: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr,
-    DECAY: tl.constexpr, KEY_BLOCK: tl.constexpr,
+    DECAY: tl.constexpr, KEY_BLOCK: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """dq [B, R, H, D], 0 in empty slots; partial sums a split with SPLIT. The forward's loop and order."""
     PACKED_HEADS: tl.constexpr = HEADS // PACK
@@ -177,8 +179,12 @@ def dq_kernel(
     row_offset = (batch64 * PACKED_HEADS + packed_head) * n_rows * PACK + packed
     lse = tl.load(lse_ptr + row_offset, mask=valid, other=float("inf"))
     delta = tl.load(delta_ptr + row_offset, mask=valid, other=0.0)
-    k_base = k_ptr + batch64 * stride_kb + kv_head * stride_kh
-    v_base = v_ptr + batch64 * stride_vb + kv_head * stride_vh
+    kv_row, kv_column = batch * n_keys, kv_head * D
+    if TMA:
+        k_base, v_base = k_ptr, v_ptr
+    else:
+        k_base = k_ptr + batch64 * stride_kb + kv_head * stride_kh
+        v_base = v_ptr + batch64 * stride_vb + kv_head * stride_vh
     hi_base, lo_base, row_hi, row_lo = hi_ptr, lo_ptr, hi_ptr, lo_ptr
     if DECAY:
         hi_base = hi_ptr + (batch64 * HEADS + packed_head) * n_keys
@@ -193,36 +199,41 @@ def dq_kernel(
         for one in tl.range(0, tl.load(listed_ptr + list_row) * SUB):
             first_key = tl.load(list_ptr + list_row * n_chosen + one // SUB) * KEY_BLOCK + one % SUB * BN
             acc = _dq_block(
-                acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt, hi_base,
+                acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt,
+                kv_row, kv_column, hi_base,
                 lo_base, first_key, n_keys, window, sinks, scale,
-                D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS,
+                D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS, TMA,
             )  # fmt: skip
     else:
         if SINKS:
             for first_key in tl.range(sink_lo, sink_hi, BN):
                 acc = _dq_block(
-                    acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt, hi_base,
+                    acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt,
+                    kv_row, kv_column, hi_base,
                     lo_base, first_key, n_keys, window, sinks, scale,
-                    D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS,
+                    D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS, TMA,
                 )  # fmt: skip
         if WINDOW or STARTS:
             for first_key in tl.range(lo, full_lo, BN):
                 acc = _dq_block(
-                    acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt, hi_base,
+                    acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt,
+                    kv_row, kv_column, hi_base,
                     lo_base, first_key, n_keys, window, sinks, scale,
-                    D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS,
+                    D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS, TMA,
                 )  # fmt: skip
         for first_key in tl.range(full_lo, full_hi, BN):
             acc = _dq_block(
-                acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt, hi_base,
+                acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt,
+                kv_row, kv_column, hi_base,
                 lo_base, first_key, n_keys, window, sinks, scale,
-                D, BD, BN, PRECISION, False, DECAY, WINDOW, SINKS, STARTS,
+                D, BD, BN, PRECISION, False, DECAY, WINDOW, SINKS, STARTS, TMA,
             )  # fmt: skip
         for first_key in tl.range(full_hi, hi, BN):
             acc = _dq_block(
-                acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt, hi_base,
+                acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt,
+                kv_row, kv_column, hi_base,
                 lo_base, first_key, n_keys, window, sinks, scale,
-                D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS,
+                D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS, TMA,
             )  # fmt: skip
     acc = tl.where(valid[:, None], acc * out_scale, 0.0)
     tl.store(dq_ptr + out_offset, acc.to(dq_ptr.dtype.element_ty), mask=out_mask)
@@ -231,26 +242,42 @@ def dq_kernel(
 @triton.jit
 def _dkdv_tile(
     dk, dv, dc, k, v, key, key_hi, key_lo, first, n_packed, batch64, packed_head, rows_base, starts_base, q_base,
-    grad_base, lse_base, delta_base, stride_qt, stride_qh, hi_base, lo_base, n_rows, n_keys, window, sinks, scale,
+    grad_base, q_matrix, grad_matrix, q_row, q_column, lse_base, delta_base, stride_qt, stride_qh, hi_base, lo_base,
+    n_rows, n_keys, window, sinks, scale,
     HEADS: tl.constexpr, PACK: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
     PRECISION: tl.constexpr, MASKED: tl.constexpr, LISTED: tl.constexpr, DECAY: tl.constexpr, WINDOW: tl.constexpr,
-    SINKS: tl.constexpr, STARTS: tl.constexpr,
+    SINKS: tl.constexpr, STARTS: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """One tile of packed rows into a block of keys; scores are transposed, keys × rows."""
     packed = first + tl.arange(0, BM)
     index, member = packed // PACK, packed % PACK
-    inside = packed < n_packed
     offset_d = tl.arange(0, BD)
-    mask = inside[:, None] & (offset_d[None, :] < D)
     # The first row in int64, the offsets from it in 32 bits.
     first_index = first // PACK
     from_first = index - first_index
-    q_offset = (from_first * stride_qt + member * stride_qh)[:, None] + offset_d[None, :]
-    q = tl.load(q_base + tl.cast(first_index, tl.int64) * stride_qt + q_offset, mask=mask, other=0.0)
-    grad_offset = (from_first * HEADS + member)[:, None] * D + offset_d[None, :]
-    grad = tl.load(grad_base + tl.cast(first_index, tl.int64) * (HEADS * D) + grad_offset, mask=mask, other=0.0)
-    lse = tl.load(lse_base + packed, mask=inside, other=float("inf"))
-    delta = tl.load(delta_base + packed, mask=inside, other=0.0)
+    q_pointer = q_base + tl.cast(first_index, tl.int64) * stride_qt
+    q_pointer += (from_first * stride_qt + member * stride_qh)[:, None] + offset_d[None, :]
+    grad_pointer = grad_base + tl.cast(first_index, tl.int64) * (HEADS * D)
+    grad_pointer += (from_first * HEADS + member)[:, None] * D + offset_d[None, :]
+    inside = packed < n_packed
+    if MASKED:
+        mask = inside[:, None] & (offset_d[None, :] < D)
+        q = tl.load(q_pointer, mask=mask, other=0.0)
+        grad = tl.load(grad_pointer, mask=mask, other=0.0)
+        lse = tl.load(lse_base + packed, mask=inside, other=float("inf"))
+        delta = tl.load(delta_base + packed, mask=inside, other=0.0)
+    else:
+        if TMA:
+            q = q_matrix.load([q_row + first, q_column])
+            grad = grad_matrix.load([q_row + first, q_column])
+        elif D != BD:
+            q = tl.load(q_pointer, mask=offset_d[None, :] < D, other=0.0)
+            grad = tl.load(grad_pointer, mask=offset_d[None, :] < D, other=0.0)
+        else:
+            q = tl.load(q_pointer)
+            grad = tl.load(grad_pointer)
+        lse = tl.load(lse_base + packed)
+        delta = tl.load(delta_base + packed)
     score = tl.dot(k, tl.trans(q), input_precision=PRECISION)
     row = index
     if MASKED or DECAY:
@@ -326,14 +353,16 @@ def _row_spans(
 
 @triton.jit(do_not_specialize=SIZES)
 def dkdv_kernel(
-    q_ptr, k_ptr, v_ptr, rows_ptr, starts_ptr, hi_ptr, lo_ptr, entry_ptr, bound_ptr, grad_ptr, lse_ptr, delta_ptr,
+    q_ptr, k_ptr, v_ptr, rows_ptr, starts_ptr, hi_ptr, lo_ptr, entry_ptr, bound_ptr, grad_ptr, q_matrix, grad_matrix,
+    lse_ptr, delta_ptr,
     dk_ptr, dv_ptr, dc_ptr,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
     n_batch, n_rows, n_keys, n_splits, window, sinks, n_blocks, n_entries, scale, out_scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, PACK: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, SPLIT: tl.constexpr,
     ROW_LISTS: tl.constexpr, START_LISTS: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr,
-    DECAY: tl.constexpr, KEY_BLOCK: tl.constexpr, FAN: tl.constexpr,
+    DECAY: tl.constexpr, KEY_BLOCK: tl.constexpr, FAN: tl.constexpr, TMA: tl.constexpr,
+    KV_TMA: tl.constexpr,
 ):  # fmt: skip
     """dk, dv [B, S, G, D] of one block of keys, 0 where no row attends; dc [B, H, S] with the decay."""
     PACKED_HEADS: tl.constexpr = HEADS // PACK
@@ -350,10 +379,14 @@ def dkdv_kernel(
     batch64 = batch.to(tl.int64)
     key = first_key + tl.arange(0, BN)
     offset_d = tl.arange(0, BD)
-    k_base = k_ptr + batch64 * stride_kb + kv_head * stride_kh
-    v_base = v_ptr + batch64 * stride_vb + kv_head * stride_vh
-    k = key_tile(k_base, stride_kt, first_key, n_keys, D, BD, BN, True)
-    v = key_tile(v_base, stride_vt, first_key, n_keys, D, BD, BN, True)
+    kv_row, kv_column = batch * n_keys, kv_head * D
+    if KV_TMA:
+        k_base, v_base = k_ptr, v_ptr
+    else:
+        k_base = k_ptr + batch64 * stride_kb + kv_head * stride_kh
+        v_base = v_ptr + batch64 * stride_vb + kv_head * stride_vh
+    k = key_tile(k_base, stride_kt, kv_row, kv_column, first_key, n_keys, D, BD, BN, True, KV_TMA)
+    v = key_tile(v_base, stride_vt, kv_row, kv_column, first_key, n_keys, D, BD, BN, True, KV_TMA)
     rows_base, starts_base = rows_ptr, starts_ptr
     if LISTED:
         rows_base = rows_ptr + list_start(batch, kv_head, n_rows, ROW_LISTS)
@@ -367,6 +400,7 @@ def dkdv_kernel(
     dv = tl.zeros([BN, BD], tl.float32)
     for share in range(0, SHARE):
         packed_head = kv_head * SHARE + share
+        q_row, q_column = batch * n_rows, packed_head * PACK * D
         q_base = q_ptr + batch64 * stride_qb + packed_head * PACK * stride_qh
         grad_base = grad_ptr + (batch64 * n_rows * HEADS + packed_head * PACK) * D
         row_base = (batch64 * PACKED_HEADS + packed_head) * n_rows * PACK
@@ -391,9 +425,10 @@ def dkdv_kernel(
                 stop = tl.minimum(first + TILE, n_packed)
                 dk, dv, dc = _dkdv_tile(
                     dk, dv, dc, k, v, key, key_hi, key_lo, first, stop, batch64, packed_head,
-                    rows_base, starts_base, q_base, grad_base, lse_base, delta_base, stride_qt, stride_qh, hi_base,
+                    rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
+                    lse_base, delta_base, stride_qt, stride_qh, hi_base,
                     lo_base, n_rows, n_keys, window, sinks, scale,
-                    HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS,
+                    HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS, False,
                 )  # fmt: skip
         else:
             # Whole tiles from the first row on; the tiles that touch a masked row are masked.
@@ -401,9 +436,6 @@ def dkdv_kernel(
             mask_end = start + (full_begin * PACK - start + BM - 1) // BM * BM
             full_stop = mask_end + tl.maximum(full_end * PACK - mask_end, 0) // BM * BM
             stop = end * PACK
-            if full_end == listed_end:
-                # Rows past the last one are masked by their index alone.
-                full_stop = tl.maximum(stop, mask_end)
             if SPLIT:
                 each = ((stop - start + n_splits - 1) // n_splits + BM - 1) // BM * BM
                 start += split * each
@@ -413,25 +445,27 @@ def dkdv_kernel(
             for first in tl.range(start, tl.minimum(mask_end, stop), BM):
                 dk, dv, dc = _dkdv_tile(
                     dk, dv, dc, k, v, key, key_hi, key_lo, first, n_packed, batch64, packed_head,
-                    rows_base, starts_base, q_base, grad_base, lse_base, delta_base, stride_qt, stride_qh, hi_base,
+                    rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
+                    lse_base, delta_base, stride_qt, stride_qh, hi_base,
                     lo_base, n_rows, n_keys, window, sinks, scale,
-                    HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS,
+                    HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS, False,
                 )  # fmt: skip
             for first in tl.range(mask_end, tl.minimum(full_stop, stop), BM):
                 dk, dv, dc = _dkdv_tile(
                     dk, dv, dc, k, v, key, key_hi, key_lo, first, n_packed, batch64, packed_head,
-                    rows_base, starts_base, q_base, grad_base, lse_base, delta_base, stride_qt, stride_qh, hi_base,
+                    rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
+                    lse_base, delta_base, stride_qt, stride_qh, hi_base,
                     lo_base, n_rows, n_keys, window, sinks, scale,
-                    HEADS, PACK, D, BD, BM, PRECISION, False, LISTED, DECAY, WINDOW, SINKS, STARTS,
+                    HEADS, PACK, D, BD, BM, PRECISION, False, LISTED, DECAY, WINDOW, SINKS, STARTS, TMA,
                 )  # fmt: skip
-            if WINDOW or STARTS:
-                for first in tl.range(full_stop, stop, BM):
-                    dk, dv, dc = _dkdv_tile(
-                        dk, dv, dc, k, v, key, key_hi, key_lo, first, n_packed, batch64,
-                        packed_head, rows_base, starts_base, q_base, grad_base, lse_base, delta_base, stride_qt,
-                        stride_qh, hi_base, lo_base, n_rows, n_keys, window, sinks, scale,
-                        HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS,
-                    )  # fmt: skip
+            for first in tl.range(full_stop, stop, BM):
+                dk, dv, dc = _dkdv_tile(
+                    dk, dv, dc, k, v, key, key_hi, key_lo, first, n_packed, batch64,
+                    packed_head, rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
+                lse_base, delta_base, stride_qt,
+                    stride_qh, hi_base, lo_base, n_rows, n_keys, window, sinks, scale,
+                    HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS, False,
+                )  # fmt: skip
         if DECAY:
             dc_base = dc_ptr + ((split.to(tl.int64) * n_batch + batch) * HEADS + packed_head) * n_keys
             tl.store(dc_base + key, dc, mask=key < n_keys)
@@ -531,7 +565,13 @@ def _run_dq(job: Job, arguments: dict[str, Any]) -> Tensor:
         "out_scale": job.scale, "BM": tile.rows, "BN": tile.keys, "TILE": job.tile_step(tile), "SPLIT": splits > 1,
         "KEY_BLOCK": 0 if job.blocks is None else job.key_block,
     }  # fmt: skip
-    run(dq_kernel, n_tiles * splits * n_heads, arguments | own, warps=tile.warps, stages=tile.stages)
+    run(
+        dq_kernel,
+        n_tiles * splits * n_heads,
+        arguments | job.keys_values(tile) | own,
+        warps=tile.warps,
+        stages=tile.stages,
+    )
     _add_splits(part, dq)
     return dq
 
@@ -552,11 +592,15 @@ def _run_dkdv(job: Job, arguments: dict[str, Any]) -> tuple[Tensor, Tensor, Tens
         if job.blocks is not None:
             n_blocks, n_entries = -(-n_keys // job.key_block), job.blocks.shape[1] * job.blocks.shape[3]
             entries, bounds = inverse_list(job.blocks, n_blocks)
+        keys = job.keys_values(tile)
         own = {
-            "entry_ptr": entries, "bound_ptr": bounds, "n_blocks": n_blocks, "n_entries": n_entries,
+            "k_ptr": keys["k_ptr"], "v_ptr": keys["v_ptr"], "KV_TMA": keys["TMA"],
+            "entry_ptr": entries, "bound_ptr": bounds,
+            "n_blocks": n_blocks, "n_entries": n_entries,
             "dk_ptr": outs[0][1], "dv_ptr": outs[1][1], "dc_ptr": outs[2][1], "n_splits": splits,
             "scale": job.scale * LOG2E, "out_scale": job.scale, "BM": tile.rows, "BN": tile.keys,
             "TILE": job.tile_step(tile), "SPLIT": splits > 1, "FAN": FAN,
+            **job.row_matrices(tile, arguments["grad_ptr"]),
             "KEY_BLOCK": 0 if job.blocks is None else job.key_block,
         }  # fmt: skip
         run(dkdv_kernel, programs * splits, arguments | own, warps=tile.warps, stages=tile.stages)

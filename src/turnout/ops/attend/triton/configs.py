@@ -5,6 +5,7 @@ Axes: B batch, R query rows, S keys, H query heads, G kv heads, D head dim, P = 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,13 +24,17 @@ BACKWARD_PER_SM = 1
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Rows and keys of a tile, warps and pipeline stages; `splits` 0 = decided by the sizes."""
+    """Rows and keys of a tile, warps and pipeline stages; `splits` 0 = decided by the sizes; `tma` 1 = bulk copies."""
 
     rows: int
     keys: int
     warps: int
     stages: int
     splits: int = 0
+    tma: int = 0
+
+
+FIELDS = ("rows", "keys", "warps", "stages", "splits", "tma")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +65,11 @@ _HOPPER: dict[str, Table] = {
     "dq": {
         (2, 64): (Tile(16, 64, 4, 2), Tile(64, 64, 4, 3), Tile(128, 128, 8, 2)),
         (2, 128): (Tile(16, 64, 4, 2), Tile(64, 64, 4, 2), Tile(128, 64, 8, 2)),
-        (2, 256): (Tile(16, 32, 8, 1), Tile(64, 32, 8, 2)),
+        (2, 256): (Tile(16, 32, 4, 2), Tile(64, 32, 8, 2)),
     },
     "dkdv": {
         (2, 64): (Tile(16, 64, 4, 2), Tile(64, 128, 8, 2)),
-        (2, 128): (Tile(16, 64, 4, 2), Tile(32, 128, 8, 2)),
+        (2, 128): (Tile(32, 64, 8, 2),),
         (2, 256): (Tile(16, 32, 8, 1), Tile(32, 32, 8, 1)),
     },
 }
@@ -72,17 +77,17 @@ _HOPPER: dict[str, Table] = {
 _AMPERE: dict[str, Table] = {
     "forward": {
         (2, 64): (Tile(16, 64, 4, 3), Tile(64, 64, 4, 3), Tile(128, 128, 8, 3)),
-        (2, 128): (Tile(16, 64, 2, 3), Tile(64, 32, 4, 3), Tile(128, 64, 8, 3)),
+        (2, 128): (Tile(16, 64, 2, 3), Tile(64, 32, 4, 3)),
         (2, 256): (Tile(64, 32, 8, 2),),
     },
     "dq": {
         (2, 64): (Tile(16, 64, 4, 2), Tile(64, 64, 4, 3), Tile(128, 64, 8, 3)),
-        (2, 128): (Tile(16, 64, 4, 2), Tile(64, 32, 4, 3), Tile(128, 32, 8, 2)),
+        (2, 128): (Tile(16, 64, 4, 2), Tile(64, 32, 4, 3)),
         (2, 256): (Tile(16, 32, 4, 2), Tile(64, 32, 8, 1)),
     },
     "dkdv": {
         (2, 64): (Tile(16, 64, 4, 2),),
-        (2, 128): (Tile(16, 64, 4, 2), Tile(64, 64, 8, 2)),
+        (2, 128): (Tile(32, 64, 8, 2),),
         (2, 256): (Tile(16, 32, 8, 1), Tile(32, 32, 8, 1)),
     },
 }
@@ -92,13 +97,24 @@ TABLES: dict[str, dict[str, Table]] = {
 }
 # Masks, decay and lists hold registers of their own: one tile that leaves room for them, on every part.
 LEAN: dict[tuple[int, int], Plan] = {
-    (2, 64): Plan(Tile(64, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
-    (2, 128): Plan(Tile(64, 32, 4, 2), Tile(64, 64, 8, 2), Tile(32, 64, 8, 2)),
+    (2, 64): Plan(Tile(64, 64, 8, 2), Tile(64, 64, 8, 2), Tile(32, 64, 8, 1)),
+    (2, 128): Plan(Tile(64, 32, 4, 2), Tile(64, 64, 8, 2), Tile(32, 64, 8, 1)),
     (2, 256): Plan(Tile(64, 32, 8, 2), Tile(16, 32, 8, 1), Tile(16, 32, 8, 1)),
     (4, 64): Plan(Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), Tile(16, 32, 8, 1)),
     (4, 128): Plan(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)),
     (4, 256): Plan(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)),
 }
+
+
+def numbers_of(plan: Plan) -> list[int]:
+    """A plan as the flat list of whole numbers that a torch operator takes."""
+    return [getattr(tile, field) for tile in (plan.forward, plan.dq, plan.dkdv) for field in FIELDS]
+
+
+def plan_of(numbers: Sequence[int]) -> Plan:
+    """The inverse of `numbers_of`."""
+    size = len(FIELDS)
+    return Plan(*(Tile(*numbers[i * size : (i + 1) * size]) for i in range(3)))
 
 
 def padded(width: int) -> int:

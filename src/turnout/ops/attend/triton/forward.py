@@ -35,14 +35,16 @@ MERGE_ROWS = 16
 
 @triton.jit
 def _fold_block(
-    acc, total, peak, q, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt, hi_base, lo_base, first_key,
+    acc, total, peak, q, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt,
+    kv_row, kv_column, hi_base, lo_base, first_key,
     n_keys, window, sinks, scale,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
     DECAY: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr, STARTS: tl.constexpr,
+    TMA: tl.constexpr,
 ):  # fmt: skip
     """One block of keys into the running softmax: m' = max(m, max s), l' = l·2^(m−m') + Σ 2^(s−m'), o' likewise."""
     key = first_key + tl.arange(0, BN)
-    k = key_tile(k_base, stride_kt, first_key, n_keys, D, BD, BN, MASKED)
+    k = key_tile(k_base, stride_kt, kv_row, kv_column, first_key, n_keys, D, BD, BN, MASKED, TMA)
     score = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     score = fold_scores(score, row_hi, row_lo, hi_base, lo_base, key, n_keys, scale, DECAY)
     if MASKED:
@@ -63,7 +65,7 @@ def _fold_block(
     shrink = tl.exp2(peak - base)
     total = total * shrink + tl.sum(weight, 1)
     acc = acc * shrink[:, None]
-    v = key_tile(v_base, stride_vt, first_key, n_keys, D, BD, BN, MASKED)
+    v = key_tile(v_base, stride_vt, kv_row, kv_column, first_key, n_keys, D, BD, BN, MASKED, TMA)
     acc = tl.dot(weight.to(v.dtype), v, acc, input_precision=PRECISION)
     return acc, total, new_peak
 
@@ -96,6 +98,7 @@ def forward_kernel(
     BM: tl.constexpr, BN: tl.constexpr, TILE: tl.constexpr,
     PRECISION: tl.constexpr, SPLIT: tl.constexpr, ROW_LISTS: tl.constexpr, START_LISTS: tl.constexpr,
     WINDOW: tl.constexpr, SINKS: tl.constexpr, DECAY: tl.constexpr, KEY_BLOCK: tl.constexpr, DIRECTIONS: tl.constexpr,
+    TMA: tl.constexpr,
 ):  # fmt: skip
     """o [B, R, H, D] and lse [B, F, P] (base 2, +inf where nothing is visible); partial ones a split with SPLIT."""
     PACKED_HEADS: tl.constexpr = HEADS // PACK
@@ -155,8 +158,12 @@ def forward_kernel(
 
     q_offset = packed_offsets(batch64, index, head, stride_qb, stride_qt, stride_qh)
     q = tl.load(q_ptr + q_offset[:, None] + offset_d[None, :], mask=valid[:, None] & (offset_d[None, :] < D), other=0.0)
-    k_base = k_ptr + batch64 * stride_kb + kv_head * stride_kh
-    v_base = v_ptr + batch64 * stride_vb + kv_head * stride_vh
+    kv_row, kv_column = batch * n_keys, kv_head * D
+    if TMA:
+        k_base, v_base = k_ptr, v_ptr
+    else:
+        k_base = k_ptr + batch64 * stride_kb + kv_head * stride_kh
+        v_base = v_ptr + batch64 * stride_vb + kv_head * stride_vh
     hi_base, lo_base, row_hi, row_lo = hi_ptr, lo_ptr, hi_ptr, lo_ptr
     if DECAY:
         hi_base = hi_ptr + (batch64 * HEADS + packed_head) * n_keys
@@ -174,33 +181,38 @@ def forward_kernel(
         for one in tl.range(0, tl.load(listed_ptr + list_row) * SUB):
             first_key = tl.load(list_ptr + list_row * n_chosen + one // SUB) * KEY_BLOCK + one % SUB * BN
             acc, total, peak = _fold_block(
-                acc, total, peak, q, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt, hi_base, lo_base,
-                first_key, n_keys, window, sinks, scale, D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS,
+                acc, total, peak, q, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt,
+                kv_row, kv_column, hi_base, lo_base,
+                first_key, n_keys, window, sinks, scale, D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS, TMA,
             )  # fmt: skip
     else:
         if SINKS:
             for first_key in tl.range(sink_lo, sink_hi, BN):
                 acc, total, peak = _fold_block(
-                    acc, total, peak, q, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt, hi_base,
+                    acc, total, peak, q, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt,
+                    kv_row, kv_column, hi_base,
                     lo_base, first_key, n_keys, window, sinks, scale,
-                    D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS,
+                    D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS, TMA,
                 )  # fmt: skip
         if WINDOW or STARTS:
             for first_key in tl.range(lo, full_lo, BN):
                 acc, total, peak = _fold_block(
-                    acc, total, peak, q, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt, hi_base,
+                    acc, total, peak, q, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt,
+                    kv_row, kv_column, hi_base,
                     lo_base, first_key, n_keys, window, sinks, scale,
-                    D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS,
+                    D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS, TMA,
                 )  # fmt: skip
         for first_key in tl.range(full_lo, full_hi, BN):
             acc, total, peak = _fold_block(
-                acc, total, peak, q, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt, hi_base, lo_base,
-                first_key, n_keys, window, sinks, scale, D, BD, BN, PRECISION, False, DECAY, WINDOW, SINKS, STARTS,
+                acc, total, peak, q, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt,
+                kv_row, kv_column, hi_base, lo_base,
+                first_key, n_keys, window, sinks, scale, D, BD, BN, PRECISION, False, DECAY, WINDOW, SINKS, STARTS, TMA,
             )  # fmt: skip
         for first_key in tl.range(full_hi, hi, BN):
             acc, total, peak = _fold_block(
-                acc, total, peak, q, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt, hi_base, lo_base,
-                first_key, n_keys, window, sinks, scale, D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS,
+                acc, total, peak, q, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt,
+                kv_row, kv_column, hi_base, lo_base,
+                first_key, n_keys, window, sinks, scale, D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS, TMA,
             )  # fmt: skip
 
     some = valid & (total > 0)
@@ -284,7 +296,7 @@ def forward(job: Job) -> tuple[Tensor, Tensor, Tensor]:
         "n_splits": splits, "n_directions": 0 if job.directions is None else job.directions.shape[1],
     }  # fmt: skip
     shared = job.arguments()
-    arguments = shared | after | {
+    arguments = shared | after | job.keys_values(tile) | {
         "o_ptr": part, "lse_ptr": part_lse, "list_ptr": job.blocks, "listed_ptr": job.n_blocks, "span": span,
         "n_chosen": 0 if job.blocks is None else job.blocks.shape[3], "scale": job.scale * LOG2E,
         "BM": tile.rows, "BN": tile.keys, "TILE": job.tile_step(tile), "SPLIT": splits > 1,

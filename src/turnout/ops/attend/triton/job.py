@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from turnout.ops.attend.triton.configs import LEAST, Plan, Tile, choose_plan, family, padded, with_rows
+from turnout.ops.attend.triton.configs import LEAST, Plan, Tile, choose_plan, family, padded, plan_of, with_rows
 
 LOG2E = math.log2(math.e)
 # Multiprocessors that a plan without a device (tests on the CPU) is made for.
@@ -75,8 +75,7 @@ class Job:
     def plan(self) -> Plan:
         """The tiles: those given, or the table's; key blocks dictate the height and width."""
         if self.tiles:
-            numbers = [list(self.tiles[i : i + 5]) for i in (0, 5, 10)]
-            plan = Plan(*(Tile(*five) for five in numbers))
+            plan = plan_of(self.tiles)
         else:
             plan = choose_plan(
                 family(_capability(self.q.device)),
@@ -119,7 +118,7 @@ class Job:
         q, k, v = self.q, self.k, self.v
         high, low = self.decay_parts()
         return {
-            "q_ptr": q, "k_ptr": k, "v_ptr": v, "rows_ptr": self.rows, "starts_ptr": self.starts,
+            "q_ptr": q, "rows_ptr": self.rows, "starts_ptr": self.starts,
             "hi_ptr": high, "lo_ptr": low,
             "stride_qb": q.stride(0), "stride_qt": q.stride(1), "stride_qh": q.stride(2),
             "stride_kb": k.stride(0), "stride_kt": k.stride(1), "stride_kh": k.stride(2),
@@ -133,8 +132,35 @@ class Job:
             "WINDOW": self.window > 0, "SINKS": self.sinks > 0, "DECAY": self.total is not None,
         }  # fmt: skip
 
+    def row_matrices(self, tile: Tile, grad: Tensor) -> dict[str, Any]:
+        """q and the gradient of o as matrices [B·R, H·D] for bulk copies, or None where pointers serve."""
+        if not (tile.tma and self.pack == 1 and self._bulk_copies(self.q) and self._bulk_copies(grad)):
+            return {"q_matrix": None, "grad_matrix": None, "TMA": False}
+        return {"q_matrix": _matrix(self.q, tile.rows), "grad_matrix": _matrix(grad, tile.rows), "TMA": True}
+
+    def keys_values(self, tile: Tile) -> dict[str, Any]:
+        """k and v for a loop over keys: pointers, or descriptors of bulk copies if tile and tensors allow."""
+        if not (tile.tma and self._bulk_copies(self.k) and self._bulk_copies(self.v)):
+            return {"k_ptr": self.k, "v_ptr": self.v, "TMA": False}
+        return {"k_ptr": _matrix(self.k, tile.keys), "v_ptr": _matrix(self.v, tile.keys), "TMA": True}
+
+    def _bulk_copies(self, x: Tensor) -> bool:
+        """Whether [B, S, G, D] is one matrix [B·S, G·D] with aligned rows, on a device with a copy engine."""
+        n_batch, n_keys, _, width = x.shape
+        one_matrix = x.stride(2) == width and (n_batch == 1 or x.stride(0) == n_keys * x.stride(1))
+        aligned = x.data_ptr() % 16 == 0 and x.stride(1) * x.element_size() % 16 == 0
+        return one_matrix and aligned and width == padded(width) and _capability(x.device) >= (9, 0)
+
     def n_sms(self) -> int:
         return _n_sms(self.q.device)
+
+
+def _matrix(x: Tensor, height: int) -> Any:
+    """[B, S, G, D] as the matrix [B·S, G·D], copied in blocks of `height` rows of one head."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    n_batch, n_keys, n_groups, width = x.shape
+    return TensorDescriptor(x, [n_batch * n_keys, n_groups * width], [x.stride(1), 1], [height, width])
 
 
 @lru_cache

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from turnout.ops.attend.call import Call
 from turnout.ops.attend.triton.backward import backward
-from turnout.ops.attend.triton.configs import Plan
+from turnout.ops.attend.triton.configs import Plan, numbers_of
 from turnout.ops.attend.triton.forward import forward
 from turnout.ops.attend.triton.inverse import chosen_blocks
 from turnout.ops.attend.triton.job import Job, last_contiguous
@@ -117,9 +117,7 @@ def triton_attend(call: Call, tiles: Plan | None = None) -> Tensor:
             call.keys, call.positions(), row_block=call.row_block, key_block=call.key_block, n_keys=k.shape[1]
         )
     total = None if call.log_decay is None else call.log_decay.double().cumsum(1)
-    numbers = () if tiles is None else tuple(
-        n for t in (tiles.forward, tiles.dq, tiles.dkdv) for n in (t.rows, t.keys, t.warps, t.stages, t.splits)
-    )  # fmt: skip
+    numbers = [] if tiles is None else numbers_of(tiles)
     return routed_attend(
         q, k, v, call.rows, call.starts, total, blocks, n_blocks, call.directions, call.suppress,
         call.window or 0, call.sinks, scale, call.key_block, call.row_block, numbers,

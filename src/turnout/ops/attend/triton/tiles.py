@@ -48,18 +48,26 @@ def packed_offsets(batch64, index, head, stride_b, stride_t, stride_h):
 
 @triton.jit
 def key_tile(
-    base, stride, first_key, n_keys, D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr
-):
-    """k or v of BN keys, [BN, BD]; no mask on full blocks of unpadded width."""
-    offset_n, offset_d = tl.arange(0, BN), tl.arange(0, BD)
-    # The block's start in int64, the offsets within it in 32 bits.
-    pointer = base + tl.cast(first_key, tl.int64) * stride + (offset_n[:, None] * stride + offset_d[None, :])
-    if MASKED:
-        tile = tl.load(pointer, mask=(first_key + offset_n < n_keys)[:, None] & (offset_d < D)[None, :], other=0.0)
-    elif D != BD:
-        tile = tl.load(pointer, mask=(offset_d < D)[None, :], other=0.0)
+    base, stride, kv_row, kv_column, first_key, n_keys,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """k or v of BN keys, [BN, BD]; no mask on full blocks of unpadded width.
+
+    With TMA `base` describes the matrix [B·S, G·D], in which the head starts at (kv_row, kv_column); keys past the end
+    are then those of the next sequence, or 0.
+    """
+    if TMA:
+        tile = base.load([kv_row + first_key, kv_column])
     else:
-        tile = tl.load(pointer)
+        offset_n, offset_d = tl.arange(0, BN), tl.arange(0, BD)
+        # The block's start in int64, the offsets within it in 32 bits.
+        pointer = base + tl.cast(first_key, tl.int64) * stride + (offset_n[:, None] * stride + offset_d[None, :])
+        if MASKED:
+            tile = tl.load(pointer, mask=(first_key + offset_n < n_keys)[:, None] & (offset_d < D)[None, :], other=0.0)
+        elif D != BD:
+            tile = tl.load(pointer, mask=(offset_d < D)[None, :], other=0.0)
+        else:
+            tile = tl.load(pointer)
     return tile
 
 

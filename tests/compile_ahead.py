@@ -1,0 +1,121 @@
+"""Compiles the attention kernels for a GPU that is not there, and says what would not fit it.
+
+In a module of its own, so that processes can import it: Triton compiles one kernel at a time in a process.
+
+Axes: B batch, R query rows, S keys, H query heads, G kv heads.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from turnout.ops.attend.triton import backward, forward
+from turnout.ops.attend.triton.configs import Plan, Tile, numbers_of
+from turnout.ops.attend.triton.job import Job
+
+# Bytes of shared memory that one program may use; the tables for "ampere" keep to what the smallest of its parts has.
+LIMITS = {90: 227 * 1024, 80: 99 * 1024}
+TYPES = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.float64: "*fp64",
+}
+B, R, S, H, G = 1, 64, 256, 4, 2
+ABSENT = dict.fromkeys(("starts", "total", "blocks", "n_blocks", "directions", "suppress"))
+NUMBERS = {"window": 0, "sinks": 0, "scale": 0.1, "key_block": 1, "row_block": 1}
+
+
+class Order(NamedTuple):
+    """One kernel ("forward", "dq", "dkdv") to compile, with one tile, one option or "" and a compute capability."""
+
+    kernel: str
+    tile: Tile
+    itemsize: int
+    width: int
+    option: str
+    capability: int
+
+
+def options_of(name: str) -> dict[str, Any]:
+    if name == "decay":
+        return {"total": torch.zeros(B, S, H, dtype=torch.float64)}
+    if name == "window, sinks and starts":
+        return {"window": 100, "sinks": 4, "starts": torch.zeros(B, 1, R, dtype=torch.int64)}
+    if name == "blocks":
+        lists = torch.zeros(B, 2, G, 4, dtype=torch.int32)
+        return {"blocks": lists, "n_blocks": lists[..., 0].contiguous(), "key_block": 64, "row_block": 32}
+    return {}
+
+
+def launch_of(order: Order) -> tuple[Any, dict[str, Any], dict[str, int]]:
+    """What the operator would launch: the kernel, its arguments, warps and stages."""
+    found: list[tuple[Any, dict[str, Any], dict[str, int]]] = []
+
+    def record(kernel: Any, n_programs: int, arguments: dict[str, Any], *, warps: int, stages: int = 1) -> None:
+        if kernel.__name__ == f"{order.kernel}_kernel":
+            found.append((kernel, arguments, {"num_warps": warps, "num_stages": stages}))
+
+    forward.run = backward.run = record
+    dtype = torch.float32 if order.itemsize == 4 else torch.bfloat16
+    q, k = torch.zeros(B, R, H, order.width, dtype=dtype), torch.zeros(B, S, G, order.width, dtype=dtype)
+    tile = order.tile
+    tiles = numbers_of(Plan(*[replace(tile, splits=1)] * 3))
+    rows = torch.zeros(B, 1, R, dtype=torch.int64)
+    job = Job(q=q, k=k, v=k, rows=rows, **{**ABSENT, **NUMBERS, **options_of(order.option)}, tiles=tiles)
+    _, _, lse = forward.forward(job)
+    backward.backward(job, q, q, lse, need_q=True, need_kv=True)
+    return found[0]
+
+
+def source_of(kernel: Any, arguments: dict[str, Any]) -> Any:
+    """The kernel with the types of its arguments, and the divisibility by 16 that a launch would find."""
+    signature, constants, divisible = {}, {}, {}
+    for place, parameter in enumerate(kernel.params):
+        value = arguments[parameter.name]
+        if parameter.is_constexpr or value is None:
+            signature[parameter.name] = "constexpr"
+            constants[(place,)] = value
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name] = TYPES[value.dtype]
+            divisible[(place,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, TensorDescriptor):
+            signature[parameter.name] = f"tensordesc<{TYPES[value.base.dtype][1:]}{list(value.block_shape)}>"
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
+        else:
+            signature[parameter.name] = "i32"
+            if not parameter.do_not_specialize and value % 16 == 0:
+                divisible[(place,)] = [["tt.divisibility", 16]]
+    return ASTSource(kernel, signature, constants, divisible)
+
+
+def what_does_not_fit(order: Order) -> str:
+    """Compile: "" if the kernel keeps to the shared memory of its device and spills no register."""
+    kernel, arguments, options = launch_of(order)
+    target = GPUTarget("cuda", order.capability, 32)
+    compiled = triton.compile(source_of(kernel, arguments), target=target, options=options)
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.TemporaryDirectory() as folder:
+        binary = Path(folder) / "kernel.cubin"
+        binary.write_bytes(compiled.asm["cubin"])
+        report = subprocess.run([tool, "-res-usage", binary], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"STACK:(\d+).*LOCAL:(\d+)", report)
+    assert found, report
+    if found.groups() != ("0", "0"):
+        return f"{order} spills {found.group(1)} bytes a thread"
+    if compiled.metadata.shared > LIMITS[order.capability]:
+        return f"{order} needs {compiled.metadata.shared} bytes of shared memory, above {LIMITS[order.capability]}"
+    return ""
