@@ -103,14 +103,17 @@ def gradients(mixer: RoutedMixer, x: Tensor, mode: RoutingMode) -> dict[str, Ten
     open_fraction=st.sampled_from([0.02, 0.3, 0.8, 1.0]),
     spare=st.sampled_from([None, 0, 5]),
     hard=st.booleans(),
+    absorbed=st.sampled_from([0, 3, 40]),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=40)
+@settings(max_examples=60)
 def test_skipping_is_both_tracks_at_the_same_gates_forward_and_every_gradient(
     length: int, groups: int, rope: bool, local: str, mix: str, open_fraction: float, spare: int | None,
-    hard: bool, seed: int,
+    hard: bool, absorbed: int, seed: int,
 ) -> None:  # fmt: skip
     track, attention = tracks(rope=rope, local=local)
+    if groups == 1 and not rope:
+        attention.absorbed_rows = lambda groups: absorbed  # type: ignore[method-assign]
     generator = torch.Generator().manual_seed(seed)
     taken = torch.rand(2, length, groups, generator=generator) < open_fraction
     # At least one row, so that both executions reach the weights of the attention track.
@@ -246,11 +249,32 @@ def test_counted_operations_of_every_router_are_those_that_torch_counts(
 
 @pytest.mark.parametrize("groups", [1, KV_HEADS])
 @pytest.mark.parametrize("n_rows", [1, 5, 13])
-def test_skipping_pays_for_the_rows_taken_only(groups: int, n_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("absorbed", [0, 3, 40])
+def test_skipping_pays_for_the_rows_taken_only(
+    groups: int, n_rows: int, absorbed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     taken = (torch.arange(13) < n_rows)[None, :, None].expand(1, 13, groups)
     mixer = RoutedMixer(FixedRouter(taken, torch.ones(1, 13, groups)), *tracks())
+    if groups == 1:
+        monkeypatch.setattr(mixer.attention, "absorbed_rows", lambda groups: absorbed)
     counted, said = count(mixer, SKIP, monkeypatch)
     assert counted == said
+
+
+@pytest.mark.parametrize("later", [0, 10, 11, 100])
+def test_rows_that_come_later_do_not_change_how_earlier_ones_attend_by_one_bit(later: int) -> None:
+    attention = AttentionTrack(256, 4, 4, rope=False, bias=True)
+    assert attention.absorbed_rows(1) == 32
+    local = LOCAL_TRACKS.build("conv:kernel=4", width=256, heads=4)
+    x = torch.randn(1, 200, 256, generator=torch.Generator().manual_seed(0))
+    outputs = []
+    for n_later in (0, later):
+        taken = torch.zeros(1, 200, 1, dtype=torch.bool)
+        taken[:, 10:32], taken[:, 100 : 100 + n_later] = True, True
+        mixer = RoutedMixer(FixedRouter(taken, taken.float()), local, attention)
+        with torch.no_grad():
+            outputs.append(mixer(x, mode=SKIP)[0][:, :100])
+    assert torch.equal(*outputs)
 
 
 def test_a_router_for_another_number_of_groups_is_refused() -> None:

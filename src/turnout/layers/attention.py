@@ -12,6 +12,7 @@ from turnout.errors import ConfigError
 from turnout.layers.kv_cache import KVCache
 from turnout.layers.rope import rotate
 from turnout.ops.attend import attend
+from turnout.ops.attend.gathered import ROW_TILE
 from turnout.ops.attend.decode import decode_attend
 
 
@@ -79,12 +80,13 @@ class AttentionTrack(nn.Module):
     def absorbed_rows(self, groups: int) -> int:
         """How many rows of a sequence are cheaper to attend to the inputs than to projected keys and values.
 
-        One row against S inputs costs H·E/(G·D) times its cost against S keys, 2·H·E·S on average over positions; keys
-        and values of S tokens cost 4·E·G·D·S. The limit is half of where the two are equal, so that a sequence with
-        one row more, for which both are done, costs at most half a projection more. 0 where positions are rotated:
-        the rotation stands between the query and Wk.
+        One row against S inputs costs 2·H·E·S on average over positions; keys and values of S tokens cost 4·E·G·D·S.
+        The limit is a quarter of where the two are equal, in whole tiles of rows, because a sequence with one row more
+        pays for both. 0 where positions are rotated: the rotation stands between the query and Wk.
         """
-        return 0 if self.rope or groups > 1 else self.kv_heads * self.head_dim // self.heads
+        if self.rope or groups > 1:
+            return 0
+        return self.kv_heads * self.head_dim // (2 * self.heads) // ROW_TILE * ROW_TILE
 
     def absorbed(self, x_rows: Tensor, x: Tensor, rows: Tensor, *, impl: str) -> Tensor:
         """`taken` without keys and values: they are linear in `x` [B, T, E], so Wk moves to the query and Wv behind.
