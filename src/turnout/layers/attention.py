@@ -12,8 +12,8 @@ from turnout.errors import ConfigError
 from turnout.layers.kv_cache import KVCache
 from turnout.layers.rope import rotate
 from turnout.ops.attend import attend
-from turnout.ops.attend.gathered import ROW_TILE
 from turnout.ops.attend.decode import decode_attend
+from turnout.ops.attend.gathered import ROW_TILE
 
 
 class AttentionTrack(nn.Module):
