@@ -44,4 +44,6 @@ class TestBedConfig:
         if self.width < 1 or self.heads < 1 or self.width % self.heads:
             raise ConfigError(f"width={self.width}, heads={self.heads}; expected heads to divide width")
         if self.k < 1 or self.expand < 0 or not self.init_std > 0:
-            raise ConfigError(f"k={self.k}, expand={self.expand}, init_std={self.init_std}; expected k >= 1, the others >= 0")
+            raise ConfigError(
+                f"k={self.k}, expand={self.expand}, init_std={self.init_std}; expected k >= 1, the others >= 0"
+            )

@@ -12,13 +12,13 @@ from torch.nn.functional import pad
 from turnout.errors import ShapeError
 
 
-def selective_scan(x: Tensor, log_decay: Tensor, write: Tensor, read: Tensor, *, chunk: int = 64) -> Tensor:
+def selective_scan(x: Tensor, log_decay: Tensor, write: Tensor, read: Tensor, *, chunk: int = 16) -> Tensor:
     """Run the recurrence for all tokens in parallel.
 
         h_t = exp(log_decay_t) h_{t-1} + write_t x_tᵀ,   y_t = read_tᵀ h_t,   h_{-1} = 0        (Dao & Gu 2024, eq. 6)
 
-    Inside a chunk y is a masked product (read writeᵀ ∘ decay) x; the states between chunks are one more product with the
-    decays from chunk to chunk. Every exponent is a sum of log decays <= 0, so nothing can overflow.
+    Inside a chunk y is a masked product (read writeᵀ ∘ decay) x; the states between chunks are one more product with
+    the decays from chunk to chunk. Every exponent is a sum of log decays <= 0, so nothing can overflow.
 
     Args:
         x: inputs [B, T, H, P].
@@ -57,7 +57,7 @@ def selective_scan(x: Tensor, log_decay: Tensor, write: Tensor, read: Tensor, *,
         n_chunks = ends.shape[-1]
         gap = before[..., :, None] - ends[..., None, :]
         past = torch.ones(n_chunks, n_chunks, dtype=torch.bool, device=x.device).tril(-1)
-        between = torch.where(past, gap, torch.zeros_like(gap)).exp() * past
+        between = gap.masked_fill(~past, -torch.inf).exp()
         carried = torch.einsum("bhcj,bjhpn->bchpn", between, state)
         y = y + torch.einsum("bcqn,bcqh,bchpn->bcqhp", read, total.exp(), carried)
     return y.flatten(1, 2)[:, :length]
@@ -68,4 +68,4 @@ def _lower(total: Tensor) -> Tensor:
     gap = total[..., :, None] - total[..., None, :]
     past = torch.ones(gap.shape[-2:], dtype=torch.bool, device=total.device).tril()
     # The mask comes before exp: above the diagonal the difference is positive and could overflow.
-    return torch.where(past, gap, torch.zeros_like(gap)).exp() * past
+    return gap.masked_fill(~past, -torch.inf).exp()

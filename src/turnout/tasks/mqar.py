@@ -2,12 +2,12 @@
 
     k1 v1 k2 v2 … kN vN | gaps: at index 2N + 2·g_i the key k_i asks for v_i, at that very index | filler
 
-    keys N distinct of 1..V/2-1, values N distinct of V/2..V-1; gaps N distinct of 0..S-1, S = (T - 2N)/2, drawn one after
-    the other with p_j ∝ j^(a-1), j = 1..S (Arora et al. 2023; `zoology/data/multiquery_ar.py`, d88d6f5)
+    keys N distinct of 1..V/2-1, values N distinct of V/2..V-1; gaps N distinct of 0..S-1, S = (T - 2N)/2, drawn one
+    after the other with p_j ∝ j^(a-1), j = 1..S (Arora et al. 2023; `zoology/data/multiquery_ar.py`, d88d6f5)
 
 Two things that differ from other recall tasks: the label sits on the query token's own index and the value is not
-inserted behind the query; every key is asked for once. A sequential draw without replacement is the same in distribution
-as the order of log p + Gumbel noise.
+inserted behind the query; every key is asked for once. A sequential draw without replacement has the distribution of
+the order of log p + Gumbel noise.
 
 Axes: n sequences, N pairs, S gaps.
 """

@@ -57,7 +57,7 @@ class RetrievalConfig:
         length: T. The zone of the queries, 20..99 at T = 512, scales with it.
         vocab: ids 0..vocab-1; content is 1..vocab-1, id 0 is the query marker.
         label: the evidence is the matching "key" token or the "value" behind it.
-        filler: "exclude_key" redraws filler that equals a key; "may_repeat" keeps it (2 extra copies a sequence at 512).
+        filler: "exclude_key" redraws filler that equals a key; "may_repeat" keeps it (2 more copies at 512).
         distractor_key: distractors have "other" keys, or the "same" key as the query with a wrong value.
         distractors: pairs at even offsets ±2..±18 of a query.
         direction: the evidence is "after" or "before" the query, or "either".
@@ -100,7 +100,9 @@ class RetrievalConfig:
         if self.query_marker == "last" and self.direction == "after":
             raise ConfigError("retrieval query_marker='last' has no position after the query; use direction='before'")
         if self.match != "token" and (self.queries > 1 or self.direction == "either" or self.max_distance):
-            raise ConfigError(f"retrieval match={self.match!r} needs one query, direction after or before, any distance")
+            raise ConfigError(
+                f"retrieval match={self.match!r} needs one query, direction after or before, any distance"
+            )
         self._check_room()
 
     def _check_room(self) -> None:

@@ -1,7 +1,8 @@
 """Many runs as one: models of equal shape with different seeds and learning rates are stacked and train together.
 
-The parameters of R runs are one matrix [R, P]; `torch.func.vmap` of `functional_call` maps a forward pass over its rows,
-and one AdamW with a learning rate per row steps them all. Runs never mix: gradients, clipping and moments are per row.
+The parameters of R runs are one matrix [R, P]; `torch.func.vmap` of `functional_call` maps a forward pass over its
+rows, and one AdamW with a learning rate per row steps them all. Runs never mix: gradients, clipping and moments are per
+row.
 
 R runs = S seeds × learning rates, B batch, T tokens, Q queries, U units, P parameters.
 """
@@ -20,7 +21,10 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from turnout.errors import ConfigError
 from turnout.models.testbed import TestBed
-from turnout.probe.precision import routing_metrics
+from turnout.ops.precision import routing_metrics
+from turnout.ops.spectrum import energy_rank, projected
+from turnout.routers.content import rows_at
+from turnout.routers.content.pairwise import PairwiseSelector
 from turnout.tasks.retrieval import RoutedBatch
 from turnout.train.stacked_config import BedRunConfig
 
@@ -66,7 +70,7 @@ class StackedAdamW:
 
     @torch.no_grad()
     def step(self, grad: Tensor, now: Tensor) -> None:
-        """One step with gradients [R, P]; `now` is the step number as a tensor [1], so that a CUDA graph can replay it."""
+        """One step with gradients [R, P]; `now` [1] is its number, a tensor so that a CUDA graph can replay it."""
         grad = grad * self.trainable
         if self.clip:
             norm = grad.square().sum(1, keepdim=True).sqrt()
@@ -103,7 +107,9 @@ class StackedTrainer:
         ConfigError: the configs differ in more than the seed.
     """
 
-    def __init__(self, configs: Sequence[BedRunConfig], device: torch.device | str = "cpu", *, graph: bool = True) -> None:
+    def __init__(
+        self, configs: Sequence[BedRunConfig], device: torch.device | str = "cpu", *, graph: bool = True
+    ) -> None:
         self.config = config = configs[0]
         if any(_without_seed(other) != _without_seed(config) for other in configs):
             raise ConfigError("stacked runs must be equal but for their seed; train different arms one after the other")
@@ -147,7 +153,9 @@ class StackedTrainer:
         pieces = theta.split(self.sizes, dim=1)
         return {n: piece.view(s) for n, piece, s in zip(self.names, pieces, self.shapes, strict=True)}
 
-    def _forward(self, theta: Tensor, tokens: Tensor, at: Tensor, evidence: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _forward(
+        self, theta: Tensor, tokens: Tensor, at: Tensor, evidence: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Scores [R, B, Q, U] and logits [R, B, Q, V] of all runs."""
 
         def one(params: Any, buffers: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,7 +201,11 @@ class StackedTrainer:
 
     def _run(self, step: Any, learns: bool) -> list[dict[str, Any]]:
         config = self.config
-        points = {round(i * config.steps / config.evaluations) for i in range(1, config.evaluations + 1)} if learns else set()
+        points = (
+            {round(i * config.steps / config.evaluations) for i in range(1, config.evaluations + 1)}
+            if learns
+            else set()
+        )
         curve: list[dict[str, Any]] = []
         replay = None
         now = torch.zeros(1, dtype=torch.int64, device=self.device)
@@ -255,6 +267,7 @@ class StackedTrainer:
         config = self.config
         final = {name: value.cpu() for name, value in self.evaluate(config.test_sequences).items()}
         oracle = self.evaluate(config.test_sequences, oracle=True)["accuracy"].cpu() if config.answer else None
+        learned_form = isinstance(self.base.selector, PairwiseSelector) and config.steps > 0
         records = []
         for s, entry in enumerate(self.configs):
             runs = []
@@ -264,6 +277,8 @@ class StackedTrainer:
                 run["train_loss"] = round(float(losses[-max(1, config.steps // 20) :, row].mean()), 5)
                 if oracle is not None:
                     run["oracle_accuracy"] = round(float(oracle[row]), 5)
+                if learned_form:
+                    run |= self._form(row, s)
                 run["curve"] = [[p["step"], round(p["pk"][row], 4), round(p["p1"][row], 4)] for p in curve]
                 runs.append(run)
             records.append({
@@ -273,6 +288,44 @@ class StackedTrainer:
             })  # fmt: skip
         return records
 
+    @torch.no_grad()
+    def _form(self, row: int, s: int) -> dict[str, Any]:
+        """Mechanics of one pairwise run: spectrum of the form and of the router's input, cosine gap, projections."""
+        config = self.config
+        weights = {name: value[row] for name, value in self._params(self.theta).items()}
+        q, k = weights["selector.q.weight"].cpu(), weights["selector.k.weight"].cpu()
+        start = self.models[s].state_dict()
+        index = torch.arange(min(CURVE_SEQUENCES, self.held_out.tokens.shape[1]), device=self.device)
+        batch = SeedData(*(getattr(self.held_out, n)[s : s + 1] for n in ("tokens", "at", "evidence", "targets")))
+        tokens, at, evidence, _ = (part[0] for part in batch.batch(index[None], 1))
+        buffers = {name: value[row] for name, value in self.buffers.items()}
+        x = functional_call(_Represent(self.base), ({f"bed.{n}": w for n, w in weights.items()}
+                            | {f"bed.{n}": b for n, b in buffers.items()}), (tokens,)).cpu()  # fmt: skip
+        at, evidence = at.cpu(), evidence.cpu()
+        rows, found = rows_at(x, at), rows_at(x, evidence)
+        other = rows_at(x, torch.randint(x.shape[1], at.shape, generator=torch.Generator().manual_seed(0)))
+        cosine = torch.nn.functional.cosine_similarity
+        values: dict[str, Any] = {
+            "k90_untrained": energy_rank(start["selector.q.weight"].T @ start["selector.k.weight"]),
+            "k90": energy_rank(q.T @ k),
+            "k90_input": energy_rank(x.flatten(0, 1) - x.mean((0, 1))),
+            "cosine_gap": round(float((cosine(rows, found, dim=-1) - cosine(rows, other, dim=-1)).mean()), 4),
+        }
+        source = torch.Generator().manual_seed(row)
+        kept = max(1, config.model.width // 4)
+        twin = torch.randn(q.shape, generator=source)
+        forms = {
+            "pk_top_quarter": projected(q, k, kept),
+            "pk_random_quarter": projected(q, k, kept, random=source),
+            "pk_random_weights": torch.randn(q.shape, generator=source).T @ torch.randn(q.shape, generator=source),
+            "pk_random_twin": twin.T @ twin,
+        }
+        own = torch.arange(x.shape[1]) == at[..., None]
+        for name, form in forms.items():
+            score = (rows @ form @ x.transpose(1, 2)).masked_fill(own, -torch.inf)
+            values[name] = round(float(routing_metrics(score, evidence, k=config.model.k)["pk"]), 4)
+        return values
+
     def trained(self, seed: int, lr: float) -> TestBed:
         """A copy of one trained run as an ordinary module."""
         row = [entry.seed for entry in self.configs].index(seed) * self.copies + self.config.lrs.index(lr)
@@ -280,6 +333,17 @@ class StackedTrainer:
         params = {name: value[row].detach().cpu() for name, value in self._params(self.theta).items()}
         model.load_state_dict(params, strict=False)
         return model
+
+
+class _Represent(torch.nn.Module):
+    """`TestBed.represent` as a forward, for `functional_call`."""
+
+    def __init__(self, bed: TestBed) -> None:
+        super().__init__()
+        self.bed = bed
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.bed.represent(tokens)
 
 
 def capture(step: Any, now: Tensor) -> torch.cuda.CUDAGraph:

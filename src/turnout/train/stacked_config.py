@@ -25,7 +25,7 @@ class BedRunConfig:
         test_sequences: held-out sequences of the final evaluation.
         weight_decay: AdamW's.
         clip: gradient norm per run; 0 = off.
-        answer: train the council as well (task loss + λ · routing loss, λ from 1 to 0.1); False trains the router alone.
+        answer: train the council too (task loss + λ · routing loss, λ from 1 to 0.1); False trains the router alone.
         freeze_flow: keep embeddings and flow as initialised, train what comes after (the frozen-model control).
         evaluations: points of the curve.
     """

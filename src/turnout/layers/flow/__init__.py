@@ -1,4 +1,4 @@
-"""Preprocessing before a content router: `FLOWS.build("attention:layers=2", context=FlowContext(width=64, length=128))`."""
+"""Preprocessing before a content router: `FLOWS.build("attention:layers=2", context=FlowContext(...))`."""
 
 from turnout.layers.flow.base import FLOWS, Flow, FlowBlock, FlowContext
 

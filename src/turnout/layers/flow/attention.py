@@ -23,6 +23,8 @@ class SelfAttention(nn.Module):
     Cost: O(B·T²·E).
     """
 
+    allowed: Tensor | None
+
     def __init__(self, width: int, heads: int, allowed: Tensor | None, ablate: str = "") -> None:
         super().__init__()
         if width % heads:
@@ -49,8 +51,8 @@ class AttentionFlow(Flow):
 
     Args:
         layers: blocks, >= 1.
-        form: "full" (bidirectional), "causal", or "sparse": |i - j| <= window / 2, plus `globals` random tokens that all
-            see and that see all. The published "window of 32" with 16 globals is about 10 % of the pairs at 512.
+        form: "full" (bidirectional), "causal", or "sparse": |i - j| <= window / 2, plus `globals` random tokens that
+            all see and that see all. The published "window of 32" with 16 globals is about 10 % of the pairs at 512.
         window: of "sparse".
         globals: of "sparse"; drawn once, from a seed of its own.
         ablate: "" or, of what a layer writes: "uniform" (scores 0), "no_value" (attention output 0: the MLP alone),
@@ -79,7 +81,10 @@ class AttentionFlow(Flow):
         if ablate == "previous":
             allowed = torch.ones(context.length, context.length).tril().triu(-1).bool()
         self.blocks = nn.Sequential(
-            *(FlowBlock(context.width, SelfAttention(context.width, context.heads, allowed, ablate)) for _ in range(layers))
+            *(
+                FlowBlock(context.width, SelfAttention(context.width, context.heads, allowed, ablate))
+                for _ in range(layers)
+            )
         )
 
     @staticmethod

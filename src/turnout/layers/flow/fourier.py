@@ -12,7 +12,7 @@ class FourierMix(torch.nn.Module):
     """Re FFT over tokens of the FFT over channels, scaled to unit variance. No parameters."""
 
     def forward(self, x: Tensor) -> Tensor:
-        # Re(FFT2 x) by two real transforms: cosine and sine matrices keep it a product, which stacks and differentiates.
+        # Re(FFT2 x) by two real transforms: as products they stack and differentiate.
         seq, chan = _dft(x.shape[1], x), _dft(x.shape[2], x)
         return (seq[0] @ (x @ chan[0]) - seq[1] @ (x @ chan[1])) * (x.shape[1] * x.shape[2]) ** -0.5
 

@@ -32,6 +32,7 @@ class BloomSelector(ContentSelector):
     """
 
     learned = False
+    hash: Tensor
 
     def __init__(
         self,

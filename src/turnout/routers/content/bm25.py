@@ -13,7 +13,7 @@ from turnout.routers.content.base import CONTENT_SELECTORS, ContentSelector, Sel
 class BM25Selector(ContentSelector):
     """s_iu = Σ_{w in query} idf(w) · tf (k1 + 1) / (tf + k1),  idf = log(1 + (U - df + 1/2) / (df + 1/2))
 
-    All segments have the same length, so b drops out. The query is the token i and the `context` tokens before it. Not learned.
+    All segments have the same length, so b drops out. The query is token i and `neighbours` before it. Not learned.
 
     Args:
         size: tokens of a segment.
@@ -23,9 +23,7 @@ class BM25Selector(ContentSelector):
 
     learned = False
 
-    def __init__(
-        self, context: SelectorContext, *, size: int = 32, k1: float = 1.5, neighbours: int = 0
-    ) -> None:
+    def __init__(self, context: SelectorContext, *, size: int = 32, k1: float = 1.5, neighbours: int = 0) -> None:
         super().__init__(context)
         check_segments("bm25", context.length, size)
         if k1 <= 0 or neighbours < 0:
@@ -34,7 +32,9 @@ class BM25Selector(ContentSelector):
 
     def score(self, x: Tensor, tokens: Tensor, at: Tensor) -> Tensor:
         segments = tokens.unflatten(1, (self.units, self.unit))
-        words = tokens.gather(1, (at[..., None] - torch.arange(self.neighbours + 1, device=at.device)).clamp(min=0).flatten(1))
+        words = tokens.gather(
+            1, (at[..., None] - torch.arange(self.neighbours + 1, device=at.device)).clamp(min=0).flatten(1)
+        )
         count = (segments[:, None] == words[:, :, None, None]).sum(-1).to(x.dtype)
         df = (count > 0).sum(-1, keepdim=True)
         idf = torch.log1p((self.units - df + 0.5) / (df + 0.5))

@@ -14,7 +14,7 @@ from turnout.routers.content.base import CONTENT_SELECTORS, ContentSelector, Sel
 class CentroidSelector(ContentSelector):
     """s_ij = log Σ_c p(c | q_i) p(c | k_j),  p(c | x) = softmax_c(g <x/|x|, m_c/|m_c|>)     (after Roy et al. 2021)
 
-    # paper: the Routing Transformer assigns hard and updates centroids by moving averages; here both are soft and learned.
+    # paper: the Routing Transformer assigns hard, with moving averages as centroids; here both are soft and learned.
 
     Args:
         clusters: C.

@@ -14,7 +14,9 @@ from turnout.routers.content.base import CONTENT_SELECTORS, ContentSelector, Sel
 
 @CONTENT_SELECTORS.register("memory")
 class MemorySelector(ContentSelector):
-    """w_js = softmax_s(<k_j, a_s>/√E),  m_s = Σ_j w_js k_j / Σ_j w_js,  r_s = softmax_s(<q_i, m_s>/√E),  s_ij = log Σ_s r_s w_js.
+    """s_ij = log Σ_s r_s w_js: what slot the query reads, and what was written there.
+
+        w_js = softmax_s(<k_j, a_s>/√E),  m_s = Σ_j w_js k_j / Σ_j w_js,  r_s = softmax_s(<q_i, m_s>/√E)
 
     The study names memory banks and never describes them; this is our definition, not theirs.
 

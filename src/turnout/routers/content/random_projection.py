@@ -19,6 +19,8 @@ class RandomProjectionSelector(ContentSelector):
     """
 
     learned = False
+    q: Tensor
+    k: Tensor
 
     def __init__(self, context: SelectorContext, *, rank: int = 0, twin: bool = True) -> None:
         super().__init__(context)

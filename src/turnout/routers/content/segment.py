@@ -30,9 +30,7 @@ class SegmentSelector(ContentSelector):
         project: False compares x itself (with random codes: the untrained control).
     """
 
-    def __init__(
-        self, context: SelectorContext, *, size: int = 32, pool: str = "mean", project: bool = True
-    ) -> None:
+    def __init__(self, context: SelectorContext, *, size: int = 32, pool: str = "mean", project: bool = True) -> None:
         super().__init__(context)
         check_segments("segment", context.length, size)
         if pool not in POOLS:
