@@ -34,28 +34,35 @@ class TextVectors:
         count = Counter(word for text in texts for word in set(text))
         self.index = {word: i for i, (word, _) in enumerate(count.most_common(vocab))}
         self.idf = torch.tensor([len(texts) / count[word] for word in self.index]).log()
-        rows = torch.stack([self._tfidf(text) for text in texts])
+        rows = torch.zeros(len(texts), len(self.index))
+        for row, text in zip(rows, texts, strict=True):
+            places, weights = self._tfidf(text)
+            row[places] = weights
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             _, _, directions = torch.svd_lowrank(rows, q=width, niter=3)
         self.directions = directions
+        self._tables: dict[RoutingQuestion, Tensor] = {}
 
-    def _tfidf(self, text: Sequence[str]) -> Tensor:
-        row = torch.zeros(len(self.index))
-        for word, times in Counter(text).items():
-            if word in self.index:
-                row[self.index[word]] = 1 + torch.tensor(float(times)).log()
-        row = row * self.idf
-        return row / row.norm().clamp(min=1e-6)
+    def _tfidf(self, text: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The words that are known and their weights, of unit length together."""
+        known = {self.index[word]: times for word, times in Counter(text).items() if word in self.index}
+        places = torch.tensor(list(known), dtype=torch.int64)
+        weights = (1 + torch.tensor(list(known.values()), dtype=torch.float32).log()) * self.idf[places]
+        return places, weights / weights.norm().clamp(min=1e-6)
 
     def __call__(self, text: str) -> Tensor:
         """[E], unit length (zero where no word is known)."""
-        vector = self._tfidf(content_words(text)) @ self.directions
+        places, weights = self._tfidf(content_words(text))
+        vector = weights @ self.directions[places]
         return vector / vector.norm().clamp(min=1e-6)
 
     def table(self, question: RoutingQuestion) -> Tensor:
-        """Units and, last, the question: [U + 1, E]."""
-        return torch.stack([self(unit) for unit in question.units] + [self(question.text)])
+        """Units and, last, the question: [U + 1, E]; remembered, because every selector asks for it."""
+        if question not in self._tables:
+            texts = (*question.units, question.text)
+            self._tables[question] = torch.stack([self(text) for text in texts])
+        return self._tables[question]
 
 
 def cosine_ranker(vectors: TextVectors) -> Ranker:
