@@ -139,7 +139,8 @@ def judge_rows(claim_id: str, seen: Summaries) -> list[Finding]:
     return findings
 
 
-def _arms(claim_id: str) -> list[Arm]:
+def arms_for(claim_id: str) -> list[Arm]:
+    """Every arm of a claim at every scale, with the controls that RP1 owns."""
     from turnout.recipes.routing_paradox import CONTROLS, SMALL, arms_of
 
     def entry(arm: Any, scale: str) -> Arm:
@@ -159,14 +160,20 @@ def measure(configs: list[Any], device: str) -> list[dict[str, Any]]:
     from turnout.train.loop import pick_device
     from turnout.train.stacked import train_together
 
-    return train_together(configs, pick_device(device))
+    chosen = pick_device(device)
+    if chosen.type == "cuda":
+        import torch
+
+        torch.set_float32_matmul_precision("high")
+    precision = "tf32" if chosen.type == "cuda" else "float32"
+    return [record | {"matmul": precision} for record in train_together(configs, chosen)]
 
 
 for _id, _title in TITLES.items():
     claim(
         Claim(
             id=_id, source=SOURCE, title=_title, group=GROUP, seeds=3,
-            arms=lambda claim_id=_id: _arms(claim_id),  # type: ignore[misc]
+            arms=lambda claim_id=_id: arms_for(claim_id),  # type: ignore[misc]
             judge=lambda seen, claim_id=_id: judge_rows(claim_id, seen),  # type: ignore[misc]
         )
     )  # fmt: skip

@@ -135,3 +135,38 @@ def run_hotpot(configs: Sequence[HotpotRunConfig], device: str) -> list[dict[str
             "gold_units": sum(len(q.gold) for q in test.items) / len(test.items),
         })  # fmt: skip
     return records
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NullRunConfig:
+    """Energy ranks of untrained score forms.
+
+    Args:
+        seed: of the draws.
+        width: E; draws: random weight pairs.
+        heads: head counts.
+    """
+
+    seed: int = 0
+    width: int = 128
+    draws: int = 20
+    heads: tuple[int, ...] = (1, 2, 4, 8)
+
+
+def run_nulls(configs: Sequence[NullRunConfig], device: str) -> list[dict[str, Any]]:
+    """Mean energy ranks by reading ("form" or "weights" averaged over heads) and number of heads."""
+    from turnout.ops.spectrum import untrained_energy_ranks
+
+    records = []
+    for config in configs:
+        ranks = {
+            reading: {
+                str(heads): untrained_energy_ranks(
+                    config.width, heads=heads, average=reading, draws=config.draws, seed=config.seed
+                )
+                for heads in config.heads
+            }
+            for reading in ("form", "weights")
+        }
+        records.append({"seed": config.seed, "k90": ranks, "width": config.width, "device": "cpu"})
+    return records

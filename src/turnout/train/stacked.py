@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ from turnout.routers.content.pairwise import PairwiseSelector
 from turnout.tasks.retrieval import RoutedBatch
 from turnout.train.stacked_config import BedRunConfig
 
-EVAL_BATCH = 100
+EVAL_BATCH = 50
 CURVE_SEQUENCES = 200
 
 
@@ -199,7 +200,7 @@ class StackedTrainer:
         train_s = time.perf_counter() - began
         return self._records(curve, losses.cpu(), train_s)
 
-    def _run(self, step: Any, learns: bool) -> list[dict[str, Any]]:
+    def _run(self, step: Callable[[Tensor], None], learns: bool) -> list[dict[str, Any]]:
         config = self.config
         points = (
             {round(i * config.steps / config.evaluations) for i in range(1, config.evaluations + 1)}
@@ -207,16 +208,11 @@ class StackedTrainer:
             else set()
         )
         curve: list[dict[str, Any]] = []
-        replay = None
         now = torch.zeros(1, dtype=torch.int64, device=self.device)
+        advance = Replayed(step, now) if self.graph else step
         for i in range(config.steps if learns else 0):
             now.fill_(i)
-            if self.graph and i == 3:
-                replay = capture(step, now)
-            if replay is not None:
-                replay.replay()
-            else:
-                step(now)
+            advance(now)
             if i + 1 in points:
                 found = self.evaluate(CURVE_SEQUENCES)
                 curve.append({"step": i + 1, **{name: value.tolist() for name, value in found.items()}})
@@ -346,22 +342,45 @@ class _Represent(torch.nn.Module):
         return self.bed.represent(tokens)
 
 
-def capture(step: Any, now: Tensor) -> torch.cuda.CUDAGraph:
-    """Record one step as a CUDA graph; steps before it have warmed the allocator up on the default stream."""
-    saved = torch.cuda.Stream()
-    saved.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(saved):
-        step(now)
-    torch.cuda.current_stream().wait_stream(saved)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step(now)
-    return graph
+class Replayed:
+    """A step that runs three times on a side stream (which warms allocator and libraries up), then as a CUDA graph."""
+
+    def __init__(self, step: Callable[[Tensor], None], now: Tensor) -> None:
+        self.step, self.now, self.calls = step, now, 0
+        self.stream = torch.cuda.Stream()
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, now: Tensor) -> None:
+        self.calls += 1
+        if self.calls <= 3:
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                self.step(now)
+            torch.cuda.current_stream().wait_stream(self.stream)
+            return
+        if self.graph is None:
+            # Capturing runs nothing; the replay below is the fourth step.
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.step(self.now)
+        self.graph.replay()
 
 
 def train_together(configs: Sequence[BedRunConfig], device: torch.device | str = "cpu") -> list[dict[str, Any]]:
-    """Train configs that differ in their seed alone; one record each."""
-    return StackedTrainer(configs, device).train()
+    """Train configs that differ in their seed alone; one record each.
+
+    A step that cannot be captured as a CUDA graph runs eagerly instead, and the records say why (`graph_error`).
+    """
+    trainer = StackedTrainer(configs, device)
+    try:
+        return trainer.train()
+    except RuntimeError as error:
+        if not trainer.graph or isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
+        warnings.warn(f"no CUDA graph for {configs[0].name}: {error}", stacklevel=2)
+        del trainer
+        records = StackedTrainer(configs, device, graph=False).train()
+        return [record | {"graph_error": str(error)[:300]} for record in records]
 
 
 def _without_seed(config: BedRunConfig) -> BedRunConfig:
