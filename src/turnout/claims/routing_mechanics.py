@@ -92,8 +92,8 @@ def _judge_mechanics(seen: Summaries) -> list[Finding]:
             control=f"random W_q = W_k: {_words(arms, 'pk_random_twin', True)}; "
             f"trained, random quarter of the directions: {_words(arms, 'pk_random_quarter', True)}",
             verdict=_random_verdict(arms),
-            detail=f"trained, top quarter of the directions: {_words(arms, 'pk_top_quarter', True)}; any trained bilinear "
-            "form fails with independent random weights, so this does not say where the information is",
+            detail=f"trained, top quarter of the directions: {_words(arms, 'pk_top_quarter', True)}; any trained "
+            "bilinear form fails with independent random weights, so this does not say where the information is",
         ),
     ]  # fmt: skip
 

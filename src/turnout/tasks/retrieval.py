@@ -93,6 +93,8 @@ class RetrievalConfig:
             raise ConfigError(f"retrieval vocab={self.vocab} is too small for {self.queries} pairs; use >= {needed}")
         if not 0 <= self.n_values < self.vocab:
             raise ConfigError(f"retrieval n_values={self.n_values}; expected 0..{self.vocab - 1}")
+        if self.n_values and self.match != "token":
+            raise ConfigError(f"retrieval match={self.match!r} draws values from all ids; use n_values=0")
         if self.max_distance and self.max_distance < self.min_distance:
             raise ConfigError(f"retrieval max_distance={self.max_distance} < min_distance={self.min_distance}")
         if self.queries > 1 and (self.direction == "either" or self.query_marker == "last" or self.max_distance):
@@ -161,6 +163,10 @@ class RetrievalConfig:
         picks = torch.randint(1, (self.n_values or self.vocab - 1) + 1, (n, count), generator=generator)
         # A value that equals its key would be a second copy of the evidence.
         values = torch.where(picks == keys, picks % (self.n_values or self.vocab - 1) + 1, picks)
+        if self.match != "token":
+            # Halves and middles have decoys of their own, and the value must not be another one.
+            outside = ids[:, count + 4 + decoys :]
+            values = outside.gather(1, torch.randint(outside.shape[1], (n, count), generator=generator))
         tokens = torch.randint(1, self.vocab, (n, self.length), generator=generator)
         if self.filler == "exclude_key":
             outside = ids[:, count + 4 + decoys :]
@@ -208,7 +214,7 @@ class RetrievalConfig:
             far = start + width * torch.rand(n, n_slots, generator=generator).argsort(1)[:, :wanted]
         if self.direction == "before":
             # The same picture mirrored: evidence early, query late; a pair still reads key, value.
-            at, far = (self.length - 1 - at).flip(1), self.length - 2 - far
+            at, far = (self.length - 1 - at).flip(1), self.length - width - far
         return at, far
 
     def _places_by_pair(self, n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

@@ -86,8 +86,8 @@ class StackedAdamW:
 
 def one_cycle(count: Tensor, steps: int) -> Tensor:
     """Share of the peak learning rate at each step."""
-    up = max(1.0, 0.3 * steps - 1)
-    down = max(1.0, steps - 1 - up)
+    up = max(1e-9, 0.3 * steps - 1)
+    down = max(1e-9, steps - 1 - up)
     rise = _cosine(1 / 25, 1.0, (count / up).clamp(max=1))
     fall = _cosine(1.0, 1 / 250_000, ((count - up) / down).clamp(0, 1))
     return torch.where(count <= up, rise, fall)

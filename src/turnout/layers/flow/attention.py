@@ -52,7 +52,7 @@ class AttentionFlow(Flow):
     Args:
         layers: blocks, >= 1.
         form: "full" (bidirectional), "causal", or "sparse": |i - j| <= window / 2, plus `globals` random tokens that
-            all see and that see all. The published "window of 32" with 16 globals is about 10 % of the pairs at 512.
+            all see and that see all. The published "window of 32" with 16 globals is 12 % of the pairs at 512.
         window: of "sparse".
         globals: of "sparse"; drawn once, from a seed of its own.
         ablate: "" or, of what a layer writes: "uniform" (scores 0), "no_value" (attention output 0: the MLP alone),
