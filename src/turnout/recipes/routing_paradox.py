@@ -187,7 +187,7 @@ ROWS = (
         statement="2 layers give no improvement over 1",
         quoted="99.1 % [1.6]",
         published=0.991,
-        arms=both("attention 2 layers", flow="attention:layers=2"),
+        arms=both("attention 2 layers", flow="attention:layers=2", scales=(FULL,)),
     ),
     PaperRow(
         claim="RP7",
@@ -233,12 +233,20 @@ ROWS = (
         quoted="99.7 % [1.6]",
         published=0.997,
         arms=(
-            *both("ssm both, rank-1", flow="ssm:form=both", selector="rank1"),
+            BedArm(name="ssm both, rank-1, key", flow="ssm:form=both", selector="rank1"),
+            BedArm(
+                name="ssm both, rank-1, value",
+                flow="ssm:form=both",
+                selector="rank1",
+                label="value",
+                scales=(FULL,),
+            ),
             BedArm(name="raw, rank-1, key", selector="rank1"),
             BedArm(
                 name="ssm both, rank-1 without query, key",
                 flow="ssm:form=both",
                 selector="rank1:query=none",
+                scales=(FULL,),
                 control=True,
             ),
             BedArm(name="raw, low rank 4, key", selector="low_rank:rank=4"),
