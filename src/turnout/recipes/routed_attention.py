@@ -39,7 +39,12 @@ def demo(seed: int = 0) -> RunConfig:
             layers=4, width=64, heads=4, local="conv:kernel=8,project=false", routing=RoutingConfig(max_logit=5.0)
         ),
         schedule=CurriculumConfig(
-            cost=0.02, explore_steps=3000, ramp_steps=600, hold_steps=200, lengths=(32, 64, 128), grow_steps=300,
+            cost=0.02,
+            explore_steps=3000,
+            ramp_steps=600,
+            hold_steps=200,
+            lengths=(32, 64, 128),
+            grow_steps=300,
             settle_steps=200,
         ),
         optim=OptimConfig(batch=32, lr=2e-3, decay="cosine"),

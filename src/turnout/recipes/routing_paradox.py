@@ -225,7 +225,7 @@ ROWS = (
         statement="bidirectional selective SSM → pairwise routes",
         quoted="99.5 % [1.6]",
         published=0.995,
-        arms=both("ssm both", flow="ssm:form=both"),
+        arms=both("ssm both", flow="ssm:form=both", scales=(FULL,)),
     ),
     PaperRow(
         claim="RP10",
@@ -233,7 +233,7 @@ ROWS = (
         quoted="99.7 % [1.6]",
         published=0.997,
         arms=(
-            BedArm(name="ssm both, rank-1, key", flow="ssm:form=both", selector="rank1"),
+            BedArm(name="ssm both, rank-1, key", flow="ssm:form=both", selector="rank1", scales=(FULL,)),
             BedArm(
                 name="ssm both, rank-1, value",
                 flow="ssm:form=both",
