@@ -17,7 +17,10 @@ def record(seed: int, *precisions: float, expand: int = 1) -> dict[str, Any]:
         {"lr": 10.0**-i, "precision": p, "rank": 3.0, "pk": p, "p1": p, "curve": [[1, 0.1], [2, p], [3, p]]}
         for i, p in enumerate(precisions)
     ]
-    config = {"model": {"k": 4, "expand": expand}}
+    config = {
+        "model": {"k": 4, "expand": expand, "positions": "learned"},
+        "task": {"label": "key" if expand else "value", "length": 64},
+    }
     return {"seed": seed, "runs": runs, "units": 64, "unit": 1, "n_eval": 2000, "config": config}
 
 
@@ -49,7 +52,7 @@ def test_classes_follow_the_exact_chance() -> None:
     assert [routing_class(v, 0.0156) for v in (0.012, 0.02, 0.2, 0.89, 0.9)] == [
         "chance", "chance", "partly", "partly", "routes",
     ]  # fmt: skip
-    assert routing_class(0.45, 0.25) == "chance" and routing_class(0.7, 0.6) == "chance"
+    assert routing_class(0.37, 0.25) == "chance" and routing_class(0.7, 0.6) == "chance"
     assert chance_of_published("1.2 % [1.6]") == 0.016 and chance_of_published("28.7 % [25 or 1.6]") == 0.25
     assert round(chance_of(record(0, 0.5)), 3) == 0.124
 
@@ -78,3 +81,12 @@ def test_the_published_size_replaces_the_small_one() -> None:
 def test_transitions_are_read_off_the_curves() -> None:
     found = transitions([record(0, 1.0), record(1, 0.1)], 1.0)
     assert found[0] is not None and found[1] is None
+
+
+def test_what_positions_give_away_counts_as_the_floor() -> None:
+    seen = {f"raw, value, {SMALL}": [record(i, 0.13, expand=0) for i in range(3)]}
+    (row,) = judge_rows("RP1", seen)
+    assert row.verdict == "does not hold"
+    seen[f"position only, value, {SMALL}"] = [record(i, 0.125, expand=0) for i in range(3)]
+    (row,) = judge_rows("RP1", seen)
+    assert row.verdict == "holds" and "position only, value: 12.5" in row.control

@@ -1,7 +1,7 @@
 """RP1-RP20: the numbers of "When Does Content-Based Routing Work?" re-measured with the controls that it lacks.
 
 Source: Basu, arXiv 2603.20997 v2. A row quotes one number; the measured cell gives every reading of the task, each with
-its exact chance in brackets. `holds`: ours falls in the same class (at chance / partly / routes) under every reading;
+its exact chance in brackets. `holds`: ours falls in the same class (at its floor / partly / routes) under every reading;
 `holds with changes`: under some; `does not hold`: under none.
 """
 
@@ -61,11 +61,24 @@ def precision(records: list[dict[str, Any]], lr: float | None = None) -> Any:
     return mean_over_seeds(values, proportion_of=[r["n_eval"] for r in records])
 
 
-def routing_class(value: float, chance: float) -> str:
-    """ "routes" from 90 %, "chance" up to twice the chance (at most halfway to 90 %), otherwise "partly"."""
+def routing_class(value: float, floor: float) -> str:
+    """ "routes" from 90 %, "chance" up to 1.5 times the floor (at most halfway to 90 %), otherwise "partly"."""
     if value >= 0.9:
         return "routes"
-    return "chance" if value <= min(2 * chance, (chance + 0.9) / 2) else "partly"
+    return "chance" if value <= min(1.5 * floor, (floor + 0.9) / 2) else "partly"
+
+
+def floor_of(record: dict[str, Any], controls: Summaries, scale: str) -> float:
+    """What needs no content: exact chance, or what the position-only control reaches, or k of the N pairs (MQAR)."""
+    task, chance = record["config"]["task"], chance_of(record)
+    if record["unit"] > 1:
+        return chance
+    if "pairs" in task:
+        return max(chance, record["config"]["model"]["k"] / task["pairs"])
+    prior = controls.get(f"position only, {task['label']}, {scale}")
+    # Without learned positions there is no position to know.
+    known = prior is not None and record["config"]["model"]["positions"] == "learned"
+    return max(chance, precision(prior).mean) if known and prior is not None else chance
 
 
 def _words(name: str, records: list[dict[str, Any]]) -> str:
@@ -94,7 +107,8 @@ def _finding(row: Any, seen: Summaries, controls: Summaries, scale: str) -> Find
     words = "; ".join(_words(arm.name, records) for arm, records in arms)
     chosen = tested or arms
     n = min(len(records) for _, records in chosen)
-    verdict = _verdict(row, tested)
+    floors = {arm.name: floor_of(records[0], controls, scale) for arm, records in tested}
+    verdict = _verdict(row, tested, floors)
     intervals = "; ".join(
         f"{arm.name} {100 * p.low:.1f}-{100 * p.high:.1f}" for arm, r in arms if (p := precision(r)).n
     )
@@ -115,11 +129,11 @@ def _finding(row: Any, seen: Summaries, controls: Summaries, scale: str) -> Find
     )  # fmt: skip
 
 
-def _verdict(row: Any, tested: list[tuple[Any, list[dict[str, Any]]]]) -> str:
+def _verdict(row: Any, tested: list[tuple[Any, list[dict[str, Any]]]], floors: dict[str, float]) -> str:
     if row.published is None:
         return "cannot be tested as published"
     wanted = routing_class(row.published, chance_of_published(row.quoted))
-    same = [routing_class(precision(r).mean, chance_of(r[0])) == wanted for _, r in tested]
+    same = [routing_class(precision(r).mean, floors[arm.name]) == wanted for arm, r in tested]
     if not same:
         return "not measured"
     return "holds" if all(same) else "holds with changes" if any(same) else "does not hold"
