@@ -1,7 +1,7 @@
 """RP1-RP20: the numbers of "When Does Content-Based Routing Work?" re-measured with the controls that it lacks.
 
 Source: Basu, arXiv 2603.20997 v2. A row quotes one number; the measured cell gives every reading of the task, each with
-its exact chance in brackets. `holds`: ours falls in the same class (at its floor / partly / routes) under every reading;
+its exact chance in brackets. `holds`: ours is in the same class (at its floor / partly / routes) under every reading;
 `holds with changes`: under some; `does not hold`: under none.
 """
 

@@ -173,6 +173,14 @@ ROWS = (
         arms=(
             *both("attention", flow="attention"),
             BedArm(name="attention, value, fresh data", flow="attention", label="value", run={"train_sequences": 0}),
+            BedArm(
+                name="attention, value, fresh data, 16 queries",
+                flow="attention",
+                label="value",
+                task={"queries": 16},
+                run={"train_sequences": 0},
+                scales=(FULL,),
+            ),
         ),
     ),
     PaperRow(
