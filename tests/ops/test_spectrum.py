@@ -12,6 +12,8 @@ def test_energy_rank_of_known_spectra() -> None:
     assert energy_rank(torch.eye(10), share=1.0) == 10
     assert energy_rank(torch.diag(torch.tensor([10.0, 1.0, 1.0]))) == 1
     assert energy_rank(torch.ones(5, 7)) == 1
+    wide = torch.randn(8, 200, generator=torch.Generator().manual_seed(0))
+    assert energy_rank(wide) == energy_rank(wide.T)
     assert abs(sum(spectrum(torch.randn(6, 4))) - 1) < 1e-9
 
 

@@ -15,9 +15,14 @@ def energy_rank(matrix: Tensor, share: float = 0.9) -> int:
         matrix: float [M, N].
         share: of the energy, in (0, 1].
     """
-    energy = torch.linalg.svdvals(matrix.double()).square().cumsum(0)
     if not 0 < share <= 1:
         raise ConfigError(f"share={share}; expected 0 < share <= 1")
+    matrix = matrix.double()
+    if matrix.shape[0] > 4 * matrix.shape[1]:
+        # Tall (activations): the squares of the singular values are the eigenvalues of a small matrix.
+        energy = torch.linalg.eigvalsh((matrix.T @ matrix).cpu()).flip(0).clamp(min=0).cumsum(0)
+    else:
+        energy = torch.linalg.svdvals(matrix).square().cumsum(0)
     return int((energy < share * energy[-1] * (1 - 1e-12)).sum()) + 1
 
 

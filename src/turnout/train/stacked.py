@@ -296,15 +296,16 @@ class StackedTrainer:
         tokens, at, evidence, _ = (part[0] for part in batch.batch(index[None], 1))
         buffers = {name: value[row] for name, value in self.buffers.items()}
         x = functional_call(_Represent(self.base), ({f"bed.{n}": w for n, w in weights.items()}
-                            | {f"bed.{n}": b for n, b in buffers.items()}), (tokens,)).cpu()  # fmt: skip
-        at, evidence = at.cpu(), evidence.cpu()
+                            | {f"bed.{n}": b for n, b in buffers.items()}), (tokens,))  # fmt: skip
+        k90_input = energy_rank(x.flatten(0, 1) - x.mean((0, 1)))
+        x, at, evidence = x.cpu(), at.cpu(), evidence.cpu()
         rows, found = rows_at(x, at), rows_at(x, evidence)
         other = rows_at(x, torch.randint(x.shape[1], at.shape, generator=torch.Generator().manual_seed(0)))
         cosine = torch.nn.functional.cosine_similarity
         values: dict[str, Any] = {
             "k90_untrained": energy_rank(start["selector.q.weight"].T @ start["selector.k.weight"]),
             "k90": energy_rank(q.T @ k),
-            "k90_input": energy_rank(x.flatten(0, 1) - x.mean((0, 1))),
+            "k90_input": k90_input,
             "cosine_gap": round(float((cosine(rows, found, dim=-1) - cosine(rows, other, dim=-1)).mean()), 4),
         }
         source = torch.Generator().manual_seed(row)
