@@ -251,7 +251,8 @@ def test_list_names_everything_with_a_line_each(cli: Cli, trained: Path) -> None
     assert "random:p=0.0625" in {entry["name"] for entry in found["routers"]}
     assert [entry["name"] for entry in found["runs"]] == ["a"]
     code, out, _ = cli("list", "tasks")
-    assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["tasks", "recall", "recall_hard", "text"]
+    kinds = ["recall", "recall_hard", "text", "mqar", "trailing_mqar", "retrieval"]
+    assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["tasks", *kinds]
     assert cli("list", "runs")[1] == "no runs\n"
 
 

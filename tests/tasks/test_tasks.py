@@ -10,11 +10,11 @@ from turnout.tasks import task_kinds
 
 def test_every_kind_names_its_class() -> None:
     kinds = task_kinds()
-    assert kinds.keys() == {"recall", "recall_hard", "text"}
+    assert kinds.keys() == {"recall", "recall_hard", "text", "mqar", "trailing_mqar", "retrieval"}
     assert all(config.kind == kind for kind, config in kinds.items())
 
 
-@pytest.mark.parametrize("kind", ["recall", "recall_hard"])
+@pytest.mark.parametrize("kind", ["recall", "recall_hard", "mqar", "trailing_mqar", "retrieval"])
 def test_defaults_build(kind: str) -> None:
     task = task_kinds()[kind]().build(0)
     assert task.train_batch(2).tokens.shape == (2, task.length)

@@ -10,7 +10,9 @@ from typing import Any
 
 from turnout.errors import ConfigError, nearest
 
-VERDICTS = ("holds", "holds with changes", "does not hold", "too few seeds", "not measured")
+VERDICTS = (
+    "holds", "holds with changes", "does not hold", "cannot be tested as published", "too few seeds", "not measured",
+)  # fmt: skip
 Summaries = dict[str, list[dict[str, Any]]]
 
 
@@ -23,12 +25,16 @@ class Arm:
         config: seed -> RunConfig; imported lazily, so that listing claims needs no torch.
         control: True for what the learned arm is compared with.
         owner: id of the claim whose runs these are, when several claims read the same runs.
+        together: (configs of several seeds, device) -> one record a seed, for runs that train as one stacked model.
+        when: "always", or only in "quick" or only in "full" reproductions.
     """
 
     name: str
     config: Callable[[int], Any]
     control: bool = False
     owner: str = ""
+    together: Callable[[list[Any], str], list[dict[str, Any]]] | None = None
+    when: str = "always"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +73,7 @@ class Claim:
         bench: device -> one record, for claims that are timings and not runs.
         seeds: how many a full reproduction uses.
         least_seeds: a finding with fewer gets the verdict "too few seeds", whatever its numbers say.
+        group: name under which several claims are reproduced together.
     """
 
     id: str
@@ -77,6 +84,7 @@ class Claim:
     bench: Callable[[str], dict[str, Any]] | None = None
     seeds: int = 5
     least_seeds: int = 3
+    group: str = ""
 
 
 CLAIMS: dict[str, Claim] = {}
@@ -104,3 +112,14 @@ def get_claim(claim_id: str) -> Claim:
     if claim_id not in claims:
         raise ConfigError(f"unknown claim {claim_id!r}{nearest(claim_id, claims)}")
     return claims[claim_id]
+
+
+def find_claims(words: list[str]) -> list[Claim]:
+    """The claims of those ids, in order; the name of a group stands for all of its claims."""
+    claims = load_claims()
+    groups = {entry.group for entry in claims.values()} - {""}
+    found: dict[str, Claim] = {}
+    for word in words:
+        members = [entry for entry in claims.values() if entry.group == word] if word in groups else [get_claim(word)]
+        found |= {entry.id: entry for entry in members}
+    return list(found.values())

@@ -12,11 +12,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from turnout.claims.registry import Claim, Finding, get_claim, load_claims
+from turnout.claims.registry import Claim, Finding, find_claims, get_claim, load_claims
 from turnout.claims.store import results_dir, summaries
 from turnout.errors import TurnoutError
 
 Report = Callable[[str], None]
+# claim, arm, seeds that are missing, device, folder of the claim's runs
+Job = tuple[str, str, tuple[int, ...], str, Path]
 
 
 def reproduce(
@@ -34,8 +36,8 @@ def reproduce(
     A run whose summary is there already is not repeated, so an interrupted call goes on where it stopped.
 
     Args:
-        ids: of claims; None = all.
-        quick: one seed of each arm.
+        ids: of claims or groups of claims; None = all.
+        quick: one seed of each arm, and of arms that have a small version that one.
         device: "auto", "cpu" or "cuda".
         seeds: overrides each claim's own number.
         jobs: processes at a time, one CPU thread each; several GPUs are used in turn.
@@ -46,9 +48,11 @@ def reproduce(
         ConfigError: unknown id; TurnoutError: a run failed (the others are finished and kept).
     """
     root = Path(out) if out is not None else results_dir()
-    claims = [get_claim(i) for i in ids] if ids else list(load_claims().values())
+    claims = find_claims(ids) if ids else list(load_claims().values())
     # Claims may share runs: each is done once.
-    work = list(dict.fromkeys(j for c in claims for j in _jobs(c, 1 if quick else seeds or c.seeds, device, root)))
+    work = list(
+        dict.fromkeys(j for c in claims for j in _jobs(c, seeds or (1 if quick else c.seeds), device, root, quick))
+    )
     report(f"{len(work)} runs to do for {', '.join(entry.id for entry in claims)} ({jobs} at a time)")
     failures = _run_all(work, jobs, report)
     rows: list[dict[str, Any]] = []
@@ -87,24 +91,25 @@ def judge(entry: Claim, root: Path, device: str = "auto") -> list[dict[str, Any]
     return rows
 
 
-def _jobs(entry: Claim, seeds: int, device: str, root: Path) -> list[tuple[str, str, int, str, Path]]:
+def _jobs(entry: Claim, seeds: int, device: str, root: Path, quick: bool = False) -> list[Job]:
     from turnout.train.loop import pick_device
 
-    jobs = []
+    jobs: list[Job] = []
     folder = root / "runs" / entry.id
     # One record for each kind of device: a benchmark on a GPU does not stand for one on a CPU.
-    path = folder / f"bench-{pick_device(device).type}.json"
-    if entry.bench is not None and not path.exists():
-        jobs.append((entry.id, "bench", 0, device, path))
+    if entry.bench is not None and not (folder / f"bench-{pick_device(device).type}.json").exists():
+        jobs.append((entry.id, "bench", (0,), device, folder))
     for arm in entry.arms():
-        for seed in range(seeds):
-            path = root / "runs" / (arm.owner or entry.id) / f"{arm.name}-{seed}.json"
-            if not path.exists():
-                jobs.append((arm.owner or entry.id, arm.name, seed, device, path))
+        if arm.when == ("full" if quick else "quick"):
+            continue
+        home = root / "runs" / (arm.owner or entry.id)
+        missing = tuple(seed for seed in range(seeds) if not (home / f"{arm.name}-{seed}.json").exists())
+        groups = [missing] if arm.together and missing else [(seed,) for seed in missing]
+        jobs += [(arm.owner or entry.id, arm.name, group, device, home) for group in groups]
     return jobs
 
 
-def _run_all(work: list[tuple[str, str, int, str, Path]], jobs: int, report: Report) -> list[str]:
+def _run_all(work: list[Job], jobs: int, report: Report) -> list[str]:
     failures: list[str] = []
     if not work:
         return failures
@@ -113,7 +118,8 @@ def _run_all(work: list[tuple[str, str, int, str, Path]], jobs: int, report: Rep
     with ProcessPoolExecutor(max_workers=jobs, mp_context=context, max_tasks_per_child=1) as pool:
         pending = {pool.submit(_run_one, job, i): job for i, job in enumerate(work)}
         for done, future in enumerate(as_completed(pending), 1):
-            claim_id, arm, seed, _, _ = pending[future]
+            claim_id, arm, seeds, _, _ = pending[future]
+            seed = ", ".join(map(str, seeds))
             try:
                 line = future.result()
             except (
@@ -125,37 +131,53 @@ def _run_all(work: list[tuple[str, str, int, str, Path]], jobs: int, report: Rep
     return failures
 
 
-def _run_one(job: tuple[str, str, int, str, Path], index: int) -> str:
-    """Worker: train one arm at one seed (or run one benchmark) and write its record."""
-    claim_id, arm_name, seed, device, path = job
+def _run_one(job: Job, index: int) -> str:
+    """Worker: train one arm at one seed, or at several together, or run one benchmark; write the records."""
+    claim_id, arm_name, seeds, device, folder = job
     import torch
 
     if torch.cuda.is_available() and torch.cuda.device_count() > 1:
         torch.cuda.set_device(index % torch.cuda.device_count())
     from turnout import __version__
-    from turnout.config import to_dict
     from turnout.train.jsonfile import write_json
-    from turnout.train.manifest import device_name, git_commit
+    from turnout.train.loop import pick_device
+    from turnout.train.manifest import git_commit
 
     entry = get_claim(claim_id)
-    record: dict[str, Any]
-    if arm_name == "bench":
-        assert_bench = entry.bench
-        record = assert_bench(device) if assert_bench is not None else {}
-        line = f"{len(record.get('rows', []))} rows"
-    else:
-        from turnout.train.loop import Trainer, pick_device
-
-        arm = next(a for a in entry.arms() if a.name == arm_name)
-        config = replace(arm.config(seed), device=device, threads=1)
-        trainer = Trainer(config)
-        record = trainer.train() | {"config": to_dict(config), "device_name": device_name(pick_device(device))}
-        line = f"accuracy {record['accuracy']:.4f}, loss {record['loss']:.4f}, gates {record['gates_per_seq']:.2f}"
-    record |= {
-        "claim": claim_id, "arm_name": arm_name, "seed": seed, "commit": git_commit(),
-        "versions": {"turnout": __version__, "torch": str(torch.__version__), "python": sys.version.split()[0]},
-        "host_cores": os.cpu_count(),
-    }  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, record)
+    records, line = _measure(entry, arm_name, seeds, device)
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed, record in zip(seeds, records, strict=True):
+        record |= {
+            "claim": claim_id, "arm_name": arm_name, "seed": seed, "commit": git_commit(),
+            "versions": {"turnout": __version__, "torch": str(torch.__version__), "python": sys.version.split()[0]},
+            "host_cores": os.cpu_count(),
+        }  # fmt: skip
+        tag = pick_device(device).type if arm_name == "bench" else seed
+        write_json(folder / f"{arm_name}-{tag}.json", record)
     return line
+
+
+def _measure(entry: Claim, arm_name: str, seeds: tuple[int, ...], device: str) -> tuple[list[dict[str, Any]], str]:
+    """Records, one a seed, and a line about them."""
+    if arm_name == "bench":
+        record = entry.bench(device) if entry.bench is not None else {}
+        return [record], f"{len(record.get('rows', []))} rows"
+    from turnout.config import to_dict
+    from turnout.train.loop import Trainer, pick_device
+    from turnout.train.manifest import device_name
+
+    arm = next(a for a in entry.arms() if a.name == arm_name)
+    configs = [arm.config(seed) for seed in seeds]
+    named = {"device_name": device_name(pick_device(device))}
+    if arm.together is not None:
+        import torch
+
+        torch.set_num_threads(1)
+        began = time.perf_counter()
+        records = arm.together(configs, device)
+        told = [r | {"config": to_dict(c)} | named for r, c in zip(records, configs, strict=True)]
+        return told, f"{len(told)} seeds in {time.perf_counter() - began:.0f} s"
+    config = replace(configs[0], device=device, threads=1)
+    record = Trainer(config).train() | {"config": to_dict(config)} | named
+    line = f"accuracy {record['accuracy']:.4f}, loss {record['loss']:.4f}, gates {record['gates_per_seq']:.2f}"
+    return [record], line

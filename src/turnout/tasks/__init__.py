@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 from turnout.tasks.batch import Batch, Task, TaskConfig
+from turnout.tasks.mqar import MQARConfig
 from turnout.tasks.recall import RecallConfig
 from turnout.tasks.recall_hard import RecallHardConfig
+from turnout.tasks.retrieval import RetrievalConfig, RoutedBatch
 from turnout.tasks.text import TextConfig
+from turnout.tasks.trailing_mqar import TrailingMQARConfig
 
-__all__ = ["Batch", "RecallConfig", "RecallHardConfig", "Task", "TaskConfig", "TextConfig", "task_kinds"]
+__all__ = [
+    "Batch",
+    "MQARConfig",
+    "RecallConfig",
+    "RecallHardConfig",
+    "RetrievalConfig",
+    "RoutedBatch",
+    "Task",
+    "TaskConfig",
+    "TextConfig",
+    "TrailingMQARConfig",
+    "task_kinds",
+]
 
-_CONFIGS: tuple[type[TaskConfig], ...] = (RecallConfig, RecallHardConfig, TextConfig)
+_CONFIGS: tuple[type[TaskConfig], ...] = (
+    RecallConfig,
+    RecallHardConfig,
+    TextConfig,
+    MQARConfig,
+    TrailingMQARConfig,
+    RetrievalConfig,
+)
 
 
 def task_kinds() -> dict[str, type[TaskConfig]]:

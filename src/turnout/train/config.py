@@ -7,7 +7,14 @@ from typing import ClassVar
 
 from turnout.errors import ConfigError, nearest
 from turnout.models.config import ModelConfig
-from turnout.tasks import RecallConfig, RecallHardConfig, TextConfig
+from turnout.tasks import (
+    MQARConfig,
+    RecallConfig,
+    RecallHardConfig,
+    RetrievalConfig,
+    TextConfig,
+    TrailingMQARConfig,
+)
 
 PENALTIES = ("per_gate", "mean_gate", "mean_hard_gate")
 LOG_USAGE = "log_usage"
@@ -242,7 +249,9 @@ class RunConfig:
     seed: int = 0
     device: str = "auto"
     threads: int = 0
-    task: RecallConfig | RecallHardConfig | TextConfig = field(default_factory=RecallConfig)
+    task: RecallConfig | RecallHardConfig | TextConfig | MQARConfig | TrailingMQARConfig | RetrievalConfig = field(
+        default_factory=RecallConfig
+    )
     model: ModelConfig = field(default_factory=ModelConfig)
     schedule: CurriculumConfig | JointConfig | BudgetConfig = field(default_factory=CurriculumConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -21,12 +21,12 @@ class Options(Flags):
     """Name what there is, with one line about each.
 
     Args:
-        what: recipes, routers, locals, tasks, runs or claims; without it everything but the claims.
+        what: recipes, routers, selectors, flows, locals, tasks, runs or claims; without it everything but the claims.
         runs: folder of all runs.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("what",)
-    what: Literal["recipes", "routers", "locals", "tasks", "runs", "claims"] | None = None
+    what: Literal["recipes", "routers", "selectors", "flows", "locals", "tasks", "runs", "claims"] | None = None
     runs: str = "runs"
 
 
@@ -35,6 +35,8 @@ def run(call: Call[Options]) -> Result:
     sources: dict[str, Callable[[], Entries]] = {
         "recipes": _recipes,
         "routers": _routers,
+        "selectors": _selectors,
+        "flows": _flows,
         "locals": _locals,
         "tasks": _tasks,
         "runs": lambda: _runs(call.options.runs),
@@ -62,6 +64,18 @@ def _routers() -> Entries:
     from turnout.routers.query import QUERY_ROUTERS
 
     return _registered(QUERY_ROUTERS)
+
+
+def _selectors() -> Entries:
+    from turnout.routers.content import CONTENT_SELECTORS
+
+    return _registered(CONTENT_SELECTORS)
+
+
+def _flows() -> Entries:
+    from turnout.layers.flow import FLOWS
+
+    return _registered(FLOWS)
 
 
 def _locals() -> Entries:

@@ -7,19 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from turnout.cli.find import find_run
+from turnout.cli.find import find_run, is_run
 from turnout.cli.flags import Call, Flags
 from turnout.cli.result import Result
 from turnout.errors import UnsupportedError
+
+STUDY = "routing-paradox"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options(Flags):
     """Write a report: accuracy, usage and cost over steps, the gate map, measured savings.
 
+    `turnout report routing-paradox` writes the page of that study from the committed results.
+
     Args:
         run: names or paths of runs; several are compared on one page.
-        out: file to write; without it report.html in the (first) run's folder.
+        out: file to write; without it report.html in the (first) run's folder, or the study's name here.
         runs: folder of all runs.
     """
 
@@ -31,6 +35,11 @@ class Options(Flags):
 
 def run(call: Call[Options]) -> Result:
     """Write the page and print its path."""
+    if call.options.run == (STUDY,) and not is_run(STUDY, call.options.runs):
+        from turnout.report.study import write_study
+
+        page = write_study(Path(call.options.out or f"{STUDY}.html"))
+        return Result({"report": page, "runs": []}, [f"report  {page}"])
     folders = [find_run(word, call.options.runs).path for word in call.options.run]
     page = report_writer()(folders, Path(call.options.out) if call.options.out else None)
     return Result({"report": page, "runs": folders}, [f"report  {page}"])

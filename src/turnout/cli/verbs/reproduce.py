@@ -17,8 +17,8 @@ class Options(Flags):
     """Train what a claim needs and judge it. A run that is there already is not repeated.
 
     Args:
-        id: claims (turnout list claims); none = all.
-        quick: one seed of each arm.
+        id: claims or groups, such as routing-paradox (turnout list claims); none = all.
+        quick: one seed of each arm, at its small size where it has one.
         device: auto, cpu or cuda.
         seeds: runs of each arm; without it each claim's own number.
         jobs: runs at a time.

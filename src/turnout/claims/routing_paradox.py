@@ -1,0 +1,193 @@
+"""RP1-RP20: the numbers of "When Does Content-Based Routing Work?" re-measured with the controls that it lacks.
+
+Source: Basu, arXiv 2603.20997 v2. A row quotes one number; the measured cell gives every reading of the task, each with
+its exact chance in brackets. `holds`: ours is in the same class (at its floor / partly / routes) under every reading;
+`holds with changes`: under some; `does not hold`: under none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from turnout.claims.registry import Arm, Claim, Finding, Summaries, claim
+from turnout.stats import mean_over_seeds
+
+SOURCE = "Basu 2026, When Does Content-Based Routing Work? (arXiv 2603.20997 v2)"
+GROUP = "routing-paradox"
+TITLES = {
+    "RP1": "raw embeddings cannot route",
+    "RP2": "a causal SSM before the router does not help",
+    "RP3": "segment routing is at 24-26 %",
+    "RP4": "linear-attention scores fail",
+    "RP5": "mean and Fourier mixing fail",
+    "RP6": "one attention layer is enough",
+    "RP7": "(ours) a token shift is enough",
+    "RP8": "sparse attention is enough",
+    "RP9": "a bidirectional SSM is enough",
+    "RP10": "rank-1 scores are enough",
+    "RP11": "one hub is enough",
+    "RP12": "frozen language models fail",
+    "RP14": "contrastive training fails",
+    "RP16": "memory banks and loops fail",
+    "RP17": "a Bloom filter reaches 90.9 %",
+    "RP19": "trailing MQAR: 25.6 / 24.2 / 100 %",
+}
+
+
+def chance_of(record: dict[str, Any]) -> float:
+    """Exact chance of the reported precision: k picks, neighbours included, among the other units."""
+    from turnout.ops.precision import chance_level
+
+    model = record["config"]["model"]
+    return chance_level(record["units"], k=model["k"], expand=model["expand"])["precision"]
+
+
+def best_lr(records: list[dict[str, Any]], worst: bool = False) -> float:
+    """The learning rate with the highest (or lowest) mean precision over seeds."""
+    rates = [run["lr"] for run in records[0]["runs"]]
+    means = {lr: sum(_run(r, lr)["precision"] for r in records) / len(records) for lr in rates}
+    return (min if worst else max)(means, key=lambda lr: means[lr])
+
+
+def _run(record: dict[str, Any], lr: float) -> dict[str, Any]:
+    return next(run for run in record["runs"] if run["lr"] == lr)
+
+
+def precision(records: list[dict[str, Any]], lr: float | None = None) -> Any:
+    """Mean precision over seeds at one learning rate (the best by default), with its interval."""
+    rate = best_lr(records) if lr is None else lr
+    values = [_run(r, rate)["precision"] for r in records]
+    return mean_over_seeds(values, proportion_of=[r["n_eval"] for r in records])
+
+
+def routing_class(value: float, floor: float) -> str:
+    """ "routes" from 90 %, "chance" up to 1.5 times the floor (at most halfway to 90 %), otherwise "partly"."""
+    if value >= 0.9:
+        return "routes"
+    return "chance" if value <= min(1.5 * floor, (floor + 0.9) / 2) else "partly"
+
+
+def floor_of(record: dict[str, Any], controls: Summaries, scale: str) -> float:
+    """What needs no content: exact chance, or what the position-only control reaches, or k of the N pairs (MQAR)."""
+    task, chance = record["config"]["task"], chance_of(record)
+    if record["unit"] > 1:
+        return chance
+    if "pairs" in task:
+        return max(chance, record["config"]["model"]["k"] / task["pairs"])
+    prior = controls.get(f"position only, {task['label']}, {scale}")
+    # Without learned positions there is no position to know.
+    known = prior is not None and record["config"]["model"]["positions"] == "learned"
+    return max(chance, precision(prior).mean) if known and prior is not None else chance
+
+
+def _words(name: str, records: list[dict[str, Any]]) -> str:
+    found, chance = precision(records), chance_of(records[0])
+    rank = sum(_run(r, best_lr(records))["rank"] for r in records) / len(records)
+    return f"{name}: {100 * found.mean:.1f} [{100 * chance:.1f}] rank {rank:.1f}"
+
+
+def _rates(name: str, records: list[dict[str, Any]]) -> str:
+    best, worst = best_lr(records), best_lr(records, worst=True)
+    return f"{name}: best lr {best:g}, worst lr {worst:g} gives {100 * precision(records, worst).mean:.1f}"
+
+
+def chance_of_published(quoted: str) -> float:
+    """The smallest chance that the study's own bracket allows; 1.6 % where it gives none."""
+    inside = quoted.partition("[")[2].partition("]")[0].split()
+    numbers = [float(word) for word in inside if word.replace(".", "").isdigit()]
+    return max(numbers) / 100 if numbers else 0.016
+
+
+def _finding(row: Any, seen: Summaries, controls: Summaries, scale: str) -> Finding | None:
+    arms = [(arm, seen[f"{arm.name}, {scale}"]) for arm in row.arms if f"{arm.name}, {scale}" in seen]
+    if not arms:
+        return None
+    tested = [(arm, records) for arm, records in arms if not arm.control]
+    words = "; ".join(_words(arm.name, records) for arm, records in arms)
+    chosen = tested or arms
+    n = min(len(records) for _, records in chosen)
+    floors = {arm.name: floor_of(records[0], controls, scale) for arm, records in tested}
+    verdict = _verdict(row, tested, floors)
+    intervals = "; ".join(
+        f"{arm.name} {100 * p.low:.1f}-{100 * p.high:.1f}" for arm, r in arms if (p := precision(r)).n
+    )
+    best_worst = "; ".join(_rates(arm.name, r) for arm, r in tested if len(r[0]["runs"]) > 1)
+    answers = [
+        f"{arm.name} answers {100 * sum(_run(x, best_lr(r))['accuracy'] for x in r) / len(r):.1f}"
+        f" (oracle picks {100 * sum(_run(x, best_lr(r))['oracle_accuracy'] for x in r) / len(r):.1f})"
+        for arm, r in tested if "oracle_accuracy" in r[0]["runs"][0]
+    ]  # fmt: skip
+    detail = ". ".join(part for part in (row.note, best_worst, "; ".join(answers)) if part)
+    beside = "; ".join(
+        _words(name.rpartition(", ")[0], r) for name, r in controls.items() if name.endswith(f", {scale}")
+    )
+    return Finding(
+        statement=f"{row.statement} ({scale})", quoted=row.quoted, measured=f"% {words}", n=n,
+        interval=f"% {intervals}", control=f"% {beside}" if beside else "chance in brackets",
+        verdict=verdict, detail=detail,
+    )  # fmt: skip
+
+
+def _verdict(row: Any, tested: list[tuple[Any, list[dict[str, Any]]]], floors: dict[str, float]) -> str:
+    if row.published is None:
+        return "cannot be tested as published"
+    wanted = routing_class(row.published, chance_of_published(row.quoted))
+    same = [routing_class(precision(r).mean, floors[arm.name]) == wanted for arm, r in tested]
+    if not same:
+        return "not measured"
+    return "holds" if all(same) else "holds with changes" if any(same) else "does not hold"
+
+
+def judge_rows(claim_id: str, seen: Summaries) -> list[Finding]:
+    """One finding per quoted number: at the published size where it was measured, otherwise at the small one."""
+    from turnout.recipes.routing_paradox import CONTROLS, FULL, ROWS, SMALL
+
+    names = {arm.name for arm in CONTROLS}
+    controls = {name: r for name, r in seen.items() if name.rpartition(", ")[0] in names}
+    findings = []
+    for row in ROWS:
+        if row.claim == claim_id:
+            found = _finding(row, seen, controls, FULL) or _finding(row, seen, controls, SMALL)
+            findings += [found] if found else []
+    return findings
+
+
+def arms_for(claim_id: str) -> list[Arm]:
+    """Every arm of a claim at every scale, with the controls that RP1 owns."""
+    from turnout.recipes.routing_paradox import CONTROLS, SMALL, arms_of
+
+    def entry(arm: Any, scale: str) -> Arm:
+        return Arm(
+            name=f"{arm.name}, {scale}", config=lambda seed: arm.config(scale, seed), control=arm.control,
+            together=measure, when="quick" if scale == SMALL else "full",
+        )  # fmt: skip
+
+    own = [entry(arm, scale) for arm, scale in arms_of(claim_id)]
+    if claim_id in ("RP1", "RP3", "RP17", "RP19"):
+        return own
+    return own + [replace(entry(arm, scale), owner="RP1") for arm in CONTROLS for scale in arm.scales]
+
+
+def measure(configs: list[Any], device: str) -> list[dict[str, Any]]:
+    """Train the seeds of one arm as one stacked model."""
+    from turnout.train.loop import pick_device
+    from turnout.train.stacked import train_together
+
+    chosen = pick_device(device)
+    if chosen.type == "cuda":
+        import torch
+
+        torch.set_float32_matmul_precision("high")
+    precision = "tf32" if chosen.type == "cuda" else "float32"
+    return [record | {"matmul": precision} for record in train_together(configs, chosen)]
+
+
+for _id, _title in TITLES.items():
+    claim(
+        Claim(
+            id=_id, source=SOURCE, title=_title, group=GROUP, seeds=3,
+            arms=lambda claim_id=_id: arms_for(claim_id),  # type: ignore[misc]
+            judge=lambda seen, claim_id=_id: judge_rows(claim_id, seen),  # type: ignore[misc]
+        )
+    )  # fmt: skip

@@ -1,0 +1,102 @@
+"""Attention layers before the router: bidirectional, causal, sparse, and the ablations of what one layer writes.
+
+B batch, T tokens, E width, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from turnout.errors import ConfigError, nearest
+from turnout.layers.flow.base import FLOWS, Flow, FlowBlock, FlowContext
+
+ABLATIONS = ("", "uniform", "no_value", "mlp_only", "previous")
+
+
+class SelfAttention(nn.Module):
+    """Softmax attention over the pairs that `allowed` [T, T] admits, written as two products.
+
+    o_t = Σ_j softmax_j(<q_t, k_j> / sqrt(D)) v_j
+
+    The fused kernels have no batching rule for stacked models, and these sequences are short.
+    Cost: O(B·T²·E).
+    """
+
+    allowed: Tensor | None
+
+    def __init__(self, width: int, heads: int, allowed: Tensor | None, ablate: str = "") -> None:
+        super().__init__()
+        if width % heads:
+            raise ConfigError(f"flow attention: width={width} is not a multiple of heads={heads}")
+        self.heads, self.ablate = heads, ablate
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.register_buffer("allowed", allowed, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.ablate == "no_value":
+            return torch.zeros_like(x)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        score = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        if self.ablate in ("uniform", "previous"):
+            score = score * 0
+        if self.allowed is not None:
+            score = score.masked_fill(~self.allowed, -torch.inf)
+        return self.out((score.softmax(-1) @ v).transpose(1, 2).flatten(-2))
+
+
+@FLOWS.register("attention")
+class AttentionFlow(Flow):
+    """`layers` pre-norm blocks of attention and MLP.
+
+    Args:
+        layers: blocks, >= 1.
+        form: "full" (bidirectional), "causal", or "sparse": |i - j| <= window / 2, plus `globals` random tokens that
+            all see and that see all. The published "window of 32" with 16 globals is 12 % of the pairs at 512.
+        window: of "sparse".
+        globals: of "sparse"; drawn once, from a seed of its own.
+        ablate: "" or, of what a layer writes: "uniform" (scores 0), "no_value" (attention output 0: the MLP alone),
+            "previous" (every token reads its predecessor and itself, equally).
+    """
+
+    pairwise = True
+
+    def __init__(
+        self,
+        context: FlowContext,
+        *,
+        layers: int = 1,
+        form: str = "full",
+        window: int = 32,
+        globals: int = 16,
+        ablate: str = "",
+    ) -> None:
+        super().__init__(context)
+        if form not in ("full", "causal", "sparse"):
+            raise ConfigError(f"flow attention: form={form!r}{nearest(form, ('full', 'causal', 'sparse'))}")
+        if ablate not in ABLATIONS:
+            raise ConfigError(f"flow attention: ablate={ablate!r}{nearest(ablate, ABLATIONS)}")
+        self.causal = form == "causal" or ablate in ("no_value", "previous")
+        allowed = self._allowed(context.length, form, window, globals)
+        if ablate == "previous":
+            allowed = torch.ones(context.length, context.length).tril().triu(-1).bool()
+        self.blocks = nn.Sequential(
+            *(
+                FlowBlock(context.width, SelfAttention(context.width, context.heads, allowed, ablate))
+                for _ in range(layers)
+            )
+        )
+
+    @staticmethod
+    def _allowed(length: int, form: str, window: int, n_globals: int) -> Tensor | None:
+        if form == "full":
+            return None
+        if form == "causal":
+            return torch.ones(length, length, dtype=torch.bool).tril()
+        at = torch.arange(length)
+        chosen = torch.randperm(length, generator=torch.Generator().manual_seed(0))[:n_globals]
+        is_global = torch.zeros(length, dtype=torch.bool).index_fill_(0, chosen, True)
+        return ((at[:, None] - at).abs() <= window // 2) | is_global[:, None] | is_global
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(x)

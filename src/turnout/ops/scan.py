@@ -1,0 +1,71 @@
+"""The selective scan of a state space model, whole sequence at once: matrix products over chunks, no loop over tokens.
+
+B batch, T tokens, H heads, P channels of a head, N state size, C chunks of Q tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from turnout.errors import ShapeError
+
+
+def selective_scan(x: Tensor, log_decay: Tensor, write: Tensor, read: Tensor, *, chunk: int = 16) -> Tensor:
+    """Run the recurrence for all tokens in parallel.
+
+        h_t = exp(log_decay_t) h_{t-1} + write_t x_tᵀ,   y_t = read_tᵀ h_t,   h_{-1} = 0        (Dao & Gu 2024, eq. 6)
+
+    Inside a chunk y is a masked product (read writeᵀ ∘ decay) x; the states between chunks are one more product with
+    the decays from chunk to chunk. Every exponent is a sum of log decays <= 0, so nothing can overflow.
+
+    Args:
+        x: inputs [B, T, H, P].
+        log_decay: [B, T, H], <= 0.
+        write: input vectors [B, T, N], shared by the heads.
+        read: output vectors [B, T, N].
+        chunk: Q >= 1; changes the cost only.
+    Returns:
+        y like x.
+    Raises:
+        ShapeError: the shapes do not fit together.
+    Cost: O(B·T·(Q·(N + H·P) + H·P·N) + B·(T/Q)²·H·P·N) multiply-adds.
+    """
+    n_batch, length, heads, _ = x.shape
+    if log_decay.shape != (n_batch, length, heads):
+        raise ShapeError(f"log_decay has shape {list(log_decay.shape)}; expected {[n_batch, length, heads]}")
+    if write.shape != read.shape or write.shape[:2] != (n_batch, length):
+        raise ShapeError(
+            f"write {list(write.shape)} and read {list(read.shape)}; expected [B, T, N] with B={n_batch}, T={length}"
+        )
+    size = min(chunk, length)
+    short = -length % size
+    x, write, read = pad(x, (0, 0, 0, 0, 0, short)), pad(write, (0, 0, 0, short)), pad(read, (0, 0, 0, short))
+    x, write, read = (t.unflatten(1, (-1, size)) for t in (x, write, read))
+    total = pad(log_decay, (0, 0, 0, short)).unflatten(1, (-1, size)).cumsum(2)
+    # decay[q, s] = product of the decays after s, up to q.
+    within = _lower(total.movedim(-1, 2))
+    weight = torch.einsum("bcqn,bcsn->bcqs", read, write)[:, :, None] * within
+    y = torch.einsum("bchqs,bcshp->bcqhp", weight, x)
+    if x.shape[1] > 1:
+        last = total[:, :, -1:]
+        state = torch.einsum("bcsn,bcsh,bcshp->bchpn", write, (last - total).exp(), x)
+        # Chunk c reads the states of the chunks before it, decayed by the chunks in between.
+        ends = last[:, :, 0].cumsum(1).movedim(-1, 1)
+        before = pad(ends[..., :-1], (1, 0))
+        n_chunks = ends.shape[-1]
+        gap = before[..., :, None] - ends[..., None, :]
+        past = torch.ones(n_chunks, n_chunks, dtype=torch.bool, device=x.device).tril(-1)
+        between = gap.masked_fill(~past, -torch.inf).exp()
+        carried = torch.einsum("bhcj,bjhpn->bchpn", between, state)
+        y = y + torch.einsum("bcqn,bcqh,bchpn->bcqhp", read, total.exp(), carried)
+    return y.flatten(1, 2)[:, :length]
+
+
+def _lower(total: Tensor) -> Tensor:
+    """exp(total_q - total_s) for s <= q, else 0: [..., Q] -> [..., Q, Q]."""
+    gap = total[..., :, None] - total[..., None, :]
+    past = torch.ones(gap.shape[-2:], dtype=torch.bool, device=total.device).tril()
+    # The mask comes before exp: above the diagonal the difference is positive and could overflow.
+    return gap.masked_fill(~past, -torch.inf).exp()

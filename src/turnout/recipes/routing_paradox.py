@@ -1,0 +1,393 @@
+"""The routing paradox: every quoted number of arXiv 2603.20997 v2 as a row, and the arms that re-measure it.
+
+Two scales. "small" (T = 64, width 32, 800 steps) trains on a CPU; "full" (T = 512, width 128) is the published size on
+a GPU. Both sweep the learning rate and read the label both ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from turnout.models.testbed_config import TestBedConfig
+from turnout.tasks import RetrievalConfig, TrailingMQARConfig
+from turnout.train.stacked_config import BedRunConfig
+
+SMALL, FULL = "T=64", "T=512"
+SCALES = (SMALL, FULL)
+FULL_STEPS = 4000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BedArm:
+    """One mechanism on one reading of the task.
+
+    Args:
+        name: unique in its claim, without the scale.
+        flow, selector: specs of the test bed. `{segment}` becomes the segment length: a sixteenth of the sequence.
+        label: the evidence is the "key" (neighbour read too) or the "value" (no neighbour).
+        task, model, run: further settings.
+        scales: where it runs.
+        control: what others are compared with.
+    """
+
+    name: str
+    flow: str = "none"
+    selector: str = "pairwise"
+    label: str = "key"
+    task: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    run: Mapping[str, Any] = field(default_factory=dict)
+    scales: tuple[str, ...] = SCALES
+    control: bool = False
+    mqar: bool = False
+
+    def config(self, scale: str, seed: int) -> BedRunConfig:
+        """The full run config at one scale."""
+        length = 64 if scale == SMALL else 512
+        segment = str(length // 16)
+        task: RetrievalConfig | TrailingMQARConfig
+        if self.mqar:
+            task = TrailingMQARConfig(length=64 if scale == SMALL else 256, label=self.label, **self.task)  # type: ignore[arg-type]
+        else:
+            far = {"min_distance": 200 * length // 512}
+            task = RetrievalConfig(length=length, label=self.label, **(far | dict(self.task)))  # type: ignore[arg-type]
+        segments = "{segment}" in self.selector
+        usual = {"width": 32 if scale == SMALL else 128, "expand": int(self.label == "key" and not segments)}
+        selector = self.selector.replace("{segment}", segment)
+        model = TestBedConfig(flow=self.flow, selector=selector, **(usual | dict(self.model)))
+        base = BedRunConfig(
+            name=f"{self.name}, {scale}", seed=seed, task=task, model=model,
+            lrs=(1e-3, 3e-3, 1e-2) if scale == SMALL else (1e-4, 3e-4, 1e-3, 3e-3),
+            steps=800 if scale == SMALL else FULL_STEPS, answer=scale == FULL, evaluations=40,
+        )  # fmt: skip
+        return replace(base, **self.run)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PaperRow:
+    """One quoted number.
+
+    Args:
+        claim: id; rows of one claim share its runs.
+        statement: what the study reports.
+        quoted: as printed, chance in brackets.
+        published: the routing precision, 0..1; None where the row is not a precision.
+        arms: readings, the literal ones first.
+        note: what the reader has to know about our reading.
+    """
+
+    claim: str
+    statement: str
+    quoted: str
+    published: float | None
+    arms: tuple[BedArm, ...]
+    note: str = ""
+
+
+def both(name: str, **options: Any) -> tuple[BedArm, BedArm]:
+    """The arm under both labels."""
+    return BedArm(name=f"{name}, key", label="key", **options), BedArm(name=f"{name}, value", label="value", **options)
+
+
+UNTRAINED = {"steps": 0, "lrs": (1e-3,)}
+SEGMENT = "segment:size={segment}"
+CONTROLS = (
+    BedArm(name="identity match, key", selector="exact", run=UNTRAINED, control=True),
+    BedArm(name="identity match, value", selector="exact:offset=1", label="value", run=UNTRAINED, control=True),
+    BedArm(name="position only, key", selector="position", run={"lrs": (1e-2, 1e-1)}, control=True),
+    BedArm(name="position only, value", selector="position", label="value", run={"lrs": (1e-2, 1e-1)}, control=True),
+    BedArm(name="frozen random pairwise, key", selector="pairwise:frozen=true", run=UNTRAINED, control=True),
+)
+
+ROWS = (
+    PaperRow(
+        claim="RP1",
+        statement="raw embeddings → pairwise router stays at chance",
+        quoted="1.2 % [1.6]",
+        published=0.012,
+        arms=(
+            *both("raw"),
+            BedArm(name="raw, key, filler may repeat", task={"filler": "may_repeat"}),
+            BedArm(name="raw, key, no positions", model={"positions": "none"}),
+            BedArm(name="raw, value, no positions", label="value", model={"positions": "none"}),
+            BedArm(name="raw, key, N(0,1) embeddings", model={"init_std": 1.0}),
+        ),
+    ),
+    PaperRow(
+        claim="RP2",
+        statement="unidirectional selective SSM, 2 layers → pairwise stays at chance",
+        quoted="2.2 % [1.6]",
+        published=0.022,
+        arms=both("ssm causal", flow="ssm"),
+    ),
+    PaperRow(
+        claim="RP3",
+        statement="segments of 1/16 of the sequence stay at chance",
+        quoted="23.8 %, 25.6 % [25]",
+        published=0.238,
+        arms=(
+            BedArm(name="raw, segment mean", selector=f"{SEGMENT}"),
+            BedArm(name="raw, segment max", selector=f"{SEGMENT},pool=max"),
+            BedArm(name="raw, segment decay", selector=f"{SEGMENT},pool=decay"),
+            BedArm(
+                name="untrained random codes, segment mean",
+                selector=f"{SEGMENT},project=false",
+                model={"init_std": 1.0, "positions": "none"},
+                run=UNTRAINED,
+                control=True,
+            ),
+        ),
+        note="an untrained sum of random codes is the control that the study lacks",
+    ),
+    PaperRow(
+        claim="RP4",
+        statement="linear-attention scores fail",
+        quoted="28.7 % [25 or 1.6]",
+        published=0.287,
+        arms=both("raw, linear attention", selector="linear_attention"),
+    ),
+    PaperRow(
+        claim="RP5",
+        statement="global mean before the router stays at chance",
+        quoted="1.9 % [1.6]",
+        published=0.019,
+        arms=(*both("mean", flow="mean"), BedArm(name="mean without residual, key", flow="mean:residual=false")),
+    ),
+    PaperRow(
+        claim="RP5",
+        statement="Fourier mixing before the router stays at chance",
+        quoted="0.9 % [1.6]",
+        published=0.009,
+        arms=(
+            *both("fourier", flow="fourier"),
+            BedArm(name="fourier without residual, key", flow="fourier:residual=false"),
+        ),
+    ),
+    PaperRow(
+        claim="RP6",
+        statement="one bidirectional attention layer → pairwise routes",
+        quoted="98.4 ± 0.3 % [1.6]",
+        published=0.984,
+        arms=(
+            *both("attention", flow="attention"),
+            BedArm(name="attention, value, fresh data", flow="attention", label="value", run={"train_sequences": 0}),
+            BedArm(
+                name="attention, value, fresh data, 16 queries",
+                flow="attention",
+                label="value",
+                task={"queries": 16},
+                run={"train_sequences": 0},
+                scales=(FULL,),
+            ),
+        ),
+    ),
+    PaperRow(
+        claim="RP6",
+        statement="one causal attention layer → pairwise routes",
+        quoted="99.2 % / 98.9 % [1.6]",
+        published=0.992,
+        arms=both("attention causal", flow="attention:form=causal"),
+    ),
+    PaperRow(
+        claim="RP6",
+        statement="2 layers give no improvement over 1",
+        quoted="99.1 % [1.6]",
+        published=0.991,
+        arms=both("attention 2 layers", flow="attention:layers=2", scales=(FULL,)),
+    ),
+    PaperRow(
+        claim="RP7",
+        statement="(ours) a causal convolution of width 2 before the pairwise router is enough",
+        quoted="(ours; one attention layer 98.4 % [1.6])",
+        published=0.984,
+        arms=(
+            *both("shift", flow="shift"),
+            BedArm(name="shift of 4 taps, value", flow="shift:taps=4", label="value"),
+            BedArm(name="shift split by halves, value", flow="shift:split=true", label="value"),
+            BedArm(name="shift, value, filler may repeat", flow="shift", label="value", task={"filler": "may_repeat"}),
+            BedArm(name="width 1, value", flow="shift:taps=1", label="value", control=True),
+            BedArm(name="shift ahead, value", flow="shift:ahead=true", label="value", control=True),
+            BedArm(
+                name="attention reading only its predecessor, value", flow="attention:ablate=previous", label="value"
+            ),
+            BedArm(
+                name="attention without values, value", flow="attention:ablate=no_value", label="value", control=True
+            ),
+        ),
+    ),
+    PaperRow(
+        claim="RP8",
+        statement="sparse attention (window and 16 global tokens) → pairwise routes",
+        quoted="99.7 % [1.6]",
+        published=0.997,
+        arms=(
+            *both("sparse", flow="attention:form=sparse"),
+            BedArm(name="sparse without globals, value", flow="attention:form=sparse,globals=0", label="value"),
+        ),
+        note="window 32 and 16 globals at both lengths",
+    ),
+    PaperRow(
+        claim="RP9",
+        statement="bidirectional selective SSM → pairwise routes",
+        quoted="99.5 % [1.6]",
+        published=0.995,
+        arms=both("ssm both", flow="ssm:form=both", scales=(FULL,)),
+    ),
+    PaperRow(
+        claim="RP10",
+        statement="bidirectional SSM → rank-1 router routes",
+        quoted="99.7 % [1.6]",
+        published=0.997,
+        arms=(
+            BedArm(name="ssm both, rank-1, key", flow="ssm:form=both", selector="rank1", scales=(FULL,)),
+            BedArm(
+                name="ssm both, rank-1, value",
+                flow="ssm:form=both",
+                selector="rank1",
+                label="value",
+                scales=(FULL,),
+            ),
+            BedArm(name="raw, rank-1, key", selector="rank1"),
+            BedArm(
+                name="ssm both, rank-1 without query, key",
+                flow="ssm:form=both",
+                selector="rank1:query=none",
+                scales=(FULL,),
+                control=True,
+            ),
+            BedArm(name="raw, low rank 4, key", selector="low_rank:rank=4"),
+            BedArm(name="raw, low rank 16, key", selector="low_rank:rank=16"),
+            BedArm(name="raw, pairwise, key, 4 queries", task={"queries": 4}),
+            BedArm(
+                name="ssm both, rank-1, key, 4 queries",
+                flow="ssm:form=both",
+                selector="rank1",
+                task={"queries": 4},
+                scales=(FULL,),
+            ),
+        ),
+    ),
+    PaperRow(
+        claim="RP11",
+        statement="Perceiver with 16 hubs → pairwise routes",
+        quoted="99.5 % [1.6]",
+        published=0.995,
+        arms=both("perceiver 16", flow="perceiver:hubs=16"),
+    ),
+    PaperRow(
+        claim="RP11",
+        statement="Perceiver with 1 hub → pairwise routes",
+        quoted="98.8 % [1.6]",
+        published=0.988,
+        arms=both("perceiver 1", flow="perceiver:hubs=1"),
+    ),
+    PaperRow(
+        claim="RP12",
+        statement="frozen Pythia-1B, Mamba-370M, Mamba-1.4B → pairwise",
+        quoted="35.0 / 22.5 / 28.7 % [1.6]",
+        published=None,
+        arms=(
+            BedArm(
+                name="frozen random attention, 4 layers, key",
+                flow="attention:form=causal,layers=4",
+                run={"freeze_flow": True},
+                model={"init_std": 1.0},
+                control=True,
+            ),
+            BedArm(
+                name="frozen random embeddings, key", run={"freeze_flow": True}, model={"init_std": 1.0}, control=True
+            ),
+        ),
+        note="no pretrained weights are reachable here; the random-init twin is the control the study lacks",
+    ),
+    PaperRow(
+        claim="RP14",
+        statement="InfoNCE-trained similarity stays at chance",
+        quoted="1.6 % frozen, 2.2 % tuned [1.6]",
+        published=0.016,
+        arms=both("raw, contrastive", selector="cosine"),
+        note="in-sequence negatives, temperature 0.07: the loss is the cross entropy of cosine scores",
+    ),
+    PaperRow(
+        claim="RP16",
+        statement="memory bank fails",
+        quoted="12 % [unit unknown]",
+        published=None,
+        arms=both("raw, memory of 16 slots", selector="memory"),
+        note="never described: our definition",
+    ),
+    PaperRow(
+        claim="RP16",
+        statement="decision-optimal loop, 3 rounds, stays at chance",
+        quoted="1.7 % [1.6]",
+        published=0.017,
+        arms=both("raw, loop of 3 rounds", selector="loop:rounds=3"),
+    ),
+    PaperRow(
+        claim="RP16",
+        statement="(ours) soft clusters, 32 centroids",
+        quoted="(ours)",
+        published=None,
+        arms=(BedArm(name="raw, centroids, key", selector="centroid"),),
+    ),
+    PaperRow(
+        claim="RP17",
+        statement="Bloom filter, not learned, routes to segments",
+        quoted="90.9 % [25 or 1.6]",
+        published=0.909,
+        arms=(
+            BedArm(name="bloom", selector="bloom:size={segment}", run=UNTRAINED),
+            BedArm(
+                name="bloom, filler may repeat",
+                selector="bloom:size={segment}",
+                task={"filler": "may_repeat"},
+                run=UNTRAINED,
+            ),
+            BedArm(name="bm25 over segments", selector="bm25:size={segment}", run=UNTRAINED),
+            BedArm(
+                name="bm25 over segments, filler may repeat",
+                selector="bm25:size={segment}",
+                task={"filler": "may_repeat"},
+                run=UNTRAINED,
+            ),
+        ),
+    ),
+    PaperRow(
+        claim="RP19",
+        statement="trailing MQAR: raw embeddings stay at chance",
+        quoted="25.6 % [25]",
+        published=0.256,
+        arms=both("mqar raw", mqar=True),
+    ),
+    PaperRow(
+        claim="RP19",
+        statement="trailing MQAR: selective SSM, 2 layers, stays at chance",
+        quoted="24.2 % [25]",
+        published=0.242,
+        arms=(BedArm(name="mqar ssm causal, key", flow="ssm", mqar=True),),
+    ),
+    PaperRow(
+        claim="RP19",
+        statement="trailing MQAR: one attention layer routes",
+        quoted="100 % [25]",
+        published=1.0,
+        arms=(
+            *both("mqar attention", flow="attention", mqar=True),
+            BedArm(name="mqar shift, value", flow="shift", label="value", mqar=True),
+            BedArm(name="mqar identity match, key", selector="exact", mqar=True, run=UNTRAINED, control=True),
+            BedArm(
+                name="mqar position only, key", selector="position", mqar=True, run={"lrs": (1e-2, 1e-1)}, control=True
+            ),
+        ),
+    ),
+)
+
+
+def arms_of(claim: str) -> Iterator[tuple[BedArm, str]]:
+    """Every (arm, scale) that a claim runs."""
+    own = [arm for row in ROWS if row.claim == claim for arm in row.arms]
+    for arm in own + (list(CONTROLS) if claim == "RP1" else []):
+        for scale in arm.scales:
+            yield arm, scale

@@ -1,0 +1,178 @@
+"""HotpotQA (distractor setting) as a routing problem: which units of a question's own context hold supporting facts?
+
+A file is JSONL or JSON in the schema of the Hugging Face data set: id, question, supporting_facts {title[], sent_id[]},
+context {title[], sentences[][]}. No torch here; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from turnout.errors import ConfigError, DataError, nearest
+
+UNITS = ("segments", "sentences", "paragraphs")
+_WORD = re.compile(r"\w+")
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words."""
+    return _WORD.findall(text.lower())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoutingQuestion:
+    """One question and its candidate units.
+
+    Attributes:
+        id, text: of the question.
+        units: candidate texts, in document order.
+        gold: indices of units with at least one supporting sentence, ascending, never empty.
+    """
+
+    id: str
+    text: str
+    units: tuple[str, ...]
+    gold: tuple[int, ...]
+
+
+@dataclass(kw_only=True, slots=True)
+class Questions:
+    """Questions of one file, and what was left out of it and why.
+
+    Attributes:
+        items: in file order.
+        skipped: reason -> number of questions left out.
+        lost_facts: supporting facts that point at no sentence, in questions that were kept.
+    """
+
+    items: list[RoutingQuestion] = field(default_factory=list)
+    skipped: dict[str, int] = field(default_factory=dict)
+    lost_facts: int = 0
+
+    def skip(self, reason: str) -> None:
+        """Count one question as left out."""
+        self.skipped[reason] = self.skipped.get(reason, 0) + 1
+
+
+def load_hotpotqa(path: str | Path, *, unit: str = "segments", segments: int = 16, by: str = "sentences") -> Questions:
+    """Read a file and cut every context into units.
+
+    Args:
+        path: .jsonl, or .json with a list.
+        unit: "segments" (the whole context in `segments` consecutive parts), "sentences" or "paragraphs".
+        segments: number of parts.
+        by: parts of equal numbers of "sentences", or of nearly equal numbers of "words" (sentences stay whole).
+    Returns:
+        The questions. A question without a supporting fact in any unit, or with fewer sentences than segments, is left
+        out and counted; it never disappears silently.
+    Raises:
+        ConfigError: unknown unit or rule.
+        DataError: no such file, not JSON, a missing field, an empty context, or no usable question.
+    """
+    for name, value, known in (("unit", unit, UNITS), ("by", by, ("sentences", "words"))):
+        if value not in known:
+            raise ConfigError(f"hotpotqa {name}={value!r}{nearest(value, known)}")
+    if segments < 2:
+        raise ConfigError(f"hotpotqa segments={segments}; expected at least 2")
+    found = Questions()
+    for where, record in _records(Path(path)):
+        _add(found, record, where, unit, segments, by)
+    if not found.items:
+        raise DataError(f"{path} has no usable question; left out: {found.skipped or 'nothing, the file is empty'}")
+    return found
+
+
+def _records(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path} ({error}); give a HotpotQA file in JSONL or JSON") from error
+    try:
+        if text.lstrip().startswith("["):
+            yield from ((f"{path}, item {i}", record) for i, record in enumerate(json.loads(text)))
+            return
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error})") from error
+    for i, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                yield f"{path}, line {i}", json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path}, line {i} is not JSON ({error})") from error
+
+
+def _add(found: Questions, record: Any, where: str, unit: str, segments: int, by: str) -> None:
+    paragraphs, facts, text = _parse(record, where)
+    sentences = [s for _, group in paragraphs for s in group]
+    first: dict[str, int] = {}
+    count = 0
+    for title, group in paragraphs:
+        first.setdefault(title, count)
+        count += len(group)
+    sizes = {title: len(group) for title, group in paragraphs}
+    gold = {first[title] + i for title, i in facts if title in first and 0 <= i < sizes[title]}
+    lost = len(facts) - sum(title in first and 0 <= i < sizes[title] for title, i in facts)
+    if not gold:
+        found.skip("no supporting fact in any unit")
+        return
+    if unit == "segments" and len(sentences) < segments:
+        found.skip(f"fewer than {segments} sentences")
+        return
+    if unit == "paragraphs":
+        owner = [p for p, (_, group) in enumerate(paragraphs) for _ in group]
+        units = [f"{title}. {' '.join(group)}" for title, group in paragraphs]
+    else:
+        owner = list(range(len(sentences))) if unit == "sentences" else _segment_of(sentences, segments, by)
+        units = [" ".join(s for s, o in zip(sentences, owner, strict=True) if o == u) for u in range(max(owner) + 1)]
+    found.lost_facts += lost
+    found.items.append(
+        RoutingQuestion(
+            id=str(record.get("id", record.get("_id", where))),
+            text=text,
+            units=tuple(units),
+            gold=tuple(sorted({owner[i] for i in gold})),
+        )
+    )
+
+
+def _segment_of(sentences: list[str], segments: int, by: str) -> list[int]:
+    """Segment of each sentence; every segment gets at least one."""
+    n = len(sentences)
+    if by == "sentences":
+        return [i * segments // n for i in range(n)]
+    sizes = [max(1, len(words(s))) for s in sentences]
+    total, seen = sum(sizes), 0
+    owner: list[int] = []
+    for i, size in enumerate(sizes):
+        wanted = (2 * seen + size) * segments // (2 * total)
+        previous = owner[-1] if owner else -1
+        # No segment is skipped, and enough sentences are left for those that follow.
+        owner.append(min(max(wanted, previous, segments - n + i), previous + 1))
+        seen += size
+    return owner
+
+
+def _parse(record: Any, where: str) -> tuple[list[tuple[str, list[str]]], list[tuple[str, int]], str]:
+    """(title, sentences) of each paragraph, (title, sentence) of each fact, the question."""
+    try:
+        question, context, facts = record["question"], record["context"], record["supporting_facts"]
+        if isinstance(context, dict):
+            paragraphs = list(zip(context["title"], context["sentences"], strict=True))
+            support = list(zip(facts["title"], facts["sent_id"], strict=True))
+        else:
+            # The original release: context [[title, [sentence, …]], …], facts [[title, i], …].
+            paragraphs, support = [(t, s) for t, s in context], [(t, i) for t, i in facts]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{where} is no HotpotQA question ({type(error).__name__}: {error}); it needs question, context "
+            "{title, sentences} and supporting_facts {title, sent_id}"
+        ) from error
+    kept = [(str(title), [str(s) for s in group]) for title, group in paragraphs if group]
+    if not kept or not str(question).strip():
+        raise DataError(f"{where} has an empty {'question' if kept else 'context'}; remove it from the file")
+    return kept, [(str(t), int(i)) for t, i in support], str(question)

@@ -1,0 +1,81 @@
+"""Laws of every flow: shape, honesty about causality, and stacking."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.func import functional_call, stack_module_state, vmap
+
+from turnout.errors import ConfigError
+from turnout.layers.flow import FLOWS, Flow, FlowContext
+
+CONTEXT = FlowContext(width=16, length=40, heads=2)
+SPECS = (
+    "none", "shift", "shift:taps=4", "shift:split=true", "shift:ahead=true", "attention", "attention:form=causal",
+    "attention:form=sparse,window=8,globals=3", "attention:ablate=previous", "attention:ablate=no_value",
+    "attention:ablate=uniform", "ssm", "ssm:form=both", "ssm:form=both,merge=sum", "perceiver:hubs=4",
+    "perceiver:hubs=1", "mean", "mean:residual=false", "fourier", "fourier:residual=false",
+)  # fmt: skip
+
+
+def build(spec: str, seed: int = 0) -> Flow:
+    torch.manual_seed(seed)
+    return FLOWS.build(spec, context=CONTEXT).double()  # type: ignore[no-any-return]
+
+
+def test_every_flow_is_covered() -> None:
+    assert {spec.partition(":")[0] for spec in SPECS} == set(FLOWS.names())
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_flow_says_truly_whether_it_is_causal(spec: str) -> None:
+    flow, x = build(spec), torch.randn(2, 40, 16, dtype=torch.float64)
+    y = flow(x)
+    assert y.shape == x.shape
+    changed = x.clone()
+    changed[:, 25:] += 1.0
+    same = torch.equal(flow(changed)[:, :25], y[:, :25])
+    assert same == flow.causal
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_stacked_copies_give_what_each_copy_gives(spec: str) -> None:
+    flows = [build(spec, seed) for seed in range(3)]
+    x = torch.randn(3, 2, 40, 16, dtype=torch.float64)
+    params, buffers = stack_module_state(flows)  # type: ignore[arg-type]
+
+    def one(p: Any, b: Any, inputs: torch.Tensor) -> torch.Tensor:
+        return functional_call(flows[0], (p, b), (inputs,))  # type: ignore[no-any-return]
+
+    together = vmap(one, in_dims=(0 if params else None, 0 if buffers else None, 0))(params, buffers, x).detach()
+    eps = torch.finfo(torch.float64).eps
+    for i, flow in enumerate(flows):
+        alone = flow(x[i]).detach()
+        assert (together[i] - alone).abs().max() <= 40 * 16 * eps * max(1.0, float(alone.abs().max()))
+
+
+def test_a_shift_of_two_taps_reads_the_predecessor_and_nothing_else() -> None:
+    flow, x = build("shift"), torch.randn(1, 40, 16, dtype=torch.float64)
+    x.requires_grad_()
+    (grad,) = torch.autograd.grad(flow(x)[0, 20].sum(), x)
+    assert grad[0].abs().sum(-1).nonzero().flatten().tolist() == [19, 20]
+
+
+def test_sparse_attention_sees_about_a_tenth_of_the_pairs_at_the_published_size() -> None:
+    flow = FLOWS.build("attention:form=sparse", context=FlowContext(width=16, length=512, heads=2))
+    share = float(flow.blocks[0].mix.allowed.float().mean())
+    assert 0.10 < share < 0.13
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("shift:taps=0", "taps"), ("shift:taps=3,split=true", "split"), ("attention:form=ful", "full"),
+        ("attention:ablate=values", "ablate"), ("ssm:form=two", "form"), ("perceiver:hubs=0", "hubs"),
+    ],
+)  # fmt: skip
+def test_impossible_settings_are_refused(spec: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        FLOWS.build(spec, context=CONTEXT)
