@@ -233,7 +233,7 @@ def count(mixer: RoutedMixer, mode: RoutingMode, monkeypatch: pytest.MonkeyPatch
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         _, route, _ = mixer(draw(1, 13, WIDTH), mode=mode, hint=torch.zeros(1, 13, dtype=torch.bool))
     rows = float(route.taken.sum(1).double().mean()) if mode.skip else 13
-    absorbed = min(rows, mixer.attention.absorbed_rows(mixer.router.context.groups)) if mode.skip else 0
+    absorbed = min(rows, mixer.attention.absorbed_rows(mixer.groups)) if mode.skip else 0
     scores = ((rows - absorbed) + absorbed * HEADS) * 4 * WIDTH * (13 + 1) / 2
     return counter.get_total_flops(), mixer.flops(13, rows / 13, skip=mode.skip) - scores
 

@@ -106,7 +106,7 @@ class RoutedMixer(nn.Module):
         if mix not in MIXES:
             raise ConfigError(f"mix={mix!r}{nearest(mix, MIXES)}")
         self.replaces = mix == "replace"
-        groups = router.context.groups
+        groups = self.groups = router.context.groups
         if groups not in (1, attention.kv_heads):
             raise ConfigError(
                 f"router with {groups} groups beside attention with {attention.kv_heads} kv heads; "
@@ -217,7 +217,7 @@ class RoutedMixer(nn.Module):
     def flops(self, length: int, usage: float, *, skip: bool = True) -> float:
         """Forward multiply-adds × 2 of one sequence at a usage, router included; `skip` as in `RoutingMode`."""
         router = 2 * length * sum(p.numel() for p in self.router.parameters() if p.ndim == 2)
-        absorbed = self.attention.absorbed_rows(self.router.context.groups) if skip else 0
+        absorbed = self.attention.absorbed_rows(self.groups) if skip else 0
         return self.local.flops(length) + router + self.attention.flops(length, usage * length, absorbed)
 
 
