@@ -307,6 +307,7 @@ ROWS = (
                 flow="attention:form=causal,layers=4",
                 run={"freeze_flow": True},
                 model={"init_std": 1.0},
+                scales=(FULL,),
                 control=True,
             ),
             BedArm(
