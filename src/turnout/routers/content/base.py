@@ -40,10 +40,13 @@ class ContentSelector(nn.Module):
     """Base: `score` says how much each query wants each unit; picking is the caller's.
 
     A learned selector is trained by the cross entropy of its scores at the evidence. `unit` is the number of tokens
-    that are picked together. No data-dependent control flow, so that many copies run as one (`torch.func.vmap`).
+    that are picked together. `causal`: the score of a unit depends on the query and on that unit alone, so that a
+    causal model may use it for units wholly in the past. No data-dependent control flow, so that many copies run as one
+    (`torch.func.vmap`).
     """
 
     learned: ClassVar[bool] = True
+    causal: bool = True
     unit: int = 1
 
     def __init__(self, context: SelectorContext) -> None:

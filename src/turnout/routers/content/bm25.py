@@ -22,6 +22,7 @@ class BM25Selector(ContentSelector):
     """
 
     learned = False
+    causal = False
 
     def __init__(self, context: SelectorContext, *, size: int = 32, k1: float = 1.5, neighbours: int = 0) -> None:
         super().__init__(context)

@@ -19,6 +19,8 @@ class LoopSelector(ContentSelector):
         rounds: of routing, >= 1; 1 is the pairwise selector.
     """
 
+    causal = False
+
     def __init__(self, context: SelectorContext, *, rounds: int = 3) -> None:
         super().__init__(context)
         if rounds < 1:

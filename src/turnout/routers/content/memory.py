@@ -25,6 +25,8 @@ class MemorySelector(ContentSelector):
     Cost: O(T·S·E).
     """
 
+    causal = False
+
     def __init__(self, context: SelectorContext, *, slots: int = 16) -> None:
         super().__init__(context)
         if slots < 2:

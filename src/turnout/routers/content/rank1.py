@@ -28,6 +28,8 @@ class Rank1Selector(ContentSelector):
         if query not in QUERIES:
             raise ConfigError(f"selector rank1: query={query!r}{nearest(query, QUERIES)}")
         self.query = query
+        # Another sequence decides: no model can use that.
+        self.causal = query != "shuffled"
         self.v = nn.Linear(context.width, 1, bias=False)
 
     def score(self, x: Tensor, tokens: Tensor, at: Tensor) -> Tensor:
