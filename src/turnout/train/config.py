@@ -58,7 +58,8 @@ class CurriculumConfig:
             solved by then is tried once more, from the weights that solved the last one and at a quarter of the
             learning rate.
         grow_at: evaluation accuracy that ends a stage of growth.
-        settle_steps: steps at the last length once it is over, where there are several; the guard is on.
+        settle_steps: steps at the last length once it is solved, where there are several, at a quarter of lambda; the
+            guard is on.
     """
 
     kind: ClassVar[str] = "curriculum"

@@ -36,16 +36,17 @@ class Curriculum(Schedule):
         self.total_steps += config.settle_steps if growths else 0
 
     def anneal(self) -> float:
-        """Cosine over *hold*; again over each *grow* stage and *settle*, from the middle on; full rate before.
+        """Cosine over *hold*; again over each *grow* stage and *settle*, but its later part only; full rate before.
 
         The ramp moves decisions and needs large steps; what is decided should then settle on a firm margin. Whatever
         went wrong, a collapse or a length not solved, is tried again with smaller steps.
         """
         if self.phase == "hold":
             return self.calm * cosine(self.steps / max(1, self.config.hold_steps))
-        if self.phase in ("grow", "settle"):
-            limit = self.config.grow_steps if self.phase == "grow" else self.config.settle_steps
-            return self.calm * cosine(0.5 + 0.5 * self.steps / max(1, limit))
+        if self.phase == "grow":
+            return self.calm * cosine(0.5 + 0.5 * self.steps / max(1, self.config.grow_steps))
+        if self.phase == "settle":
+            return self.calm * cosine(0.7 + 0.3 * self.steps / max(1, self.config.settle_steps))
         return self.calm
 
     def on_interval(self, seen: Interval) -> list[str]:
@@ -125,7 +126,8 @@ class Curriculum(Schedule):
         stairs = self.config.stairs
         # paper: the code's epoch e of 20 trains at lambda·e/20, so the first stair is already above 0.
         r = min(1.0, (math.floor(self.ramp * stairs) + 1) / stairs) if stairs else self.ramp
-        self.cost = self.config.cost * r
+        # What is shut by now stays shut under less; the gates that are needed move away from the edge.
+        self.cost = self.config.cost * r / (4 if self.phase == "settle" else 1)
 
     def _enter(self, phase: str, why: str) -> str:
         event = f"{self.phase} -> {phase}: {why}"

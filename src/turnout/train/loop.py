@@ -268,9 +268,9 @@ class Trainer:
         return max(1, tokens // self.task.length)
 
     def _finish(self) -> dict[str, Any]:
-        if not self.schedule.content and self.schedule.phase in ("hold", "settle") and self.kept.copies:
-            self.kept.restore()
-            self._event("restore", "the guard objects to the last weights: ending with the kept ones")
+        # A run that was resumed after its last step has been through this.
+        if self.schedule.phase in ("hold", "settle") and self.kept.copies and self.saved_at != self.step_count:
+            self._end_content()
         # A kill from here on costs no step: resuming repeats the final evaluation and what follows it.
         self.save()
         self._evaluate(final=True)
@@ -283,6 +283,14 @@ class Trainer:
                 self.run_dir.write_json("savings.json", measure_run(self.model, self.config, self.task, summary))
             self.run_dir.write_summary(summary)
         return summary
+
+    def _end_content(self) -> None:
+        """Let the guard look at the last steps too, and end with the kept weights if it objects."""
+        if self.last_eval.get("step") != self.step_count:
+            self._evaluate()
+        if not self.schedule.content:
+            self.kept.restore()
+            self._event("restore", "the guard objects to the last weights: ending with the kept ones")
 
     def summary(self) -> dict[str, Any]:
         """One flat record of the run and its last evaluation."""

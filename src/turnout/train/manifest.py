@@ -74,12 +74,14 @@ def git_commit(source: Path = Path(__file__)) -> str:
     """Commit of the checkout that the file `source` belongs to, with "+dirty" when tracked files differ from it.
 
     Returns:
-        40 hex digits, with or without "+dirty"; the variable TURNOUT_COMMIT (for a copy without its git folder, else
-        "unknown") without git, outside a checkout, or when `source` is not
+        40 hex digits, with or without "+dirty"; "unknown" without git, outside a checkout, or when `source` is not
         tracked there (a package installed into some other project's folder must not report that project's commit).
+        Where the variable TURNOUT_COMMIT is set it wins: the files may be a copy of a newer tree than their git folder.
     """
+    if stated := os.environ.get("TURNOUT_COMMIT"):
+        return stated
     if _git(source, "ls-files", "--error-unmatch", source.name) is None:
-        return os.environ.get("TURNOUT_COMMIT", UNKNOWN)
+        return UNKNOWN
     commit, changes = _git(source, "rev-parse", "HEAD"), _git(source, "status", "--porcelain", "--untracked-files=no")
     if commit is None or changes is None:
         return UNKNOWN

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from turnout.ops.attend.call import Call
 from turnout.ops.attend.triton.backward import backward
@@ -118,10 +119,23 @@ def triton_attend(call: Call, tiles: Plan | None = None) -> Tensor:
         )
     total = None if call.log_decay is None else call.log_decay.double().cumsum(1)
     numbers = [] if tiles is None else numbers_of(tiles)
-    return routed_attend(
-        q, k, v, call.rows, call.starts, total, blocks, n_blocks, call.directions, call.suppress,
-        call.window or 0, call.sinks, scale, call.key_block, call.row_block, numbers,
-    )[0]  # fmt: skip
+    tensors = (q, k, v, call.rows, call.starts, total, blocks, n_blocks, call.directions, call.suppress)
+    rest = (call.window or 0, call.sinks, scale, call.key_block, call.row_block, numbers)
+    if _plainly(tensors):
+        # The operator's own way through the dispatcher takes as long as a small kernel.
+        with _on_device(q):
+            return forward(_job(tensors, rest))[0]
+    return routed_attend(*tensors, *rest)[0]
+
+
+def _plainly(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether nobody looks on: no compiler, no gradient, no tensor that stands for another."""
+    if torch.compiler.is_compiling():
+        return False
+    grad = torch.is_grad_enabled()
+    return all(
+        t is None or (type(t) is Tensor or type(t) is Parameter) and not (grad and t.requires_grad) for t in tensors
+    )
 
 
 def _job(tensors: tuple[Tensor | None, ...], numbers: tuple[Any, ...]) -> Job:

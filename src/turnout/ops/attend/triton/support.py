@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -49,9 +50,8 @@ def _why_not_keys(call: Call) -> str:
 
 def why_not_here(device: str, index: int) -> str:
     """What is missing on this machine: Triton, a device that it compiles for, or the interpreter in its place."""
-    try:
-        found = version("triton")
-    except PackageNotFoundError:
+    found = _installed()
+    if not found:
         return "Triton is not installed"
     if tuple(int(part) for part in found.split(".")[:2]) < LEAST_TRITON:
         return f"Triton is {found}, older than {'.'.join(map(str, LEAST_TRITON))}"
@@ -63,6 +63,15 @@ def why_not_here(device: str, index: int) -> str:
     if device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
         return ""
     return f"the tensors are on {device}, not on a CUDA device, and TRITON_INTERPRET=1 is not set"
+
+
+@lru_cache
+def _installed() -> str:
+    """Triton's version, "" without Triton. Looking it up reads files, which would cost more than a launch each time."""
+    try:
+        return version("triton")
+    except PackageNotFoundError:
+        return ""
 
 
 # What torch.compiler.assume_constant_result does, without its import of the compiler (and of Triton) right here.
