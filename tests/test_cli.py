@@ -245,7 +245,7 @@ def test_show_prints_the_resolved_config_of_a_recipe(cli: Cli) -> None:
 
 def test_list_names_everything_with_a_line_each(cli: Cli, trained: Path) -> None:
     found = json.loads(cli("list", "--json", "--runs", trained)[1])
-    assert found.keys() == {"recipes", "routers", "locals", "tasks", "runs"}
+    assert found.keys() == {"recipes", "routers", "selectors", "flows", "locals", "tasks", "runs"}
     assert all(entry["name"] and entry["summary"] for entries in found.values() for entry in entries)
     assert {"recall", "text"} <= {entry["name"] for entry in found["recipes"]}
     assert "random:p=0.0625" in {entry["name"] for entry in found["routers"]}
@@ -437,3 +437,18 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert running.stdout is not None and running.stderr is not None
     running.stdout.close()
     assert running.wait(timeout=60) == 141 and running.stderr.read() == ""
+
+
+def test_probe_shows_every_layer_beside_its_untrained_twin(cli: Cli) -> None:
+    words = ("probe", "mqar", "--task.vocab", "128", "--model.width", "16", "--sequences", "8")
+    found = json.loads(cli(*words, "--json")[1])
+    # A recipe has fresh weights, so it is its own twin.
+    assert found["layers"] == found["untrained"] and len(found["layers"]) == 3
+    assert "token before" in cli(*words)[1]
+    assert cli("probe", "mqar", "--sequences", "1")[0] == 2
+
+
+def test_the_study_has_a_page_of_its_own(cli: Cli, tmp_path: Path) -> None:
+    code, out, _ = cli("report", "routing-paradox", "--out", tmp_path / "study.html")
+    assert code == 0 and "study.html" in out
+    assert "The routing paradox" in (tmp_path / "study.html").read_text()

@@ -74,7 +74,8 @@ def _provenance(runs: Runs) -> str:
     devices = ", ".join(sorted({str(r.get("device_name", r["device"])) for r in records}))
     commits = ", ".join(sorted({str(r.get("commit", "unknown"))[:12] for r in records}))
     seeds = sorted({len(arm) for arm in runs.values()})
-    return f"{len(runs)} arms, {seeds[0]} to {seeds[-1]} seeds, {devices}, commit {commits}"
+    counted = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    return f"{len(runs)} arms, {counted}, {devices}, commit {commits}"
 
 
 def _ink(name: str) -> Ink:
@@ -151,7 +152,7 @@ def transition_curves(runs: Runs) -> Figure | None:
             rows.append([name, rate, points[0][0], sum(values) / len(values), min(values), max(values)])
 
     def draw(width: float) -> str:
-        box = Box(left=46, top=28, width=width - (300 if width > 600 else 150), height=260)
+        box = Box(left=46, top=28, width=width - (330 if width > 600 else 150), height=260)
         x = linear_scale([0.0, *(row[2] for row in rows)], box.left, box.right, floor=0.0)
         panel = Panel(box=box, x=x, y=linear_scale([0.0, 1.0], box.bottom, box.top, floor=0.0))
         panel.axes(title="held-out P@k", y_unit="%", x_label="optimiser steps")
