@@ -134,7 +134,7 @@ def _plainly(tensors: tuple[Tensor | None, ...]) -> bool:
         return False
     grad = torch.is_grad_enabled()
     return all(
-        t is None or (type(t) is Tensor or type(t) is Parameter) and not (grad and t.requires_grad) for t in tensors
+        t is None or ((type(t) is Tensor or type(t) is Parameter) and not (grad and t.requires_grad)) for t in tensors
     )
 
 
