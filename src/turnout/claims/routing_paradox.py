@@ -140,7 +140,8 @@ def _verdict(row: Any, tested: list[tuple[Any, list[dict[str, Any]]]], floors: d
 
 
 def judge_rows(claim_id: str, seen: Summaries) -> list[Finding]:
-    """One finding per quoted number: at the published size where it was measured, otherwise at the small one."""
+    """One finding per quoted number: at the published size once all its arms were measured there; until then the small
+    size, and what there is of the published one beside it."""
     from turnout.recipes.routing_paradox import CONTROLS, FULL, ROWS, SMALL
 
     names = {arm.name for arm in CONTROLS}
@@ -148,8 +149,9 @@ def judge_rows(claim_id: str, seen: Summaries) -> list[Finding]:
     findings = []
     for row in ROWS:
         if row.claim == claim_id:
-            found = _finding(row, seen, controls, FULL) or _finding(row, seen, controls, SMALL)
-            findings += [found] if found else []
+            there = {scale: {arm.name for arm in row.arms if f"{arm.name}, {scale}" in seen} for scale in (SMALL, FULL)}
+            scales = (FULL,) if there[SMALL] <= there[FULL] else (SMALL, FULL)
+            findings += [found for scale in scales if (found := _finding(row, seen, controls, scale))]
     return findings
 
 
