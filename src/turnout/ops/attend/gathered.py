@@ -59,6 +59,8 @@ def scattered_attend(call: Call) -> Tensor:
         o: like q, [B, R, H, D].
     Cost: that of dense attention, O(B·H·S²·D), and one copy of q and o.
     """
+    if call.q.numel() == 0 or call.k.numel() == 0:
+        return gathered_attend(call)
     out = _scattered(call.q, call.k, call.positions(), call.scale, call)
     return suppress_directions(out, call.directions, call.suppress).to(call.q.dtype)
 
@@ -193,16 +195,30 @@ def _masked(q: Tensor, k: Tensor, rows: Tensor, scale: float, call: Call) -> Ten
 
 
 def _scattered(q: Tensor, k: Tensor, rows: Tensor, scale: float, call: Call) -> Tensor:
-    """Dense causal attention with every query at its own position; empty slots add nothing and read row 0."""
-    index = per_head(call, rows).transpose(1, 2).clamp_min(0)[..., None]
-    whole = q.new_zeros(q.shape[0], k.shape[1], q.shape[2], q.shape[3])
-    whole = whole.scatter_add(1, index.expand_as(q), _blank_empty(q, rows, call))
+    """Dense causal attention with every query at its own position.
+
+    Whole rows are copied by index, which is several times faster than scattering elements. A position without a query
+    gets the one before it: nobody reads its output, so its gradient is 0 whatever it computes.
+    """
+    n_batch, n_lists, n_rows = rows.shape
+    n_keys, rows = k.shape[1], rows.flatten(0, 1)
+    taken = rows.new_zeros(rows.shape[0], n_keys + 1).scatter(1, torch.where(rows < 0, n_keys, rows), 1)
+    slot = (taken[:, :n_keys].cumsum(1) - 1).clamp_min(0)
+
+    def pick(x: Tensor, index: Tensor) -> Tensor:
+        """x [B, n, H, D] at index [B·L, m] → [B, m, H, D]."""
+        x = x.unflatten(2, (n_lists, -1)).transpose(1, 2)
+        base = torch.arange(index.shape[0], device=x.device)[:, None] * x.shape[2]
+        picked = x.reshape(-1, x.shape[3] * x.shape[4]).index_select(0, (index + base).flatten())
+        return picked.view(n_batch, n_lists, index.shape[1], *x.shape[3:]).transpose(1, 2).flatten(2, 3)
+
+    lists = rows.view(n_batch, n_lists, n_rows)
     out = scaled_dot_product_attention(
-        whole.transpose(1, 2),
+        pick(_blank_empty(q, lists, call), slot).transpose(1, 2),
         k.transpose(1, 2),
         call.v.transpose(1, 2),
         is_causal=True,
         scale=scale,
         enable_gqa=call.group_size > 1,
     ).transpose(1, 2)
-    return _blank_empty(out.gather(1, index.expand(-1, -1, -1, out.shape[3])), rows, call)
+    return _blank_empty(pick(out, rows.clamp_min(0)), lists, call)
