@@ -90,9 +90,10 @@ ASKED = 0.02
 
 def _small_budget(seed: int) -> Any:
     from turnout.recipes import text
+    from turnout.train.config import BudgetConfig
 
     config = text.text_cpu(os.environ.get("TURNOUT_TEXT", "data/mixture"), seed=seed)
-    return replace(config, schedule=replace(config.schedule, usage=ASKED, steps=1500))
+    return replace(config, schedule=BudgetConfig(usage=ASKED, steps=1500))
 
 
 def _judge_budget(seen: Summaries) -> list[Finding]:
