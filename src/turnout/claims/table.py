@@ -29,6 +29,12 @@ def table(root: Path | None = None) -> list[dict[str, Any]]:
     return rows
 
 
+def readme_rows(root: Path | None = None) -> list[dict[str, Any]]:
+    """The rows that README shows: a group of claims has a page of its own under docs/findings."""
+    claims = load_claims()
+    return [row for row in table(root) if not claims[row["id"]].group]
+
+
 def _by_number(claim_id: str) -> tuple[str, int]:
     letters = claim_id.rstrip("0123456789")
     return letters, int(claim_id[len(letters) :] or 0)
