@@ -46,6 +46,7 @@ def demo(seed: int = 0) -> RunConfig:
             lengths=(32, 64, 128),
             grow_steps=300,
             settle_steps=200,
+            guard=0.999,
         ),
         optim=OptimConfig(batch=32, lr=2e-3, decay="cosine"),
         loop=LoopConfig(eval_sequences=1024),
