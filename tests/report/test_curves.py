@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnout.report.curves import band, buckets, phases
+from turnout.report import curves
+from turnout.report.curves import PHASES, band, buckets, phases
 from turnout.report.run import Run
 
 
@@ -56,3 +57,9 @@ def test_a_geometric_band_averages_decades() -> None:
     middle, _, _ = band([[(0, 0.01)], [(0, 1.0)]], geometric=True)
     assert middle[0][1] == pytest.approx(0.1)
     assert band([[(0, 0.0)], [(0, 1.0)]], geometric=True)[0][0][1] == 0.5
+
+
+@pytest.mark.parametrize("name", PHASES)
+def test_every_phase_has_a_colour_in_light_and_dark(name: str) -> None:
+    style = (Path(curves.__file__).parent / "templates" / "style.css").read_text()
+    assert style.count(f"--p-{name}:") == 2 and f".phase-{name} {{ fill: var(--p-{name}); }}" in style
