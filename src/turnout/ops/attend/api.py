@@ -148,7 +148,7 @@ def _triton_or_scattered(call: Call, not_dense: str) -> Choice:
     if not_scattered:
         return Choice("triton", f"not dense, because {not_dense}")
     backward = torch.is_grad_enabled() and any(x.requires_grad for x in (call.q, call.k, call.v))
-    fraction, row = break_even(call.q, backward=backward)
+    fraction, row = break_even(call.q, call.k.shape[1], backward=backward)
     taken = call.q.shape[1] / max(call.k.shape[1], 1)
     if taken >= fraction:
         return Choice("scattered", f"{taken:.2f} of the positions have a slot, break-even {fraction:.2f} ({row})")

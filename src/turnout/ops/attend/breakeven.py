@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 FILE = Path(__file__).with_name("breakeven.json")
+# {(device, dtype, head dim, pass): ((keys, fraction), …)}, ascending; without lengths one fraction from 0 keys on.
 _TABLE = {
-    (row["device"], row["dtype"], str(row["head_dim"]), row["pass"]): float(row["fraction"])
+    (row["device"], row["dtype"], str(row["head_dim"]), row["pass"]): tuple(
+        sorted((int(n), float(fraction)) for n, fraction in row.get("by_n_keys", {0: row["fraction"]}).items())
+    )
     for row in json.loads(FILE.read_text())["rows"]
 }
 
@@ -23,11 +26,12 @@ class BreakEven(NamedTuple):
     row: str
 
 
-def break_even(q: Tensor, *, backward: bool) -> BreakEven:
+def break_even(q: Tensor, n_keys: int, *, backward: bool) -> BreakEven:
     """Look up the measured fraction for this device, dtype and head dim; the default row where nothing was measured.
 
     Args:
         q: decides device, dtype and head dim.
+        n_keys: S; the fraction is that of the longest measured length that is not longer, or of the shortest.
         backward: gradients will be taken too.
     """
     name = _device_name(q.device.index or 0) if q.device.type == "cuda" else q.device.type
@@ -35,8 +39,13 @@ def break_even(q: Tensor, *, backward: bool) -> BreakEven:
     key = (name, str(q.dtype).removeprefix("torch."), str(max(32, 1 << (q.shape[3] - 1).bit_length())), step)
     if key not in _TABLE:
         key = ("default", "default", "default", step)
-    named = "default" if key[0] == "default" else f"{key[0]}, {key[1]}, head dim {key[2]}"
-    return BreakEven(_TABLE[key], f"{named}, {step}")
+    nearest, fraction = _TABLE[key][0]
+    # A plain loop, which torch.compile follows.
+    for length, measured in _TABLE[key]:
+        if length <= n_keys:
+            nearest, fraction = length, measured
+    named = "default" if key[0] == "default" else f"{key[0]}, {key[1]}, head dim {key[2]}, {nearest} keys"
+    return BreakEven(fraction, f"{named}, {step}")
 
 
 def _device_name(index: int) -> str:
