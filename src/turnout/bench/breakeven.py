@@ -24,8 +24,8 @@ TABLE = Path(__file__).resolve().parents[1] / "ops" / "attend" / "breakeven.json
 ABOUT = (
     "Capacity fraction R / S from which dense attention with scattered queries is faster than the Triton kernels. Rows "
     "are looked up by device name, dtype, padded head dim and pass; 'default' rows decide elsewhere. Measured by "
-    "turnout bench breakeven. by_n_keys decides, by the longest length that is not longer than the keys; fraction is the "
-    "smallest of them."
+    "turnout bench breakeven. by_n_keys decides, by the longest length that is not longer than the keys; fraction is "
+    "the smallest of them."
 )
 
 
