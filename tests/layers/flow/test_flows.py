@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
+from oracles import assert_as_exact_as_eager
 from turnout.errors import ConfigError
 from turnout.layers.flow import FLOWS, Flow, FlowContext
+from turnout.layers.flow.attention import StackedAttention
 
 CONTEXT = FlowContext(width=16, length=40, heads=2)
 SPECS = (
@@ -79,3 +82,27 @@ def test_sparse_attention_sees_about_a_tenth_of_the_pairs_at_the_published_size(
 def test_impossible_settings_are_refused(spec: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         FLOWS.build(spec, context=CONTEXT)
+
+
+def _products(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
+    score = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    return (score if allowed is None else score.masked_fill(~allowed, -torch.inf)).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("stacked", [False, True])
+def test_fused_attention_of_stacked_models_is_two_products(masked: bool, stacked: bool) -> None:
+    lead, n_keys = (3, 2, 4), 10
+    allowed = torch.ones(n_keys, n_keys, dtype=torch.bool).tril() if masked else None
+    source = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(*lead, n_keys, 4, generator=source, dtype=torch.float64) for _ in range(3)]
+
+    def one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return StackedAttention.apply(q, k, v, allowed)
+
+    def alone(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.stack([one(*parts) for parts in zip(q, k, v, strict=True)])
+
+    assert_as_exact_as_eager(
+        vmap(one) if stacked else alone, lambda *t: _products(*t, allowed), inputs, reduction=n_keys
+    )

@@ -5,8 +5,11 @@ B batch, T tokens, E width, H heads, D head dim.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from turnout.errors import ConfigError, nearest
 from turnout.layers.flow.base import FLOWS, Flow, FlowBlock, FlowContext
@@ -14,12 +17,47 @@ from turnout.layers.flow.base import FLOWS, Flow, FlowBlock, FlowContext
 ABLATIONS = ("", "uniform", "no_value", "mlp_only", "previous")
 
 
+class StackedAttention(torch.autograd.Function):
+    """PyTorch's fused attention with the batching rule that it lacks: stacked models become more sequences.
+
+    Under `torch.func.vmap` only `vmap` runs, on plain tensors, so that the gradient is the fused kernel's own.
+    """
+
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
+        return scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        *saved, allowed = ctx.saved_tensors
+        with torch.enable_grad():
+            q, k, v = (t.detach().requires_grad_() for t in saved)
+            out = scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        return *torch.autograd.grad(out, (q, k, v), grads[0]), None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None
+    ) -> tuple[Tensor, int]:
+        def folded(part: Tensor, dim: int | None) -> Tensor:
+            stacked = part.expand(info.batch_size, *part.shape) if dim is None else part.movedim(dim, 0)
+            return stacked.flatten(0, 1)
+
+        # Copies of one model carry copies of one mask.
+        mask = allowed if allowed is None or in_dims[3] is None else allowed.select(in_dims[3], 0)
+        q, k, v = (folded(part, dim) for part, dim in zip((q, k, v), in_dims, strict=False))
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask).unflatten(0, (info.batch_size, -1)), 0
+
+
 class SelfAttention(nn.Module):
-    """Softmax attention over the pairs that `allowed` [T, T] admits, written as two products.
+    """Softmax attention over the pairs that `allowed` [T, T] admits.
 
     o_t = Σ_j softmax_j(<q_t, k_j> / sqrt(D)) v_j
 
-    The fused kernels have no batching rule for stacked models, and these sequences are short.
     Cost: O(B·T²·E).
     """
 
@@ -37,12 +75,10 @@ class SelfAttention(nn.Module):
         if self.ablate == "no_value":
             return torch.zeros_like(x)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        score = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         if self.ablate in ("uniform", "previous"):
-            score = score * 0
-        if self.allowed is not None:
-            score = score.masked_fill(~self.allowed, -torch.inf)
-        return self.out((score.softmax(-1) @ v).transpose(1, 2).flatten(-2))
+            q = q * 0
+        out: Tensor = StackedAttention.apply(q, k, v, self.allowed)
+        return self.out(out.transpose(1, 2).flatten(-2))
 
 
 @FLOWS.register("attention")
