@@ -64,8 +64,8 @@ class BedArm:
             lrs=(1e-3, 3e-3, 1e-2) if scale == SMALL else (1e-4, 3e-4, 1e-3, 3e-3),
             steps=800 if scale == SMALL else FULL_STEPS, answer=scale == FULL, evaluations=40,
         )  # fmt: skip
-        heavy = SSM_RUN if scale == FULL and self.flow.startswith("ssm") else {}
-        return replace(base, **(heavy | dict(self.run)))
+        heavy: Mapping[str, Any] = SSM_RUN if scale == FULL and self.flow.startswith("ssm") else {}
+        return replace(base, **{**heavy, **self.run})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
