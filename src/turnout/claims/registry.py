@@ -27,6 +27,7 @@ class Arm:
         owner: id of the claim whose runs these are, when several claims read the same runs.
         together: (configs of several seeds, device) -> one record a seed, for runs that train as one stacked model.
         when: "always", or only in "quick" or only in "full" reproductions.
+        costs: True also measures train step, prefill and decode beside dense attention, static hybrid and local track.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Arm:
     owner: str = ""
     together: Callable[[list[Any], str], list[dict[str, Any]]] | None = None
     when: str = "always"
+    costs: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

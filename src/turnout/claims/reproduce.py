@@ -178,6 +178,11 @@ def _measure(entry: Claim, arm_name: str, seeds: tuple[int, ...], device: str) -
         told = [r | {"config": to_dict(c)} | named for r, c in zip(records, configs, strict=True)]
         return told, f"{len(told)} seeds in {time.perf_counter() - began:.0f} s"
     config = replace(configs[0], device=device, threads=1)
-    record = Trainer(config).train() | {"config": to_dict(config)} | named
+    trainer = Trainer(config)
+    record = trainer.train() | {"config": to_dict(config)} | named
+    if arm.costs:
+        from turnout.bench.savings import measure_run
+
+        record["savings"] = measure_run(trainer.model, config, trainer.task, record)
     line = f"accuracy {record['accuracy']:.4f}, loss {record['loss']:.4f}, gates {record['gates_per_seq']:.2f}"
     return [record], line

@@ -23,7 +23,7 @@ def _arms(size: str, usage: float, hybrid: str) -> list[Arm]:
             build = text.text_gpu if size == "gpu" else text.text_cpu
             return build(os.environ.get("TURNOUT_TEXT", "data/mixture"), seed=seed, **options)
 
-        return Arm(name=name, config=config, control=control)
+        return Arm(name=name, config=config, control=control, costs=name == "learned")
 
     return [
         arm("learned", control=False),
@@ -40,6 +40,27 @@ def _words(records: list[dict[str, Any]]) -> str:
     mean, half = mean_interval([r["loss"] for r in records])
     usage = [r["usage"] for r in records if r["usage"] is not None]
     return f"{mean:.3f} ± {half:.3f} nats/byte" + (f" at {100 * sum(usage) / len(usage):.1f} %" if usage else "")
+
+
+def _costs(records: list[dict[str, Any]]) -> str:
+    """Microseconds a token of the trained model with its own decisions, and how many times dense attention's speed."""
+    seen: dict[str, list[tuple[float, float, float]]] = {}
+    for record in records:
+        rows = {(row["what"], row["arm"]): row for row in record.get("savings", {}).get("rows", [])}
+        for what in ("train_step", "prefill", "decode"):
+            if (what, "routed") in rows:
+                mine = rows[what, "routed"]
+                tokens = mine["batch"] * (1 if what == "decode" else mine["length"])
+                ratios = (rows[what, other]["ms"] / mine["ms"] for other in ("dense", "static_hybrid"))
+                seen.setdefault(what, []).append((1e3 * mine["ms"] / tokens, *ratios))
+    parts = []
+    for what, values in seen.items():
+        times, dense, static = (mean_interval(list(column)) for column in zip(*values, strict=True))
+        parts.append(
+            f"{what.replace('_', ' ')} {times[0]:.3f} ± {times[1]:.3f} us/token, {dense[0]:.2f}x dense, "
+            f"{static[0]:.2f}x static hybrid (n={len(values)})"
+        )
+    return "; ".join(parts)
 
 
 def _judge(seen: Summaries, what: str, asked: float) -> list[Finding]:
@@ -59,6 +80,7 @@ def _judge(seen: Summaries, what: str, asked: float) -> list[Finding]:
             interval=f"± {half:.3f} nats/byte; usage {min(usage):.4f}-{max(usage):.4f}, asked {asked:.4f}",
             control="; ".join(f"{name} {_words(records)}" for name, records in seen.items() if name != "learned"),
             verdict="holds" if beaten else "does not hold",
+            detail=_costs(learned),
         )
     ]
 
