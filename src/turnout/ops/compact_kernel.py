@@ -41,13 +41,15 @@ def compact_kernel(
     if GATE:
         gate_base = gate_ptr + batch * gate_stride_b + group * gate_stride_g
     first = chunk * CHUNK
-    before = first * 0
-    total = first * 0
+    # One sum at the end: a sum in the loop would wait for all warps at every step.
+    seen = tl.zeros([READ], tl.int32)
+    earlier = tl.zeros([READ], tl.int32)
     for start in range(0, n_tokens, READ):
         token = start + tl.arange(0, READ)
         taken = _taken(taken_base, gate_base, token, n_tokens, stride_t, gate_stride_t, GATE)
-        total += tl.sum(taken, 0)
-        before += tl.sum(tl.where(token < first, taken, 0), 0)
+        seen += taken
+        earlier += tl.where(token < first, taken, 0)
+    total, before = tl.sum(seen, 0), tl.sum(earlier, 0)
     token = first + tl.arange(0, CHUNK)
     taken = _taken(taken_base, gate_base, token, n_tokens, stride_t, gate_stride_t, GATE)
     slot = before + tl.cumsum(taken, 0) - 1
