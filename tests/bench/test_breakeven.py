@@ -37,12 +37,13 @@ def test_the_table_takes_the_smallest_length_and_keeps_other_rows(tmp_path: Path
     default = {"device": "default", "dtype": "default", "head_dim": "default", "pass": "forward", "fraction": 0.8}
     path.write_text(json.dumps({"rows": [default]}))
     write_table(path, [found(512, 0.7), found(2048, 0.9), found(4096, None)])
-    write_table(path, [found(512, 0.75), found(2048, 0.9)])
+    write_table(path, [found(512, 0.75, scattered_from=0.9512), found(2048, 0.9)])
     rows = json.loads(path.read_text())["rows"]
     assert rows[0] == default and len(rows) == 2
     new = rows[1]
     assert (new["device"], new["dtype"], new["head_dim"], new["pass"]) == ("Testor 9", "bfloat16", 128, "forward")
     assert new["fraction"] == 0.75 and new["by_n_keys"] == {"512": 0.75, "2048": 0.9} and new["commit"] == "c0ffee"
+    assert new["scattered_by_n_keys"] == {"512": 0.951, "2048": None}
     assert deciding_row(Case(n=1, p=1.0, dim=100), "Testor 9", path) == new
     assert deciding_row(Case(n=1, p=1.0, dim=64), "Testor 9", path) == default
     assert deciding_row(Case(n=1, p=1.0), "Testor 9", tmp_path / "none.json") is None

@@ -22,10 +22,11 @@ GPU_LENGTHS = ((512, 64), (2048, 16), (8192, 4), (32768, 1))
 CPU_LENGTHS = ((512, 1), (2048, 1))
 TABLE = Path(__file__).resolve().parents[1] / "ops" / "attend" / "breakeven.json"
 ABOUT = (
-    "Capacity fraction R / S from which dense attention with scattered queries is faster than the Triton kernels. Rows "
-    "are looked up by device name, dtype, padded head dim and pass; 'default' rows decide elsewhere. Measured by "
-    "turnout bench breakeven. by_n_keys decides, by the longest length that is not longer than the keys; fraction is "
-    "the smallest of them."
+    "Capacity fraction R / S from which dense attention is faster than the Triton kernels: by_n_keys where every query "
+    "is at hand, scattered_by_n_keys where the given queries must be copied to their positions first (null: never). "
+    "Rows are looked up by device name, dtype, padded head dim and pass; 'default' rows decide elsewhere. Measured by "
+    "turnout bench breakeven. The longest length that is not longer than the keys decides; fraction is the smallest of "
+    "by_n_keys."
 )
 
 
@@ -48,17 +49,23 @@ def measure_break_even(
         The row {"kind": "breakeven", "break_even": p or null, ...} and the kernel rows behind it.
     """
     impl = "triton" if device.type == "cuda" else "gathered"
+    impls = (impl, "scattered", "auto") if device.type == "cuda" else (impl, "auto")
     behind: list[Row] = []
     points: list[tuple[float, float]] = []
+    copied: list[tuple[float, float]] = []
     for p in fractions:
-        rows = measure_kernel(replace(case, p=p), device=device, impls=(impl, "auto"), seconds=seconds, router=False)
+        rows = measure_kernel(replace(case, p=p), device=device, impls=impls, seconds=seconds, router=False)
         behind += rows
+        ms = {row["arm"]: row["ms"] for row in rows if row["ratio"]}
         routed = next(row for row in rows if row["arm"] == f"routed:{impl}")
         if routed["ratio"]:
             points.append((p, min(routed["ratio"].values())))
+        if "routed:scattered" in ms and f"routed:{impl}" in ms:
+            copied.append((p, ms["routed:scattered"] / ms[f"routed:{impl}"]))
     row = dict(behind[0])
     row |= {
         "kind": "breakeven", "arm": impl, "break_even": crossing(points), "points": points,
+        "scattered_from": crossing(copied) if copied and min(ratio for _, ratio in copied) < 1 else None,
         "status": "ok" if points else "unsupported",
         "reason": "" if points else next(r["reason"] for r in behind if r["arm"] == f"routed:{impl}"),
     }  # fmt: skip
@@ -92,6 +99,7 @@ def write_table(path: Path, rows: Sequence[Row]) -> list[dict[str, Any]]:
         DataError: nothing was measured, or the file is no such table.
     """
     groups: dict[tuple[Any, ...], dict[int, float]] = {}
+    copied: dict[tuple[Any, ...], dict[str, float | None]] = {}
     commits: dict[tuple[Any, ...], str] = {}
     for row in rows:
         if row["kind"] != "breakeven" or row["break_even"] is None:
@@ -100,6 +108,8 @@ def write_table(path: Path, rows: Sequence[Row]) -> list[dict[str, Any]]:
         device = row["device"] if row["device_kind"] == "cuda" else row["device_kind"]
         key = (device, case["dtype"], max(32, 1 << (case["dim"] - 1).bit_length()), case["step"])
         groups.setdefault(key, {})[case["n"]] = row["break_even"]
+        scattered = row.get("scattered_from")
+        copied.setdefault(key, {})[str(case["n"])] = scattered if scattered is None else round(scattered, 3)
         commits[key] = row["commit"]
     if not groups:
         raise DataError("no break-even was measured (see the rows for why), so the table is left as it was")
@@ -111,7 +121,7 @@ def write_table(path: Path, rows: Sequence[Row]) -> list[dict[str, Any]]:
         {
             "device": key[0], "dtype": key[1], "head_dim": key[2], "pass": key[3],
             "fraction": round(min(found.values()), 3), "by_n_keys": {str(n): round(p, 3) for n, p in found.items()},
-            "commit": commits[key],
+            "scattered_by_n_keys": copied[key], "commit": commits[key],
         }
         for key, found in groups.items()
     ]  # fmt: skip

@@ -15,6 +15,7 @@ from turnout.errors import ConfigError, nearest
 from turnout.layers.attention import AttentionTrack
 from turnout.layers.kv_cache import KVCache
 from turnout.layers.local import LocalTrack
+from turnout.ops.attend.breakeven import break_even
 from turnout.ops.attend.decode import has_decode_kernel
 from turnout.ops.compact import compact
 from turnout.routers.gate_options import MIXES
@@ -142,20 +143,34 @@ class RoutedMixer(nn.Module):
         if cache is not None and _steps(x, cache, mode):
             o = self.attention.step(x, cache, route.taken[:, 0] if mode.skip else None, impl=mode.impl)
             route.dropped = torch.zeros_like(route.taken[:, 0], dtype=torch.int64)
-            return self._mix(o, local, route), route, state
+            return self._mix(o, local, route.weight), route, state
         nobody = mode.skip and mode.capacity is None and not bool(route.taken.any())
         if nobody and state is None:
             return local, route, state
-        keys_values = None if mode.skip and cache is None else self.attention.keys_values(x, cache)
+        dense = not mode.skip or self._dense_pays(x, mode)
+        keys_values = None if not dense and cache is None else self.attention.keys_values(x, cache)
         if nobody:
             return local, route, state
-        if keys_values is None or mode.skip:
+        if keys_values is None or not dense:
             return self._skip(x, local, keys_values, route, mode), route, state
-        return self._mix(self.attention.whole(x, *keys_values, impl=mode.impl), local, route), route, state
+        weight = _within_capacity(route, mode.capacity) if mode.skip and mode.capacity is not None else route.weight
+        return self._mix(self.attention.whole(x, *keys_values, impl=mode.impl), local, weight), route, state
 
-    def _mix(self, o: Tensor, local: Tensor, route: Route) -> Tensor:
+    def _dense_pays(self, x: Tensor, mode: RoutingMode) -> bool:
+        """Whether so many rows fit the capacity that dense attention of all tokens is the faster way to skip.
+
+        The same output and gradients: the weight of what is not taken is 0. Goes by the measured break-even.
+        """
+        if not x.is_cuda or mode.capacity is None or mode.impl != "auto" or mode.overflow != "earliest":
+            return False
+        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+        length, head_dim = x.shape[1], self.attention.head_dim
+        found = break_even(x.device, dtype, length, head_dim=head_dim, backward=torch.is_grad_enabled())
+        return mode.capacity >= found.dense * length
+
+    def _mix(self, o: Tensor, local: Tensor, weight: Tensor) -> Tensor:
         """Both tracks at every token: heads' outputs `o` [B, T, H, D] by their weights, Wo, and the local track."""
-        weight = route.weight.to(o.dtype)
+        weight = weight.to(o.dtype)
         o = o.unflatten(2, (weight.shape[-1], -1)) * weight[..., None, None]
         y = nn.functional.linear(o.flatten(2), self.attention.out.weight)
         mean = weight.mean(dim=-1, keepdim=True)
@@ -226,6 +241,14 @@ def _steps(x: Tensor, cache: KVCache, mode: RoutingMode) -> bool:
     if cache.position is not None:
         return True
     return x.shape[1] == 1 and mode.skip and mode.impl in ("auto", "triton") and has_decode_kernel(cache.k)
+
+
+def _within_capacity(route: Route, capacity: int) -> Tensor:
+    """Weights [B, T, G] of the rows that `compact` would list, 0 elsewhere; notes the rows it would drop."""
+    taken = route.taken & ~route.gate.isnan()
+    kept = taken & (taken.cumsum(1) <= capacity)
+    route.dropped = taken.sum(1) - kept.sum(1)
+    return torch.where(kept, route.weight, 0.0)
 
 
 def _gather(x: Tensor, index: Tensor) -> Tensor:

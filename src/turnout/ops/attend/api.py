@@ -5,6 +5,7 @@ Axes: B batch, R query rows, S keys, H query heads, G kv heads, D head dim, K ke
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -148,11 +149,12 @@ def _triton_or_scattered(call: Call, not_dense: str) -> Choice:
     if not_scattered:
         return Choice("triton", f"not dense, because {not_dense}")
     backward = torch.is_grad_enabled() and any(x.requires_grad for x in (call.q, call.k, call.v))
-    fraction, row = break_even(call.q, call.k.shape[1], backward=backward)
+    q = call.q
+    found = break_even(q.device, q.dtype, call.k.shape[1], head_dim=q.shape[3], backward=backward)
     taken = call.q.shape[1] / max(call.k.shape[1], 1)
-    if taken >= fraction:
-        return Choice("scattered", f"{taken:.2f} of the positions have a slot, break-even {fraction:.2f} ({row})")
-    return Choice("triton", f"{taken:.2f} of the positions have a slot, break-even {fraction:.2f} ({row})")
+    impl = "scattered" if taken >= found.scattered else "triton"
+    from_here = "at no fraction" if found.scattered == math.inf else f"from {found.scattered:.2f}"
+    return Choice(impl, f"{taken:.2f} of the positions have a slot; scattered is faster {from_here} ({found.row})")
 
 
 def _why_not_dense(call: Call) -> str:
