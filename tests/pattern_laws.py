@@ -22,6 +22,11 @@ LIVELY = {
     "strided": "strided:block=2,near=1,stride=3",
     "alibi": "alibi:slope=2",
     "retnet": "retnet:shift=1",
+    "forget": "forget:shortest=1,longest=8",
+    "span": "span:longest=8,ramp=3",
+    "fire": "fire:threshold=4",
+    "cope": "cope:positions=4",
+    "gated_window": "gated_window:size=3,sinks=1,steps=4",
     "head_mixture": "head_mixture:parts=(2 window:size=3;2 alibi)",
 }
 

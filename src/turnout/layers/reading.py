@@ -20,6 +20,8 @@ from turnout.routers.pattern.reach import Blend, Blocks, Prune, Reach
 
 # Score of a key that is not read: its weight is exactly 0 in every dtype, and no softmax is over nothing.
 HIDDEN = -3e4
+# Rows of one chunk where keys out of reach are left out, at least.
+LEAST_CHUNK = 128
 
 
 def read(q: Tensor, k: Tensor, v: Tensor, reach: Reach, *, rows: Tensor | None = None, impl: str = "auto") -> Tensor:
@@ -43,6 +45,8 @@ def read(q: Tensor, k: Tensor, v: Tensor, reach: Reach, *, rows: Tensor | None =
             raise UnsupportedError(f"impl={impl!r} has no bias, contextual positions or dilation; use impl='auto'")
         if reach.dilation is not None:
             return _blank(dilated(q, k, v, reach.dilation, positions(q, k, rows), whole=rows is None), rows)
+        if rows is None and reach.window is not None and not reach.sinks and reach.contextual is None:
+            return _trimmed(q, k, v, reach, reach.window)
         return _blank(_biased(q, k, v, reach, positions(q, k, rows)), rows)
     options: dict[str, Any] = {"log_decay": reach.log_decay, "window": reach.window, "sinks": reach.sinks}
     if reach.prune is not None and reach.log_decay is not None:
@@ -158,13 +162,12 @@ def _blank(o: Tensor, rows: Tensor | None) -> Tensor:
     return o.masked_fill(empty[..., None], 0.0)
 
 
-def log_weights(reach: Reach, rows: Tensor, n_keys: int, heads: int, dtype: torch.dtype) -> Tensor:
+def log_weights(reach: Reach, rows: Tensor, keys: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
     """What bias, window and sinks add to the scores, `HIDDEN` where a key is not read: [B or 1, H, R, S].
 
     Args:
-        rows: positions [B or 1, L, R].
+        rows: positions [B or 1, L, R]; keys: positions [S].
     """
-    keys = torch.arange(n_keys, device=rows.device)
     row = rows.clamp(min=0)[..., None]
     visible = keys <= row
     if reach.window is not None:
@@ -178,9 +181,21 @@ def log_weights(reach: Reach, rows: Tensor, n_keys: int, heads: int, dtype: torc
     return torch.where(visible, bias.clamp(min=HIDDEN), HIDDEN)
 
 
-def _biased(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor) -> Tensor:
-    """Softmax attention with explicit log weights, by torch's fused kernel."""
-    mask = log_weights(reach, rows, k.shape[1], q.shape[2], q.dtype)
+def _trimmed(q: Tensor, k: Tensor, v: Tensor, reach: Reach, window: int) -> Tensor:
+    """The last R positions in chunks, each against the keys in its windows."""
+    outs, before, chunk = [], k.shape[1] - q.shape[1], max(window, LEAST_CHUNK)
+    for start in range(0, q.shape[1], chunk):
+        part = q[:, start : start + chunk]
+        low, high = max(0, before + start - window + 1), before + start + part.shape[1]
+        rows = torch.arange(before + start, high, device=q.device)[None, None]
+        outs.append(_biased(part, k[:, low:high], v[:, low:high], reach, rows, low))
+    return torch.cat(outs, 1)
+
+
+def _biased(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor, low: int = 0) -> Tensor:
+    """Softmax attention with explicit log weights, by torch's fused kernel; the first key is at position `low`."""
+    keys = torch.arange(low, low + k.shape[1], device=q.device)
+    mask = log_weights(reach, rows, keys, q.shape[2], q.dtype)
     if reach.contextual is not None:
         mask = mask + _contextual(q, k, mask, reach.contextual)
     size = q.shape[2] // k.shape[2]

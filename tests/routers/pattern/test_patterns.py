@@ -153,6 +153,7 @@ def test_a_pattern_changes_what_a_model_computes(name: str) -> None:
     )
 
 
+# fmt: off
 CHANGED: dict[str, dict[str, str]] = {
     "window:size=4": {"size": "5"},
     "sinks:size=3,sinks=2": {"size": "4", "sinks": "1"},
@@ -161,10 +162,21 @@ CHANGED: dict[str, dict[str, str]] = {
     "alibi:slope=8,prune=0.001,cap=0.5": {"slope": "1", "prune": "0.9", "cap": "0.3"},
     "retnet:shift=0.1,prune=0.001,cap=0.5": {"shift": "2", "prune": "0.9", "cap": "0.3"},
     "power_law:low=0.25,high=2.0,scale=1.0": {"low": "0.5", "high": "3", "scale": "2"},
+    "forget:gate=full,shortest=0.1,longest=0.4,prune=0.001,cap=0.5": {
+        "gate": "bias", "shortest": "0.2", "longest": "0.2", "prune": "0.9", "cap": "0.3",
+    },
+    "span:longest=8,ramp=3,cost=0.1,start=0.5": {"longest": "9", "ramp": "4", "cost": "0.2", "start": "0.2"},
+    "kerple:least=0.01": {"least": "3.0"},
+    "fire:hidden=4,threshold=4.0,c=0.1": {"hidden": "5", "threshold": "9", "c": "1"},
+    "cope:positions=4": {"positions": "5"},
+    "gated_window:size=3,sinks=1,closed=0.5,steps=4,speed=1.0": {
+        "size": "4", "sinks": "2", "closed": "1", "steps": "8", "speed": "2",
+    },
     "head_mixture:parts=(2 window:size=3;2 alibi)": {"parts": "2 window:size=4;2 alibi"},
 }
 
 
+# fmt: on
 @pytest.mark.parametrize("spec", list(CHANGED))
 def test_every_option_changes_an_output_or_a_gradient(spec: str) -> None:
     from turnout.spec import Spec, format_spec, parse_spec
@@ -181,8 +193,14 @@ def test_every_option_changes_an_output_or_a_gradient(spec: str) -> None:
         x = torch.randn(2, 40, WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         pattern = build(text).train()
         mode = RoutingMode(skip=False, sample=True, generator=torch.Generator().manual_seed(5))
-        out = read(q, k, v, pattern.reach(x, at=torch.arange(40), length=40, state=None, mode=mode))
-        return torch.cat([out.flatten(), torch.autograd.grad(out.square().sum(), q)[0].flatten()])
+        # Several passes, because a schedule counts them.
+        for _ in range(4):
+            reach = pattern.reach(x, at=torch.arange(40), length=40, state=None, mode=mode)
+        extra = pattern.penalty()
+        decided = pattern.eval().reach(x, at=torch.arange(40), length=40, state=None, mode=SKIP)
+        out = torch.stack([read(q, k, v, reach), read(q, k, v, decided)])
+        price = torch.zeros(1) if extra is None else extra.detach()[None]
+        return torch.cat([out.flatten(), torch.autograd.grad(out.square().sum(), q)[0].flatten(), price])
 
     for name, value in CHANGED[spec].items():
         changed = format_spec(Spec(base.name, {**base.options, name: value}))
@@ -206,6 +224,13 @@ BAD = [
     ("head_mixture:parts=(2 full)", r"has 2 heads; expected 4 in all"),
     ("head_mixture:parts=(1 full;3 window)", r"each part a positive multiple of 2"),
     ("head_mixture:parts=full", r"write \(2 full;6 window:size=64\)"),
+    ("forget:gate=bais", "gate='bais'; did you mean 'bias'"),
+    ("forget:shortest=9,longest=3", r"expected 0 < shortest <= longest"),
+    ("span:start=2", r"start=2.0; expected longest >= 1, ramp >= 1"),
+    ("kerple:least=0", r"least=0.0; expected > 0"),
+    ("fire:hidden=0", r"hidden=0.*expected hidden >= 1"),
+    ("cope:positions=1", r"positions=1; expected >= 2"),
+    ("gated_window:closed=0", r"closed=0.0.*0 < closed <= 1"),
     ("windw", "unknown pattern 'windw'; did you mean 'window'"),
 ]
 
