@@ -23,6 +23,7 @@ OTHER_MODEL: dict[str, Any] = {
     "layout": "RA",
     "local": "conv:kernel=5",
     "routing": RoutingConfig(router="mlp", noise="gumbel"),
+    "pattern": "window:size=4",
     "positions": "rope",
     "form": "llama",
     "mlp_ratio": 3.0,
@@ -48,6 +49,9 @@ BAD_MODEL: list[tuple[dict[str, Any], str]] = [
     ({"layout": "RX"}, r"layout='RX'; expected 1 or 2 letters of R .*A .*L"),
     ({"layout": "RRR"}, r"layout='RRR'; expected 1 or 2 letters"),
     ({"layout": ""}, r"layout=''; expected"),
+    ({"pattern": "full/window/full"}, r"has 3 specs; expected 1 or 2, one a layer"),
+    ({"pattern": "alibi", "layout": "L"}, r"a layer without attention \(layout LL\); write 'full' there"),
+    ({"pattern": "alibi/alibi", "layout": "RL"}, r"a layer without attention \(layout RL\)"),
     ({"positions": "alibi"}, r"positions='alibi'; choose one of: none, rope"),
     ({"positions": "rope", "width": 12}, r"width/heads=3 is odd; rope needs an even head dim"),
     ({"form": "lama"}, r"form='lama'; did you mean 'llama'"),
@@ -71,6 +75,7 @@ BAD_SPECS: list[tuple[dict[str, Any], str]] = [
     ({"local": "conv:form=soft"}, r"form='soft'; did you mean 'softmax'"),
     ({"local": "window:size=0"}, r"size=0; expected >= 1"),
     ({"local": "window", "width": 12}, r"window: width=12, heads=4, rope=True; expected .*even head dim"),
+    ({"pattern": "windw"}, r"unknown pattern 'windw'; did you mean 'window'"),
     ({"routing": RoutingConfig(router="liner")}, r"query router 'liner'; did you mean 'linear'"),
     ({"routing": RoutingConfig(router="linear:bais=1")}, r"no option 'bais'; did you mean 'bias'"),
 ]
@@ -132,6 +137,12 @@ def test_unknown_mechanisms_and_options_are_refused_by_name_when_the_model_is_bu
 def test_one_layout_letter_stands_for_all_layers() -> None:
     assert tiny(layers=3, layout="A").layer_kinds == "AAA"
     assert tiny(layers=3, layout="LAR").layer_kinds == "LAR"
+
+
+def test_one_pattern_stands_for_all_layers_and_branches_are_no_layers() -> None:
+    assert tiny(layers=2, pattern="alibi").layer_patterns == ("alibi", "alibi")
+    specs = ("dilated:branches=(4/1+8/2)", "head_mixture:parts=(2 full;2 dilated:branches=(4/1+8/2))")
+    assert tiny(layers=2, pattern=" / ".join(specs)).layer_patterns == specs
 
 
 def test_routing_groups_are_the_key_value_heads_or_one() -> None:

@@ -114,6 +114,12 @@ def damage_fields(folder: Path) -> None:
     (folder / "index.json").write_text(json.dumps(index))
 
 
+def damage_domains(folder: Path) -> None:
+    index: dict[str, Any] = json.loads((folder / "index.json").read_text())
+    index["splits"]["val"]["domains"].pop()
+    (folder / "index.json").write_text(json.dumps(index))
+
+
 def damage_tokens(folder: Path) -> None:
     with (folder / "val.bin").open("ab") as file:
         file.truncate(10)
@@ -127,7 +133,9 @@ def empty_tokens(folder: Path) -> None:
     (folder / "train.bin").write_bytes(b"")
 
 
-@pytest.mark.parametrize("damage", [damage_index, damage_fields, damage_tokens, remove_tokens, empty_tokens])
+@pytest.mark.parametrize(
+    "damage", [damage_index, damage_fields, damage_domains, damage_tokens, remove_tokens, empty_tokens]
+)
 def test_damaged_shards_are_refused_with_what_to_delete(tmp_path: Path, damage: Any) -> None:
     folder = tmp_path / "shards"
     write(folder)

@@ -11,9 +11,12 @@ import torch
 
 from turnout.config import from_dict, to_dict
 from turnout.errors import CheckpointError, ConfigError, DataError, UnsupportedError
+from turnout.models import CausalLM, ModelConfig
 from turnout.tasks import TextConfig
 from turnout.tasks.batch import Batch
+from turnout.tasks.documents import hold_out, read_corpus
 from turnout.tasks.text import TextTask
+from turnout.train.evaluate import evaluate
 
 RAILWAY = Path(__file__).parents[1] / "fixtures" / "railway.txt"
 
@@ -194,3 +197,48 @@ def test_tokenised_text_needs_no_tokenizer_package_any_more(monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     again = config.build(0)
     assert text_of(again, again.train_batch(4)) == text_of(task, task.train_batch(4))
+
+
+@pytest.fixture
+def mixture(tmp_path: Path) -> Path:
+    """Two folders that use different letters, one of them with its documents one level down, and a file beside them."""
+    for number in range(6):
+        for place in (f"letters/{number}", "signs"):
+            (tmp_path / "mixture" / place).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mixture" / "letters" / str(number) / "a.txt").write_text(("abcdefgh"[number:] + "\n") * 30)
+        (tmp_path / "mixture" / "signs" / f"{number}.txt").write_text(("+-*/=<>!"[number:] + "\n") * 30)
+    (tmp_path / "mixture" / "digits.jsonl").write_text("".join(f'{{"text": "{n}{n}{n}\\n"}}\n' for n in range(10)) * 4)
+    return tmp_path / "mixture"
+
+
+def test_every_target_carries_the_domain_of_its_document(mixture: Path) -> None:
+    task = TextConfig(path=str(mixture), length=16).build(0)
+    assert task.slice_names == {"domain": ["digits.jsonl", "letters", "signs"]}
+    alphabet = [set("0123456789"), set("abcdefgh"), set("+-*/=<>!")]
+    batches = [task.train_batch(200), *task.eval_batches(1000, 16)]
+    for batch in batches:
+        pairs = zip(batch.targets.flatten().tolist(), batch.slices["domain"].flatten().tolist(), strict=True)
+        assert all(target in (0, 10) or chr(target) in alphabet[domain] for target, domain in pairs)
+    held = {domain for batch in batches[1:] for domain in batch.slices["domain"].flatten().tolist()}
+    assert held == set(batches[0].slices["domain"].flatten().tolist()) == {0, 1, 2}, "each domain on both sides"
+
+
+def test_documents_stay_whole_where_the_domain_decides_what_is_held_out(mixture: Path) -> None:
+    corpus = read_corpus(str(mixture))
+    train, val = hold_out(corpus.documents, 0.1)
+    assert {d.name for d in train} | {d.name for d in val} == {d.name for d in corpus.documents}
+    assert not {d.name for d in train} & {d.name for d in val}
+    assert all((d.first, d.last) == (0, len(d.read())) for d in val)
+
+
+def test_an_evaluation_names_the_domains(mixture: Path) -> None:
+    task = TextConfig(path=str(mixture), length=16).build(0)
+    model = CausalLM(ModelConfig(layers=1, width=8, heads=1), vocab=256)
+    groups = evaluate(model, task, sequences=1000, batch=16)["slices"]["domain"]
+    assert [group["value"] for group in groups] == ["digits.jsonl", "letters", "signs"]
+    assert sum(group["n"] for group in groups) == (task.val_tokens - 1) // 16 * 16
+
+
+def test_text_of_one_domain_has_no_domain_slice(book: Path) -> None:
+    task = TextConfig(path=str(book), length=16).build(0)
+    assert task.slice_names == {} and "domain" not in task.train_batch(2).slices

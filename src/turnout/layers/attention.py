@@ -5,15 +5,21 @@ B batch, T tokens, E width, H query heads, G kv heads, D head dim, R rows taken,
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from turnout.errors import ConfigError
 from turnout.layers.kv_cache import KVCache
+from turnout.layers.reading import read, step
 from turnout.layers.rope import rotate
 from turnout.ops.attend import attend
-from turnout.ops.attend.decode import decode_attend
 from turnout.ops.attend.gathered import ROW_TILE
+from turnout.routers.mode import RoutingMode
+from turnout.routers.pattern import Pattern, Reach
+
+EVERYTHING = Reach()
 
 
 class AttentionTrack(nn.Module):
@@ -27,9 +33,12 @@ class AttentionTrack(nn.Module):
         heads: query heads H; kv_heads: key/value heads G, H % G == 0; head dim D = E / H.
         rope: rotate queries and keys by position; False leaves position to the local track and the causal mask.
         bias: of the projections.
+        pattern: how far the heads read; None = every earlier token.
     """
 
-    def __init__(self, width: int, heads: int, kv_heads: int, *, rope: bool, bias: bool) -> None:
+    def __init__(
+        self, width: int, heads: int, kv_heads: int, *, rope: bool, bias: bool, pattern: Pattern | None = None
+    ) -> None:
         super().__init__()
         if width % heads or heads % kv_heads:
             raise ConfigError(
@@ -44,6 +53,22 @@ class AttentionTrack(nn.Module):
         self.q = nn.Linear(width, width, bias=bias)
         self.kv = nn.Linear(width, 2 * kv_heads * self.head_dim, bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
+        self.pattern = pattern
+
+    def reach(self, x: Tensor, cache: KVCache | None, memory: Any, mode: RoutingMode, *, buffers: bool) -> Reach:
+        """How far the tokens `x` [B, T, E] read; call it before their keys are appended.
+
+        Args:
+            memory: of the pattern, updated in place.
+            buffers: a decay is wanted for all places of the cache, as `step` reads it, not only for those in use.
+        """
+        if self.pattern is None:
+            return Reach()
+        tokens = x.shape[1]
+        if cache is None:
+            return self.pattern.reach(x, at=torch.arange(tokens, device=x.device), length=tokens, state=None, mode=mode)
+        length = cache.k.shape[1] if buffers else cache.length + tokens
+        return self.pattern.reach(x, at=cache.next_positions(tokens), length=length, state=memory, mode=mode)
 
     def keys_values(self, x: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
         """Keys and values [B, S, G, D] of the past and of `x` [B, T, E]; S = T without a cache."""
@@ -53,14 +78,16 @@ class AttentionTrack(nn.Module):
             k = rotate(k, torch.arange(length, device=x.device) if cache is None else cache.next_positions(length))
         return (k, v) if cache is None else cache.append(k, v)
 
-    def whole(self, x: Tensor, k: Tensor, v: Tensor, *, impl: str) -> Tensor:
+    def whole(self, x: Tensor, k: Tensor, v: Tensor, *, impl: str, reach: Reach = EVERYTHING) -> Tensor:
         """Heads' outputs [B, T, H, D] of every token of `x`, the last T positions of the S keys; before Wo."""
         q = self.q(x).unflatten(-1, (self.heads, self.head_dim))
         if self.rope:
             q = rotate(q, torch.arange(k.shape[1] - x.shape[1], k.shape[1], device=x.device))
-        return attend(q, k, v, impl=impl)
+        return read(q, k, v, reach, impl=impl)
 
-    def taken(self, x_rows: Tensor, k: Tensor, v: Tensor, rows: Tensor, *, impl: str) -> Tensor:
+    def taken(
+        self, x_rows: Tensor, k: Tensor, v: Tensor, rows: Tensor, *, impl: str, reach: Reach = EVERYTHING
+    ) -> Tensor:
         """Heads' outputs [B, N, R, H/N · D] of gathered inputs `x_rows` [B, N, R, E] at positions `rows` [B, N, R]."""
         groups = rows.shape[1]
         per_group = self.heads // groups
@@ -74,7 +101,7 @@ class AttentionTrack(nn.Module):
         if self.rope:
             at = rows.transpose(1, 2)
             q = rotate(q, at[..., 0] if groups == 1 else at.repeat_interleave(per_group, dim=2))
-        o = attend(q, k, v, rows=rows[:, 0] if groups == 1 else rows, impl=impl)
+        o = read(q, k, v, reach, rows=rows[:, 0] if groups == 1 else rows, impl=impl)
         return o.unflatten(2, (groups, per_group)).flatten(3).transpose(1, 2)
 
     def absorbed_rows(self, groups: int) -> int:
@@ -82,9 +109,10 @@ class AttentionTrack(nn.Module):
 
         One row against S inputs costs 2·H·E·S on average over positions; keys and values of S tokens cost 4·E·G·D·S.
         The limit is a quarter of where the two are equal, in whole tiles of rows, because a sequence with one row more
-        pays for both. 0 where positions are rotated: the rotation stands between the query and Wk.
+        pays for both. 0 where positions are rotated, because the rotation stands between the query and Wk, and where a
+        pattern says what is read.
         """
-        if self.rope or groups > 1:
+        if self.rope or groups > 1 or self.pattern is not None:
             return 0
         return self.kv_heads * self.head_dim // (2 * self.heads) // ROW_TILE * ROW_TILE
 
@@ -108,7 +136,7 @@ class AttentionTrack(nn.Module):
             o = o + bias * (rows[:, 0] >= 0)[..., None, None, None]
         return o.flatten(2)[:, None]
 
-    def step(self, x: Tensor, cache: KVCache, taken: Tensor | None, *, impl: str) -> Tensor:
+    def step(self, x: Tensor, cache: KVCache, taken: Tensor | None, *, impl: str, reach: Reach = EVERYTHING) -> Tensor:
         """Append one token `x` [B, 1, E] to the cache; outputs [B, 1, H, D] where `taken` [B, N], else exactly 0.
 
         Nothing is read on the host. `taken=None` attends everywhere. Wq runs for all B tokens: at one token each, its
@@ -120,7 +148,7 @@ class AttentionTrack(nn.Module):
         if self.rope:
             q = rotate(q, at)
         rows = at.expand(x.shape[0], 1) if taken is None else torch.where(taken, at, -1)
-        return decode_attend(q[:, 0].to(cache.k.dtype), cache.k, cache.v, rows, impl=impl).to(q.dtype)[:, None]
+        return step(q[:, 0].to(cache.k.dtype), cache.k, cache.v, reach, rows, impl=impl).to(q.dtype)[:, None]
 
     def project(self, o: Tensor) -> Tensor:
         """Wo, group by group and without bias: [B, N, R, H/N · D] -> [B, N, R, E]."""
@@ -138,7 +166,7 @@ class AttentionTrack(nn.Module):
         absorbed_rows = min(rows, absorbed)
         rows -= absorbed_rows
         width, kv_width = self.q.in_features, self.kv_heads * self.head_dim
-        seen = (length + 1) / 2
+        seen = (length + 1) / 2 if self.pattern is None else self.pattern.mean_keys(length)
         flops = absorbed_rows * (8 * width**2 + 4 * self.heads * width * seen)
         if rows or not absorbed:
             flops += length * 4 * width * kv_width + rows * (4 * width**2 + 4 * width * seen)

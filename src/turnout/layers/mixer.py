@@ -20,6 +20,7 @@ from turnout.ops.attend.decode import has_decode_kernel
 from turnout.ops.compact import compact
 from turnout.routers.gate_options import MIXES
 from turnout.routers.mode import RoutingMode
+from turnout.routers.pattern import Reach
 from turnout.routers.query import QueryRouter, Route
 
 
@@ -30,6 +31,7 @@ class MixerState:
     cache: KVCache | None = None
     local: Any = None
     router: Any = None
+    pattern: Any = None
 
 
 class AttentionMixer(nn.Module):
@@ -40,17 +42,22 @@ class AttentionMixer(nn.Module):
         self.attention = attention
 
     def init_state(self, batch: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> MixerState:
-        return MixerState(cache=_cache(self.attention, batch, max_len, device, dtype))
+        return MixerState(
+            cache=_cache(self.attention, batch, max_len, device, dtype),
+            pattern=_memory(self.attention, batch, max_len, device, dtype),
+        )
 
     def forward(
         self, x: Tensor, *, mode: RoutingMode, state: MixerState | None = None, hint: Tensor | None = None
     ) -> tuple[Tensor, Route | None, MixerState | None]:
-        cache = state.cache if state else None
-        if cache is not None and cache.position is not None:
-            o = self.attention.step(x, cache, None, impl=mode.impl)
+        cache, memory = (state.cache, state.pattern) if state else (None, None)
+        stepping = cache is not None and cache.position is not None
+        reach = self.attention.reach(x, cache, memory, mode, buffers=stepping)
+        if cache is not None and stepping:
+            o = self.attention.step(x, cache, None, impl=mode.impl, reach=reach)
         else:
             k, v = self.attention.keys_values(x, cache)
-            o = self.attention.whole(x, k, v, impl=mode.impl)
+            o = self.attention.whole(x, k, v, impl=mode.impl, reach=reach)
         return self.attention.out(o.flatten(-2)), None, state
 
     def flops(self, length: int, usage: float) -> float:
@@ -121,6 +128,7 @@ class RoutedMixer(nn.Module):
             cache=_cache(self.attention, batch, max_len, device, dtype),
             local=self.local.init_state(batch, device=device, dtype=dtype),
             router=self.router.init_state(batch, device=device, dtype=dtype),
+            pattern=_memory(self.attention, batch, max_len, device, dtype),
         )
 
     def forward(
@@ -139,9 +147,11 @@ class RoutedMixer(nn.Module):
         local, local_state = self.local(x, state.local if state else None)
         if state is not None:
             state.router, state.local = router_state, local_state
-        cache = state.cache if state else None
-        if cache is not None and _steps(x, cache, mode):
-            o = self.attention.step(x, cache, route.taken[:, 0] if mode.skip else None, impl=mode.impl)
+        cache, memory = (state.cache, state.pattern) if state else (None, None)
+        stepping = cache is not None and _steps(x, cache, mode)
+        reach = self.attention.reach(x, cache, memory, mode, buffers=stepping)
+        if cache is not None and stepping:
+            o = self.attention.step(x, cache, route.taken[:, 0] if mode.skip else None, impl=mode.impl, reach=reach)
             route.dropped = torch.zeros_like(route.taken[:, 0], dtype=torch.int64)
             return self._mix(o, local, route.weight), route, state
         nobody = mode.skip and mode.capacity is None and not bool(route.taken.any())
@@ -152,9 +162,10 @@ class RoutedMixer(nn.Module):
         if nobody:
             return local, route, state
         if keys_values is None or not dense:
-            return self._skip(x, local, keys_values, route, mode), route, state
+            return self._skip(x, local, keys_values, route, mode, reach), route, state
         weight = _within_capacity(route, mode.capacity) if mode.skip and mode.capacity is not None else route.weight
-        return self._mix(self.attention.whole(x, *keys_values, impl=mode.impl), local, weight), route, state
+        o = self.attention.whole(x, *keys_values, impl=mode.impl, reach=reach)
+        return self._mix(o, local, weight), route, state
 
     def _dense_pays(self, x: Tensor, mode: RoutingMode) -> bool:
         """Whether so many rows fit the capacity that dense attention of all tokens is the faster way to skip.
@@ -162,6 +173,9 @@ class RoutedMixer(nn.Module):
         The same output and gradients: the weight of what is not taken is 0. Goes by the measured break-even.
         """
         if not x.is_cuda or mode.capacity is None or mode.impl != "auto" or mode.overflow != "earliest":
+            return False
+        if self.attention.pattern is not None:
+            # The table is of plain causal attention.
             return False
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
         length, head_dim = x.shape[1], self.attention.head_dim
@@ -179,14 +193,15 @@ class RoutedMixer(nn.Module):
         return y + ((1 - mean) * local if self.replaces else local)
 
     def _skip(
-        self, x: Tensor, local: Tensor, keys_values: tuple[Tensor, Tensor] | None, route: Route, mode: RoutingMode
-    ) -> Tensor:
+        self, x: Tensor, local: Tensor, keys_values: tuple[Tensor, Tensor] | None, route: Route, mode: RoutingMode,
+        reach: Reach,
+    ) -> Tensor:  # fmt: skip
         picked = compact(route.taken, mode.capacity, overflow=mode.overflow, gate=route.gate.detach())
         route.dropped = picked.dropped
         rows = picked.rows
         groups, index = rows.shape[1], rows.clamp(min=0)
         x_rows = torch.stack([_gather(x, index[:, n]) for n in range(groups)], dim=1)
-        o = self._attend_rows(x, x_rows, keys_values, rows, mode)
+        o = self._attend_rows(x, x_rows, keys_values, rows, mode, reach)
         # An empty slot points at row 0 with weight 0: it adds an exact zero there.
         weight = torch.where(rows >= 0, route.weight.transpose(1, 2).gather(2, index), 0.0).to(o.dtype)[..., None]
         gain = self.attention.project(o * weight)
@@ -207,8 +222,9 @@ class RoutedMixer(nn.Module):
         return y
 
     def _attend_rows(
-        self, x: Tensor, x_rows: Tensor, keys_values: tuple[Tensor, Tensor] | None, rows: Tensor, mode: RoutingMode
-    ) -> Tensor:
+        self, x: Tensor, x_rows: Tensor, keys_values: tuple[Tensor, Tensor] | None, rows: Tensor, mode: RoutingMode,
+        reach: Reach,
+    ) -> Tensor:  # fmt: skip
         """Heads' outputs of the rows; a sequence with few rows needs no keys and values, where no cache wants them.
 
         The first rows of a sequence attend to the inputs and the others to keys and values: where a row belongs must
@@ -226,7 +242,7 @@ class RoutedMixer(nn.Module):
             past = k.shape[1] - x.shape[1]
             rest = rows[..., first:]
             rest = torch.where(rest >= 0, rest + past, rest)
-            parts.append(attention.taken(x_rows[:, :, first:], k, v, rest, impl=impl))
+            parts.append(attention.taken(x_rows[:, :, first:], k, v, rest, impl=impl, reach=reach))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     def flops(self, length: int, usage: float, *, skip: bool = True) -> float:
@@ -258,3 +274,7 @@ def _gather(x: Tensor, index: Tensor) -> Tensor:
 
 def _cache(track: AttentionTrack, batch: int, max_len: int, device: torch.device, dtype: torch.dtype) -> KVCache:
     return KVCache(batch, max_len, track.kv_heads, track.head_dim, device=device, dtype=dtype)
+
+
+def _memory(track: AttentionTrack, batch: int, max_len: int, device: torch.device, dtype: torch.dtype) -> Any:
+    return track.pattern and track.pattern.init_state(batch, max_len, device=device, dtype=dtype)

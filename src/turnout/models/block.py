@@ -11,6 +11,7 @@ from turnout.layers.attention import AttentionTrack
 from turnout.layers.local import LOCAL_TRACKS
 from turnout.models.config import ModelConfig
 from turnout.routers.mode import RoutingMode
+from turnout.routers.pattern import PATTERNS, Pattern, PatternContext
 from turnout.routers.query import QUERY_ROUTERS, Gating, Route, RouterContext
 from turnout.spec import Spec, parse_spec
 
@@ -54,7 +55,8 @@ def build_mixer(config: ModelConfig, layer: int, seed: int) -> Mixer:
 
     def attention() -> AttentionTrack:
         rope = config.positions == "rope"
-        return AttentionTrack(config.width, config.heads, config.n_kv_heads, rope=rope, bias=bias)
+        pattern = build_pattern(config, layer)
+        return AttentionTrack(config.width, config.heads, config.n_kv_heads, rope=rope, bias=bias, pattern=pattern)
 
     if kind == "A":
         return AttentionMixer(attention())
@@ -78,6 +80,16 @@ def build_mixer(config: ModelConfig, layer: int, seed: int) -> Mixer:
             f"causal model; use its causal variant {router.causal_variant!r}"
         )
     return RoutedMixer(router, local, attention(), mix=routing.mix)
+
+
+def build_pattern(config: ModelConfig, layer: int) -> Pattern | None:
+    """How far the attention of one layer reads; None is everything."""
+    spec = config.layer_patterns[layer]
+    if spec == "full":
+        return None
+    head_dim = config.width // config.heads
+    context = PatternContext(width=config.width, heads=config.heads, kv_heads=config.n_kv_heads, head_dim=head_dim)
+    return PATTERNS.build(spec, context=context)
 
 
 def _local_spec(text: str, bias: bool) -> Spec:

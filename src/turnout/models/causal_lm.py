@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from turnout.errors import ConfigError, ShapeError
 from turnout.layers import MixerState
+from turnout.layers.attention import AttentionTrack
 from turnout.models.block import Block, build_norm
 from turnout.models.config import ModelConfig
 from turnout.routers.mode import SKIP, RoutingMode
@@ -63,7 +64,7 @@ class CausalLM(nn.Module):
 
     def _small_init(self) -> None:
         for name, p in self.named_parameters():
-            if p.ndim != 2 or ".router." in name or ".local.weight" in name:
+            if p.ndim != 2 or ".router." in name or ".pattern." in name or ".local.weight" in name:
                 continue
             residual = name.endswith((".out.weight", ".down.weight"))
             nn.init.normal_(p, std=0.02 / (2 * self.config.layers) ** 0.5 if residual else 0.02)
@@ -109,6 +110,18 @@ class CausalLM(nn.Module):
         if at is not None:
             x = x.gather(1, at.clamp(min=0)[..., None].expand(-1, -1, x.shape[-1]))
         return Output(logits=self.head(self.norm(x)), routes=routes, state=state)
+
+    def pattern_penalty(self) -> Tensor | None:
+        """What the patterns of all layers add to the loss for reading far; None where none does."""
+        patterns = [module.pattern for module in self.modules() if isinstance(module, AttentionTrack)]
+        found = [p for p in (pattern.penalty() for pattern in patterns if pattern is not None) if p is not None]
+        return torch.stack(found).sum() if found else None
+
+    def check_length(self, length: int) -> None:
+        """Raise ConfigError where a pattern cannot matter in sequences of `length` tokens."""
+        for module in self.modules():
+            if isinstance(module, AttentionTrack) and module.pattern is not None:
+                module.pattern.check_length(length)
 
     def _check_state(self, state: list[MixerState], tokens: Tensor) -> None:
         if len(state) != len(self.blocks):

@@ -43,6 +43,18 @@ class RoutingConfig:
             raise ConfigError(f"granularity={self.granularity!r}{nearest(self.granularity, GRANULARITIES)}")
 
 
+def split_layers(text: str) -> tuple[str, ...]:
+    """The specs of a pattern, at every "/" that is outside parentheses and not between two digits (a branch, 64/1)."""
+    specs, depth = [""], 0
+    for i, char in enumerate(text):
+        depth += (char == "(") - (char == ")")
+        if char == "/" and depth == 0 and not (text[i - 1 : i].isdigit() and text[i + 1 : i + 2].isdigit()):
+            specs.append("")
+        else:
+            specs[-1] += char
+    return tuple(spec.strip() for spec in specs)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     """A stack of blocks x + Mixer(norm(x)), x + MLP(norm(x)).
@@ -55,6 +67,8 @@ class ModelConfig:
             static hybrid in which the second of four layers attends.
         local: spec of the local track, "conv:kernel=16,form=signed", "window:size=64", ...
         routing: who attends in the R layers.
+        pattern: how far attention reads in the R and A layers: a spec ("window:size=64", "alibi", `turnout list
+            patterns`), or one a layer joined by "/" ("full/window:size=64").
         positions: "none" (position comes from the local track and the causal mask) or "rope".
         form: "gpt" (LayerNorm, GELU, biases, PyTorch's default initialisation: the published model) or "llama"
             (RMSNorm, SwiGLU, no biases, N(0, 0.02)).
@@ -69,6 +83,7 @@ class ModelConfig:
     layout: str = "R"
     local: str = "conv:kernel=16"
     routing: RoutingConfig = field(default_factory=RoutingConfig)
+    pattern: str = "full"
     positions: str = "none"
     form: str = "gpt"
     mlp_ratio: float = 4.0
@@ -100,6 +115,27 @@ class ModelConfig:
                 f"model.layout={self.layout!r}; expected 1 or {self.layers} letters of "
                 "R (routed), A (attention), L (local)"
             )
+
+        if len(split_layers(self.pattern)) not in (1, self.layers):
+            raise ConfigError(
+                f"model.pattern={self.pattern!r} has {len(split_layers(self.pattern))} specs; expected 1 or "
+                f"{self.layers}, one a layer, joined by '/'"
+            )
+        specs = split_layers(self.pattern)
+        if specs != ("full",) and any(
+            kind == "L" and (len(specs) > 1 or set(self.layer_kinds) == {"L"}) and spec != "full"
+            for kind, spec in zip(self.layer_kinds, self.layer_patterns, strict=True)
+        ):
+            raise ConfigError(
+                f"model.pattern={self.pattern!r} names a pattern for a layer without attention (layout "
+                f"{self.layer_kinds}); write 'full' there"
+            )
+
+    @property
+    def layer_patterns(self) -> tuple[str, ...]:
+        """One pattern spec a layer."""
+        specs = split_layers(self.pattern)
+        return specs * self.layers if len(specs) == 1 else specs
 
     @property
     def layer_kinds(self) -> str:

@@ -54,6 +54,12 @@ class Document:
         """Bytes of text."""
         return self.last - self.first
 
+    @property
+    def domain(self) -> str:
+        """The first folder below the corpus root, or the file's name where it lies directly there."""
+        folder, slash, _ = self.name.partition("/")
+        return folder if slash else self.path.name
+
     def read(self) -> bytes:
         """The text. Raises DataError when the file has gone or changed."""
         try:
@@ -142,8 +148,8 @@ def limit_size(documents: Sequence[Document], max_bytes: int) -> list[Document]:
 def hold_out(documents: Sequence[Document], val_frac: float) -> tuple[list[Document], list[Document]]:
     """Split into training and validation documents, about `val_frac` of the bytes of every folder held out.
 
-    Whole documents, chosen by the hash of their names. Folders with a single document are pooled. One document alone is
-    cut at a line end: its tail is the validation text.
+    Whole documents, chosen by the hash of their names. Folders with a single document are pooled, and a domain that has
+    several documents is on both sides. One document alone is cut at a line end: its tail is the validation text.
     """
     if len(documents) == 1:
         (document,) = documents
@@ -156,6 +162,14 @@ def hold_out(documents: Sequence[Document], val_frac: float) -> tuple[list[Docum
     pooled = [members[0] for members in groups.values() if len(members) == 1]
     splittable = [members for members in groups.values() if len(members) > 1] + ([pooled] if len(pooled) > 1 else [])
     held = {document.name for members in splittable for document in _choose(members, val_frac)}
+    domains: dict[str, list[Document]] = defaultdict(list)
+    for document in documents:
+        domains[document.domain].append(document)
+    for members in domains.values():
+        n_held = sum(document.name in held for document in members)
+        if len(members) > 1 and n_held in (0, len(members)):
+            held -= {document.name for document in members}
+            held |= {document.name for document in _choose(members, val_frac)}
     return [d for d in documents if d.name not in held], [d for d in documents if d.name in held]
 
 

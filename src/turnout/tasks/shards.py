@@ -26,17 +26,23 @@ from turnout.tasks.tokenizer import Tokenizer, load_tokenizer
 
 CACHE_VARIABLE = "TURNOUT_CACHE"
 # Raise it whenever the same corpus and settings would give other tokens than before.
-_FORMAT = 1
+# 2: the index says which tokens are of which domain; a domain of several documents is on both sides of the split.
+_FORMAT = 2
 _INDEX = "index.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SplitIndex:
-    """Size of one split: tokens on disk (separators included), documents and bytes of text."""
+    """One split: tokens on disk (separators included), documents, bytes of text, and whose text lies where.
+
+    Attributes:
+        domains: [domain, first token behind it] of each run of documents of one domain, in order.
+    """
 
     tokens: int
     documents: int
     bytes: int
+    domains: list[tuple[str, int]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,6 +136,8 @@ def load_shards(folder: Path) -> Shards:
                 f"the token cache is damaged: {name}.bin has {len(arrays[name])} tokens, "
                 f"the index says {split.tokens}; {advice}"
             )
+        if split.tokens and (not split.domains or split.domains[-1][1] != split.tokens):
+            raise DataError(f"the token cache is damaged: the domains of {name}.bin do not cover it; {advice}")
     return Shards(
         train=arrays["train"],
         val=arrays["val"],
@@ -145,6 +153,7 @@ def _write_split(
 ) -> SplitIndex:
     separator = np.array([tokenizer.separator], dtype=dtype).tobytes()
     n_tokens = n_documents = n_bytes = 0
+    domains: list[tuple[str, int]] = []
     with path.open("wb") as file:
         for document in documents:
             text = document.read()
@@ -155,9 +164,12 @@ def _write_split(
             n_tokens += len(ids) + 1
             n_documents += 1
             n_bytes += len(text)
+            if domains and domains[-1][0] == document.domain:
+                domains.pop()
+            domains.append((document.domain, n_tokens))
         file.flush()
         os.fsync(file.fileno())
-    return SplitIndex(tokens=n_tokens, documents=n_documents, bytes=n_bytes)
+    return SplitIndex(tokens=n_tokens, documents=n_documents, bytes=n_bytes, domains=domains)
 
 
 def _publish(scratch: Path, folder: Path) -> None:

@@ -91,6 +91,8 @@ class TextTask:
     Attributes:
         train_tokens, val_tokens: tokens in each split, document separators included.
         bytes_per_token: of the validation text; loss in nats / (ln 2 · bytes_per_token) = bits per byte.
+        slice_names: the domains (first folder below the path, or file) in the order of their numbers in the slice
+            `domain`, which is there when the text has several.
     """
 
     chance: float | None = None
@@ -105,6 +107,9 @@ class TextTask:
         self.train_tokens = len(self._shards.train)
         self.val_tokens = len(self._shards.val)
         self.bytes_per_token = self._shards.val_index.bytes / self._shards.val_index.tokens
+        splits = (self._shards.train_index, self._shards.val_index)
+        domains = sorted({name for split in splits for name, _ in split.domains})
+        self.slice_names = {"domain": domains} if len(domains) > 1 else {}
         _warn_unless_near(config, self._shards)
         for name, tokens in (("training", self.train_tokens), ("validation", self.val_tokens)):
             if tokens <= self.length:
@@ -120,7 +125,7 @@ class TextTask:
         import torch
 
         starts = torch.randint(self.train_tokens - self.length, (n,), generator=self._stream.next())
-        return self._windows(self._shards.train, starts.numpy())
+        return self._windows("train", starts.numpy())
 
     def eval_batches(self, n_batches: int, n: int, seed_offset: int = 0) -> Iterator[Batch]:
         """Validation windows s = 0, T, 2T, …: never overlapping, the same at every call and for every seed.
@@ -135,7 +140,7 @@ class TextTask:
         n_windows = (self.val_tokens - 1) // self.length
         n_taken = min(n_windows, n_batches * n)
         windows = (np.arange(n_taken) * n_windows // n_taken + seed_offset) % n_windows
-        return (self._windows(self._shards.val, windows[i : i + n] * self.length) for i in range(0, n_taken, n))
+        return (self._windows("val", windows[i : i + n] * self.length) for i in range(0, n_taken, n))
 
     def state_dict(self) -> dict[str, Any]:
         """{"kind", "seed", "position", "data"}: data = digest of the tokens."""
@@ -155,20 +160,32 @@ class TextTask:
         check_token(token, self.vocab)
         return self._shards.tokenizer.decode_token(int(token))
 
-    def _windows(self, source: np.ndarray, starts: np.ndarray) -> Batch:
+    def _windows(self, split: Literal["train", "val"], starts: np.ndarray) -> Batch:
         import numpy as np
         import torch
 
+        source: np.ndarray = getattr(self._shards, split)
         places = starts[:, None] + np.arange(self.length + 1)
         ids = torch.from_numpy(source[places].astype(np.int64))
         at = torch.arange(self.length).repeat(len(starts), 1)
+        slices = {"position": floor_power_of_two(at + 1)}
+        if self.slice_names:
+            slices["domain"] = torch.from_numpy(self._domains(split, places[:, 1:]))
         return Batch(
             tokens=ids[:, :-1].contiguous(),
             at=at,
             targets=ids[:, 1:].contiguous(),
             hint=torch.zeros(at.shape, dtype=torch.bool),
-            slices={"position": floor_power_of_two(at + 1)},
+            slices=slices,
         )
+
+    def _domains(self, split: Literal["train", "val"], places: np.ndarray) -> np.ndarray:
+        """Number of the domain that each token belongs to, int64 like `places`."""
+        import numpy as np
+
+        index = self._shards.train_index if split == "train" else self._shards.val_index
+        numbers = np.array([self.slice_names["domain"].index(name) for name, _ in index.domains], dtype=np.int64)
+        return numbers[np.searchsorted([end for _, end in index.domains], places, side="right")]
 
 
 def _warn_unless_near(config: TextConfig, shards: Shards) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ MAX_MAP_SEQUENCES = 8
 class _Tally:
     """Sums of one evaluation; everything float64 on the CPU."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Mapping[str, Sequence[str]]) -> None:
+        self.names = names
         self.loss = self.correct = self.targets = self.sequences = 0.0
         self.usage: list[float] = []
         self.gates = 0.0
@@ -71,12 +72,16 @@ class _Tally:
             "most_rows": self.most_rows,
             "slices": {
                 name: [
-                    {"value": value, "n": int(count), "accuracy": hits / count, "loss": loss / count}
+                    {"value": self._name(name, value), "n": int(count), "accuracy": hits / count, "loss": loss / count}
                     for value, (count, hits, loss) in sorted(groups.items())
                 ]
                 for name, groups in self.slices.items()
             },
         }
+
+    def _name(self, slice_name: str, value: int) -> int | str:
+        """The name of a group where the task has one, else its number."""
+        return self.names[slice_name][value] if slice_name in self.names else value
 
 
 def _forward(model: CausalLM, batch: Batch, precision: str) -> Output:
@@ -100,7 +105,7 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    tally = _Tally()
+    tally = _Tally(getattr(task, "slice_names", {}))
     device = model.embed.weight.device
     for item in _batches(task, sequences, batch, seed_offset):
         moved = item.to(device)

@@ -121,6 +121,9 @@ class Stepper:
         logits = out.logits.float()
         task_loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
         extra = penalty(out.routes, kind, **self.controls)
+        reading_far = self.model.pattern_penalty()
+        if reading_far is not None:
+            extra = extra + reading_far
         loss = task_loss + extra
         (loss * scale).backward()
         with torch.no_grad():

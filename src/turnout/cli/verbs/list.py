@@ -21,12 +21,15 @@ class Options(Flags):
     """Name what there is, with one line about each.
 
     Args:
-        what: recipes, routers, selectors, flows, locals, tasks, runs or claims; without it everything but the claims.
+        what: recipes, routers, selectors, flows, locals, patterns, tasks, runs or claims; without it everything but the
+            claims.
         runs: folder of all runs.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("what",)
-    what: Literal["recipes", "routers", "selectors", "flows", "locals", "tasks", "runs", "claims"] | None = None
+    what: (
+        Literal["recipes", "routers", "selectors", "flows", "locals", "patterns", "tasks", "runs", "claims"] | None
+    ) = None
     runs: str = "runs"
 
 
@@ -38,6 +41,7 @@ def run(call: Call[Options]) -> Result:
         "selectors": _selectors,
         "flows": _flows,
         "locals": _locals,
+        "patterns": _patterns,
         "tasks": _tasks,
         "runs": lambda: _runs(call.options.runs),
         "claims": _claims,
@@ -82,6 +86,12 @@ def _locals() -> Entries:
     from turnout.layers.local import LOCAL_TRACKS
 
     return _registered(LOCAL_TRACKS)
+
+
+def _patterns() -> Entries:
+    from turnout.routers.pattern import PATTERNS
+
+    return _registered(PATTERNS)
 
 
 def _registered(registry: Registry) -> Entries:

@@ -1,0 +1,218 @@
+"""Executes a `Reach`: the operator where it has the option, torch around it where it has not.
+
+B batch, R query rows, S keys, H query heads, G kv heads, D head dim, L row lists (1 or G).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from turnout.errors import UnsupportedError
+from turnout.layers.dilation import dilated
+from turnout.ops.attend import attend
+from turnout.ops.attend.decode import decode_attend
+from turnout.routers.pattern.decay import log_threshold
+from turnout.routers.pattern.reach import Blend, Blocks, Prune, Reach
+
+# Score of a key that is not read: its weight is exactly 0 in every dtype, and no softmax is over nothing.
+HIDDEN = -3e4
+# Rows of one chunk where keys out of reach are left out, at least.
+LEAST_CHUNK = 128
+
+
+def read(q: Tensor, k: Tensor, v: Tensor, reach: Reach, *, rows: Tensor | None = None, impl: str = "auto") -> Tensor:
+    """Attention of the query rows as far as `reach` lets them read.
+
+    Args:
+        q: [B, R, H, D]; k, v: [B, S, G, D].
+        rows: as in `attend`; None = the last R positions.
+        impl: as in `attend`; bias, contextual positions and dilation have torch implementations only.
+    Returns:
+        o: like q; exactly 0 in an empty slot.
+    Raises:
+        UnsupportedError: `impl` names an implementation that does not do this.
+    """
+    if reach.parts:
+        return _parts(q, k, v, reach, rows, impl)
+    if reach.blend is not None:
+        return _blended(q, k, v, reach.blend, rows, impl)
+    if reach.dilation is not None or reach.bias is not None or reach.contextual is not None:
+        if impl not in ("auto", "reference"):
+            raise UnsupportedError(f"impl={impl!r} has no bias, contextual positions or dilation; use impl='auto'")
+        if reach.dilation is not None:
+            return _blank(dilated(q, k, v, reach.dilation, positions(q, k, rows), whole=rows is None), rows)
+        if rows is None and reach.window is not None and not reach.sinks and reach.contextual is None:
+            return _trimmed(q, k, v, reach, reach.window)
+        return _blank(_biased(q, k, v, reach, positions(q, k, rows)), rows)
+    options: dict[str, Any] = {"log_decay": reach.log_decay, "window": reach.window, "sinks": reach.sinks}
+    if reach.prune is not None and reach.log_decay is not None:
+        q, k = _shorten(q, reach.prune.cap), _shorten(k, reach.prune.cap)
+        options["starts"] = first_keys(reach.log_decay, positions(q, k, rows), k.shape[2], reach.prune, q.shape[-1])
+    if reach.blocks is not None:
+        options |= _key_lists(q, k, rows, reach.blocks)
+    return attend(q, k, v, rows=rows, impl=impl, **options)
+
+
+def step(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor, *, impl: str) -> Tensor:
+    """One new token a sequence against a whole cache: q [B, H, D], rows [B, L]; see `decode_attend`."""
+    if not reach.stepwise:
+        raise UnsupportedError(
+            "one step of this pattern hangs on the host, so it cannot be replayed; call the model with state= instead "
+            "of DecodeStep"
+        )
+    if not reach.parts:
+        total = None if reach.log_decay is None else reach.log_decay.double().cumsum(1)
+        return decode_attend(q, k, v, rows, total_decay=total, window=reach.window, sinks=reach.sinks, impl=impl)
+    outs, size = [], q.shape[1] // k.shape[2]
+    first = 0
+    for n, part in reach.parts:
+        heads, groups = slice(first, first + n), slice(first // size, (first + n) // size)
+        mine = rows if rows.shape[1] == 1 else rows[:, groups]
+        outs.append(step(q[:, heads], k[:, :, groups], v[:, :, groups], part, mine, impl=impl))
+        first += n
+    return torch.cat(outs, 1)
+
+
+def positions(q: Tensor, k: Tensor, rows: Tensor | None) -> Tensor:
+    """Position of every row, int64 [B or 1, L, R]; -1 = empty slot."""
+    if rows is None:
+        return torch.arange(k.shape[1] - q.shape[1], k.shape[1], device=q.device)[None, None]
+    return rows[:, None] if rows.dim() == 2 else rows
+
+
+def first_keys(log_decay: Tensor, rows: Tensor, groups: int, prune: Prune, head_dim: int) -> Tensor:
+    """First key that some head of a kv head still reads: int64 [B, L or G, R], never falling within a list.
+
+    start_t = min j with sum_{j<i<=t} log_decay_i >= delta; the decay falls with distance, so what is skipped is the
+    beginning of the sequence.
+    """
+    grown = -log_decay.detach().double().cumsum(1).transpose(1, 2).contiguous()
+    n_batch, heads, _ = grown.shape
+    at = rows.expand(n_batch, -1, -1).repeat_interleave(heads // rows.shape[1], 1).clamp(min=0)
+    least = grown.gather(2, at) + log_threshold(prune, head_dim**-0.5)
+    starts = torch.searchsorted(grown, least.contiguous())
+    return starts.unflatten(1, (groups, -1)).amin(2)
+
+
+def _shorten(x: Tensor, cap: float) -> Tensor:
+    """Vectors no longer than `cap`."""
+    norm = x.float().norm(dim=-1, keepdim=True) if x.dtype != torch.float64 else x.norm(dim=-1, keepdim=True)
+    return x * (cap / norm.clamp(min=cap)).to(x.dtype)
+
+
+def _key_lists(q: Tensor, k: Tensor, rows: Tensor | None, blocks: Blocks) -> dict[str, Any]:
+    """`keys`, `key_block`, `row_block` of `attend`: one list for a block of rows where rows are all, else one a row."""
+    n_rows, n_keys, groups = q.shape[1], k.shape[1], k.shape[2]
+    aligned = rows is None and n_rows == n_keys
+    at = positions(q, k, rows).transpose(1, 2)
+    if aligned:
+        at = at[:, :: blocks.size]
+    own = (at // blocks.size)[..., None]
+    near = own - torch.arange(blocks.near + 1, device=q.device)
+    far = torch.arange(0, -(-n_keys // blocks.size), blocks.stride, device=q.device)
+    far = far.expand(*own.shape[:3], -1)
+    lists = torch.cat([near, torch.where(far < own - blocks.near, far, -1)], -1)
+    lists = torch.where(at[..., None] < 0, -1, lists).clamp(min=-1)
+    lists = lists.expand(q.shape[0], -1, groups, -1)
+    return {"keys": lists, "key_block": blocks.size, "row_block": blocks.size if aligned else 1}
+
+
+def _parts(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor | None, impl: str) -> Tensor:
+    size, first, outs = q.shape[2] // k.shape[2], 0, []
+    for n, part in reach.parts:
+        heads = torch.arange(first // size, (first + n) // size, device=q.device)
+        outs.append(_of_groups(q, k, v, part, rows, impl, heads))
+        first += n
+    return torch.cat(outs, 2)
+
+
+def _of_groups(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor | None, impl: str, groups: Tensor) -> Tensor:
+    """`read` by some kv heads alone."""
+    if rows is not None and rows.dim() == 3 and rows.shape[1] > 1:
+        rows = rows[:, groups]
+    q = q.unflatten(2, (k.shape[2], -1))[:, :, groups].flatten(2, 3)
+    return read(q, k[:, :, groups], v[:, :, groups], reach, rows=rows, impl=impl)
+
+
+def _blended(q: Tensor, k: Tensor, v: Tensor, blend: Blend, rows: Tensor | None, impl: str) -> Tensor:
+    if blend.open is None:
+        z = blend.z.repeat_interleave(q.shape[2] // k.shape[2])[:, None].to(q.dtype)
+        far, near = (read(q, k, v, part, rows=rows, impl=impl) for part in (blend.far, blend.near))
+        return z * far + (1 - z) * near
+    chosen = [[g for g, is_open in enumerate(blend.open) if is_open is wanted] for wanted in (True, False)]
+    order = torch.tensor(chosen[0] + chosen[1], device=q.device)
+    outs = [
+        _of_groups(q, k, v, part, rows, impl, torch.tensor(groups, device=q.device))
+        for part, groups in zip((blend.far, blend.near), chosen, strict=True)
+        if groups
+    ]
+    o = torch.cat(outs, 2).unflatten(2, (k.shape[2], -1))
+    return o[:, :, order.argsort()].flatten(2, 3)
+
+
+def _blank(o: Tensor, rows: Tensor | None) -> Tensor:
+    if rows is None:
+        return o
+    lists = rows[:, None] if rows.dim() == 2 else rows
+    empty = (lists < 0).repeat_interleave(o.shape[2] // lists.shape[1], 1).transpose(1, 2)
+    return o.masked_fill(empty[..., None], 0.0)
+
+
+def log_weights(reach: Reach, rows: Tensor, keys: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
+    """What bias, window and sinks add to the scores, `HIDDEN` where a key is not read: [B or 1, H, R, S].
+
+    Args:
+        rows: positions [B or 1, L, R]; keys: positions [S].
+    """
+    row = rows.clamp(min=0)[..., None]
+    visible = keys <= row
+    if reach.window is not None:
+        visible = visible & ((keys > row - reach.window) | (keys < reach.sinks))
+    head = torch.arange(heads, device=rows.device) // (heads // rows.shape[1])
+    visible = visible[:, head]
+    if reach.bias is None:
+        return torch.zeros(visible.shape, dtype=dtype, device=rows.device).masked_fill(~visible, HIDDEN)
+    bias = reach.bias(row, keys).to(dtype)
+    bias = bias[torch.arange(heads, device=rows.device), :, head].transpose(0, 1)
+    return torch.where(visible, bias.clamp(min=HIDDEN), HIDDEN)
+
+
+def _trimmed(q: Tensor, k: Tensor, v: Tensor, reach: Reach, window: int) -> Tensor:
+    """The last R positions in chunks, each against the keys in its windows."""
+    outs, before, chunk = [], k.shape[1] - q.shape[1], max(window, LEAST_CHUNK)
+    for start in range(0, q.shape[1], chunk):
+        part = q[:, start : start + chunk]
+        low, high = max(0, before + start - window + 1), before + start + part.shape[1]
+        rows = torch.arange(before + start, high, device=q.device)[None, None]
+        outs.append(_biased(part, k[:, low:high], v[:, low:high], reach, rows, low))
+    return torch.cat(outs, 1)
+
+
+def _biased(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor, low: int = 0) -> Tensor:
+    """Softmax attention with explicit log weights, by torch's fused kernel; the first key is at position `low`."""
+    keys = torch.arange(low, low + k.shape[1], device=q.device)
+    mask = log_weights(reach, rows, keys, q.shape[2], q.dtype)
+    if reach.contextual is not None:
+        mask = mask + _contextual(q, k, mask, reach.contextual)
+    size = q.shape[2] // k.shape[2]
+    k, v = k.repeat_interleave(size, 2).transpose(1, 2), v.repeat_interleave(size, 2).transpose(1, 2)
+    return scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask).transpose(1, 2)
+
+
+def _contextual(q: Tensor, k: Tensor, hidden: Tensor, table: Tensor) -> Tensor:
+    """q_i · e at position p_ij = sum_{j<=l<=i} sigmoid(s_il), between its two neighbours: [B, H, R, S] (CoPE)."""
+    k = k.repeat_interleave(q.shape[2] // k.shape[2], 2)
+    number = torch.float64 if q.dtype == torch.float64 else torch.float32
+    with torch.autocast(q.device.type, enabled=False):
+        score = torch.einsum("brhd,bshd->bhrs", q.to(number), k.to(number)) * q.shape[-1] ** -0.5
+        gate = score.sigmoid().masked_fill(hidden == HIDDEN, 0.0)
+        place = gate.flip(-1).cumsum(-1).flip(-1).clamp(max=table.shape[1] - 1)
+        known = torch.einsum("brhd,hpd->bhrp", q.to(number), table.to(number))
+        low = place.detach().floor().long()
+        high = (low + 1).clamp(max=table.shape[1] - 1)
+        share = place - low
+        return (known.gather(-1, low) * (1 - share) + known.gather(-1, high) * share).to(q.dtype)

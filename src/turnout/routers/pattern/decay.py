@@ -1,0 +1,67 @@
+"""What decaying patterns share: a decay at each step, the same at every position, and pruning by it.
+
+S positions, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from turnout.errors import ConfigError
+from turnout.routers.mode import RoutingMode
+from turnout.routers.pattern.base import Pattern, PatternContext
+from turnout.routers.pattern.reach import Prune, Reach
+
+MOST_KEYS = 2**20
+"""Longest sequence for which the share lost to pruning is bounded."""
+
+
+class ConstantDecay(Pattern):
+    """Row t reads s with log weight -(t - s) · rate_h added to the score.
+
+    Args:
+        rates: of each head, >= 0, [H].
+        prune: largest share of a row's weight that may be skipped, in [0, 1); 0 skips nothing.
+        cap: with `prune`, norm to which queries and keys are shortened; this is what bounds the share.
+    """
+
+    rates: Tensor
+
+    def __init__(self, context: PatternContext, rates: Tensor, *, prune: float, cap: float) -> None:
+        super().__init__(context)
+        if not bool((rates >= 0).all()):
+            raise ConfigError(f"decay rates {rates.tolist()}; expected >= 0: a decay never grows with distance")
+        self.register_buffer("rates", rates, persistent=False)
+        self.pruning = check_prune(prune, cap)
+
+    def reach(self, x: Tensor, *, at: Tensor, length: int, state: Any, mode: RoutingMode) -> Reach:
+        rates = -self.rates.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+        return Reach(log_decay=rates.expand(x.shape[0], length, -1), prune=self.pruning)
+
+    def mean_keys(self, length: int) -> float:
+        if self.pruning is None:
+            return (length + 1) / 2
+        least = -log_threshold(self.pruning, self.context.head_dim**-0.5)
+        windows = [min(length, int(least / rate) + 1) if rate > 0 else length for rate in self.rates.tolist()]
+        return sum((w * length - w * (w - 1) / 2) / length for w in windows) / len(windows)
+
+
+def check_prune(prune: float, cap: float) -> Prune | None:
+    """The options of pruning; None where nothing is pruned."""
+    if not 0 <= prune < 1 or not cap > 0:
+        raise ConfigError(f"decay prune={prune}, cap={cap}; expected 0 <= prune < 1 (0 = off) and cap > 0")
+    return Prune(loss=prune, cap=cap) if prune else None
+
+
+def log_threshold(prune: Prune, scale: float) -> float:
+    """The decay below which keys are skipped: delta = -(2 U + log S) + log loss (Lin et al. 2025, ACP).
+
+    A score lies within ±U, U = cap² · scale. A row's own key has weight >= exp(-U), a key decayed below delta at most
+    exp(U + delta), and there are fewer than S of them: together at most exp(2 U + delta) S = loss of the row. S is the
+    longest sequence, not the one at hand: what a row skips must not hang on how many tokens come after it.
+    """
+    return -(2 * prune.cap**2 * scale + math.log(MOST_KEYS)) + math.log(prune.loss)

@@ -1,0 +1,96 @@
+"""`Reach`: the decision of a pattern, in the terms that `turnout.layers.reading` executes.
+
+B batch, T new tokens, S positions, H query heads, R rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Bias = Callable[[Tensor, Tensor], Tensor]
+"""(positions of rows, int [...]; positions of keys, int [...] that broadcast) -> log weight [H, ...], 0 = unchanged."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Blocks:
+    """Blocks of `size` keys: a row sees its own block, the `near` before it, and every `stride`-th from the first."""
+
+    size: int
+    near: int
+    stride: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dilation:
+    """Branches (segment, rate): inside a segment, head h joins every rate-th position, from h mod rate on.
+
+    Attributes:
+        branches: merged by their log-sum-exp, so that a key in two branches counts twice.
+        detach: no gradient passes through the weights of the merge, as published.
+    """
+
+    branches: tuple[tuple[int, int], ...]
+    detach: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prune:
+    """Skip what the decay has made negligible: at most `loss` of a row's weight, at norms <= cap."""
+
+    loss: float
+    cap: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Blend:
+    """Each kv head reads by `far` with weight z and by `near` with 1 - z; `open` says which, where z is decided."""
+
+    z: Tensor
+    far: Reach
+    near: Reach
+    open: tuple[bool, ...] | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reach:
+    """How far the queries of one call may read. Every field is the identity when absent.
+
+    Attributes:
+        window, sinks, log_decay: as in `turnout.ops.attend`; log_decay is float [B, S, H].
+        prune: skip keys whose decay is too large; only with log_decay.
+        blocks, dilation: sparse keys; alone.
+        bias: log weight of (row, key) by position; with window and sinks.
+        contextual: table [H, positions, D] of contextual position embeddings; alone.
+        parts: (heads, reach) of consecutive heads; alone.
+        blend: two ways to read, weighted; alone.
+    """
+
+    window: int | None = None
+    sinks: int = 0
+    log_decay: Tensor | None = None
+    prune: Prune | None = None
+    blocks: Blocks | None = None
+    dilation: Dilation | None = None
+    bias: Bias | None = None
+    contextual: Tensor | None = None
+    parts: tuple[tuple[int, Reach], ...] = ()
+    blend: Blend | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether every earlier key is read as it is."""
+        return self == _PLAIN
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether the decode operator does it, whose steps need no decision on the host."""
+        if self.parts:
+            return all(reach.stepwise for _, reach in self.parts)
+        rest = (self.prune, self.blocks, self.dilation, self.bias, self.contextual, self.blend)
+        return all(option is None for option in rest)
+
+
+_PLAIN = Reach()
