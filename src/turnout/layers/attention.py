@@ -5,15 +5,20 @@ B batch, T tokens, E width, H query heads, G kv heads, D head dim, R rows taken,
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from turnout.errors import ConfigError
+from turnout.layers.gate import OutputGate
 from turnout.layers.kv_cache import KVCache
 from turnout.layers.rope import rotate
 from turnout.ops.attend import attend
 from turnout.ops.attend.decode import decode_attend
 from turnout.ops.attend.gathered import ROW_TILE
+from turnout.ops.attend.reference import suppress_directions
+from turnout.routers.direction import Cut, DirectionRouter
 
 
 class AttentionTrack(nn.Module):
@@ -27,9 +32,18 @@ class AttentionTrack(nn.Module):
         heads: query heads H; kv_heads: key/value heads G, H % G == 0; head dim D = E / H.
         rope: rotate queries and keys by position; False leaves position to the local track and the causal mask.
         bias: of the projections.
+        directions: which directions of the heads' outputs are removed, before the gate; None removes nothing. Whoever
+            calls `whole`, `taken`, `absorbed` and `step` asks it and hands them its `Cut`.
+        gate: "none", or the form of an `OutputGate`.
+    Attributes:
+        hook_o, hook_z: identities that the heads' outputs [..., H, D] pass, before and after directions and gate: where
+            probes look. `hook_o` is passed only while `split` is set, which takes directions out of the operator.
     """
 
-    def __init__(self, width: int, heads: int, kv_heads: int, *, rope: bool, bias: bool) -> None:
+    def __init__(
+        self, width: int, heads: int, kv_heads: int, *, rope: bool, bias: bool,
+        directions: DirectionRouter | None = None, gate: str = "none",
+    ) -> None:  # fmt: skip
         super().__init__()
         if width % heads or heads % kv_heads:
             raise ConfigError(
@@ -44,6 +58,10 @@ class AttentionTrack(nn.Module):
         self.q = nn.Linear(width, width, bias=bias)
         self.kv = nn.Linear(width, 2 * kv_heads * self.head_dim, bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
+        self.directions = directions
+        self.gate = None if gate == "none" else OutputGate(width, heads, form=gate, bias=bias)
+        self.hook_o, self.hook_z = nn.Identity(), nn.Identity()
+        self.split = False
 
     def keys_values(self, x: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
         """Keys and values [B, S, G, D] of the past and of `x` [B, T, E]; S = T without a cache."""
@@ -53,14 +71,21 @@ class AttentionTrack(nn.Module):
             k = rotate(k, torch.arange(length, device=x.device) if cache is None else cache.next_positions(length))
         return (k, v) if cache is None else cache.append(k, v)
 
-    def whole(self, x: Tensor, k: Tensor, v: Tensor, *, impl: str) -> Tensor:
+    def whole(self, x: Tensor, k: Tensor, v: Tensor, *, impl: str, cut: Cut | None = None) -> Tensor:
         """Heads' outputs [B, T, H, D] of every token of `x`, the last T positions of the S keys; before Wo."""
         q = self.q(x).unflatten(-1, (self.heads, self.head_dim))
         if self.rope:
             q = rotate(q, torch.arange(k.shape[1] - x.shape[1], k.shape[1], device=x.device))
-        return attend(q, k, v, impl=impl)
+        if self.split:
+            o = self.hook_o(attend(q, k, v, impl=impl))
+            return self._finish(o if cut is None else suppress_directions(o, *cut), x)
+        return self._finish(attend(q, k, v, impl=impl, **_cutting(cut)), x)
 
-    def taken(self, x_rows: Tensor, k: Tensor, v: Tensor, rows: Tensor, *, impl: str) -> Tensor:
+    def _finish(self, o: Tensor, x: Tensor) -> Tensor:
+        """Gate the heads' outputs [B, T, H, D] by their inputs, and let probes see them."""
+        return self.hook_z(o if self.gate is None else self.gate(o, x))
+
+    def taken(self, x_rows: Tensor, k: Tensor, v: Tensor, rows: Tensor, *, impl: str, cut: Cut | None = None) -> Tensor:
         """Heads' outputs [B, N, R, H/N · D] of gathered inputs `x_rows` [B, N, R, E] at positions `rows` [B, N, R]."""
         groups = rows.shape[1]
         per_group = self.heads // groups
@@ -74,7 +99,8 @@ class AttentionTrack(nn.Module):
         if self.rope:
             at = rows.transpose(1, 2)
             q = rotate(q, at[..., 0] if groups == 1 else at.repeat_interleave(per_group, dim=2))
-        o = attend(q, k, v, rows=rows[:, 0] if groups == 1 else rows, impl=impl)
+        o = attend(q, k, v, rows=rows[:, 0] if groups == 1 else rows, impl=impl, **_cutting(cut))
+        o = self._finish(o, x_rows[:, 0] if groups == 1 else x_rows)
         return o.unflatten(2, (groups, per_group)).flatten(3).transpose(1, 2)
 
     def absorbed_rows(self, groups: int) -> int:
@@ -88,7 +114,7 @@ class AttentionTrack(nn.Module):
             return 0
         return self.kv_heads * self.head_dim // (2 * self.heads) // ROW_TILE * ROW_TILE
 
-    def absorbed(self, x_rows: Tensor, x: Tensor, rows: Tensor, *, impl: str) -> Tensor:
+    def absorbed(self, x_rows: Tensor, x: Tensor, rows: Tensor, *, impl: str, cut: Cut | None = None) -> Tensor:
         """`taken` without keys and values: they are linear in `x` [B, T, E], so Wk moves to the query and Wv behind.
 
             <q, Wk x_s + bk> = <Wk^T q, x_s> + const of the row;    sum_s a_s (Wv x_s + bv) = Wv (sum_s a_s x_s) + bv
@@ -106,9 +132,12 @@ class AttentionTrack(nn.Module):
             bias = self.kv.bias.unflatten(0, (2, self.kv_heads, 1, self.head_dim))[1].to(o.dtype)
             # An empty slot stays exactly 0.
             o = o + bias * (rows[:, 0] >= 0)[..., None, None, None]
-        return o.flatten(2)[:, None]
+        o = o.flatten(2, 3)
+        if cut is not None:
+            o = suppress_directions(o, *cut)
+        return self._finish(o, x_rows[:, 0]).flatten(2)[:, None]
 
-    def step(self, x: Tensor, cache: KVCache, taken: Tensor | None, *, impl: str) -> Tensor:
+    def step(self, x: Tensor, cache: KVCache, taken: Tensor | None, *, impl: str, cut: Cut | None = None) -> Tensor:
         """Append one token `x` [B, 1, E] to the cache; outputs [B, 1, H, D] where `taken` [B, N], else exactly 0.
 
         Nothing is read on the host. `taken=None` attends everywhere. Wq runs for all B tokens: at one token each, its
@@ -120,7 +149,9 @@ class AttentionTrack(nn.Module):
         if self.rope:
             q = rotate(q, at)
         rows = at.expand(x.shape[0], 1) if taken is None else torch.where(taken, at, -1)
-        return decode_attend(q[:, 0].to(cache.k.dtype), cache.k, cache.v, rows, impl=impl).to(q.dtype)[:, None]
+        cutting = _cutting(cut and Cut(cut.directions, cut.amount[:, 0]))
+        o = decode_attend(q[:, 0].to(cache.k.dtype), cache.k, cache.v, rows, impl=impl, **cutting)
+        return self._finish(o.to(q.dtype)[:, None], x)
 
     def project(self, o: Tensor) -> Tensor:
         """Wo, group by group and without bias: [B, N, R, H/N · D] -> [B, N, R, E]."""
@@ -135,6 +166,8 @@ class AttentionTrack(nn.Module):
         `absorbed` is how many of the rows, at most, need no keys and values.
         """
         rows = length if rows is None else rows
+        extra = 0.0 if self.directions is None else self.directions.flops(length, rows)
+        extra += 0.0 if self.gate is None else self.gate.flops(rows)
         absorbed_rows = min(rows, absorbed)
         rows -= absorbed_rows
         width, kv_width = self.q.in_features, self.kv_heads * self.head_dim
@@ -142,4 +175,9 @@ class AttentionTrack(nn.Module):
         flops = absorbed_rows * (8 * width**2 + 4 * self.heads * width * seen)
         if rows or not absorbed:
             flops += length * 4 * width * kv_width + rows * (4 * width**2 + 4 * width * seen)
-        return flops
+        return flops + extra
+
+
+def _cutting(cut: Cut | None) -> dict[str, Any]:
+    """A cut as arguments of `attend`."""
+    return {} if cut is None else {"directions": cut.directions, "suppress": cut.amount}

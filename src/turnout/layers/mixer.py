@@ -17,6 +17,7 @@ from turnout.layers.kv_cache import KVCache
 from turnout.layers.local import LocalTrack
 from turnout.ops.attend.decode import has_decode_kernel
 from turnout.ops.compact import compact
+from turnout.routers.direction import Cut
 from turnout.routers.gate_options import MIXES
 from turnout.routers.mode import RoutingMode
 from turnout.routers.query import QueryRouter, Route
@@ -29,6 +30,7 @@ class MixerState:
     cache: KVCache | None = None
     local: Any = None
     router: Any = None
+    directions: Any = None
 
 
 class AttentionMixer(nn.Module):
@@ -39,17 +41,22 @@ class AttentionMixer(nn.Module):
         self.attention = attention
 
     def init_state(self, batch: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> MixerState:
-        return MixerState(cache=_cache(self.attention, batch, max_len, device, dtype))
+        return MixerState(
+            cache=_cache(self.attention, batch, max_len, device, dtype),
+            directions=_direction_state(self.attention, batch, device, dtype),
+        )
 
     def forward(
-        self, x: Tensor, *, mode: RoutingMode, state: MixerState | None = None, hint: Tensor | None = None
-    ) -> tuple[Tensor, Route | None, MixerState | None]:
+        self, x: Tensor, *, mode: RoutingMode, state: MixerState | None = None, hint: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> tuple[Tensor, Route | None, MixerState | None]:  # fmt: skip
         cache = state.cache if state else None
+        cut = _cut(self.attention, x, residual, state)
         if cache is not None and cache.position is not None:
-            o = self.attention.step(x, cache, None, impl=mode.impl)
+            o = self.attention.step(x, cache, None, impl=mode.impl, cut=cut)
         else:
             k, v = self.attention.keys_values(x, cache)
-            o = self.attention.whole(x, k, v, impl=mode.impl)
+            o = self.attention.whole(x, k, v, impl=mode.impl, cut=cut)
         return self.attention.out(o.flatten(-2)), None, state
 
     def flops(self, length: int, usage: float) -> float:
@@ -67,8 +74,9 @@ class LocalMixer(nn.Module):
         return MixerState(local=self.local.init_state(batch, device=device, dtype=dtype))
 
     def forward(
-        self, x: Tensor, *, mode: RoutingMode, state: MixerState | None = None, hint: Tensor | None = None
-    ) -> tuple[Tensor, Route | None, MixerState | None]:
+        self, x: Tensor, *, mode: RoutingMode, state: MixerState | None = None, hint: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> tuple[Tensor, Route | None, MixerState | None]:  # fmt: skip
         y, memory = self.local(x, state.local if state else None)
         if state is not None:
             state.local = memory
@@ -115,22 +123,25 @@ class RoutedMixer(nn.Module):
         self.router, self.local, self.attention = router, local, attention
 
     def init_state(self, batch: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> MixerState:
-        """Memory for sequences of up to `max_len` tokens: key/value cache, local track, router."""
+        """Memory for sequences of up to `max_len` tokens: key/value cache, local track, routers."""
         return MixerState(
             cache=_cache(self.attention, batch, max_len, device, dtype),
             local=self.local.init_state(batch, device=device, dtype=dtype),
             router=self.router.init_state(batch, device=device, dtype=dtype),
+            directions=_direction_state(self.attention, batch, device, dtype),
         )
 
     def forward(
-        self, x: Tensor, *, mode: RoutingMode, state: MixerState | None = None, hint: Tensor | None = None
-    ) -> tuple[Tensor, Route, MixerState | None]:
+        self, x: Tensor, *, mode: RoutingMode, state: MixerState | None = None, hint: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> tuple[Tensor, Route, MixerState | None]:  # fmt: skip
         """Mix `x` [B, T, E].
 
         Args:
             mode: execution (skip or dense phase, capacity, sampling).
             state: from `init_state`; it is updated in place and returned. None processes whole sequences.
             hint: bool [B, T] for the oracle router.
+            residual: [B, T, E], the stream before the norm, for a direction router that reads it; None: `x`.
         Returns:
             Output [B, T, E], the Route (with its dropped rows), the state.
         """
@@ -140,7 +151,8 @@ class RoutedMixer(nn.Module):
             state.router, state.local = router_state, local_state
         cache = state.cache if state else None
         if cache is not None and _steps(x, cache, mode):
-            o = self.attention.step(x, cache, route.taken[:, 0] if mode.skip else None, impl=mode.impl)
+            cut = _cut(self.attention, x, residual, state)
+            o = self.attention.step(x, cache, route.taken[:, 0] if mode.skip else None, impl=mode.impl, cut=cut)
             route.dropped = torch.zeros_like(route.taken[:, 0], dtype=torch.int64)
             return self._mix(o, local, route), route, state
         nobody = mode.skip and mode.capacity is None and not bool(route.taken.any())
@@ -148,10 +160,12 @@ class RoutedMixer(nn.Module):
             return local, route, state
         keys_values = None if mode.skip and cache is None else self.attention.keys_values(x, cache)
         if nobody:
+            _cut(self.attention, x, residual, state, rows=x.new_empty(len(x), 1, 0, dtype=torch.int64))
             return local, route, state
         if keys_values is None or mode.skip:
-            return self._skip(x, local, keys_values, route, mode), route, state
-        return self._mix(self.attention.whole(x, *keys_values, impl=mode.impl), local, route), route, state
+            return self._skip(x, local, keys_values, route, mode, residual, state), route, state
+        cut = _cut(self.attention, x, residual, state)
+        return self._mix(self.attention.whole(x, *keys_values, impl=mode.impl, cut=cut), local, route), route, state
 
     def _mix(self, o: Tensor, local: Tensor, route: Route) -> Tensor:
         """Both tracks at every token: heads' outputs `o` [B, T, H, D] by their weights, Wo, and the local track."""
@@ -164,14 +178,16 @@ class RoutedMixer(nn.Module):
         return y + ((1 - mean) * local if self.replaces else local)
 
     def _skip(
-        self, x: Tensor, local: Tensor, keys_values: tuple[Tensor, Tensor] | None, route: Route, mode: RoutingMode
-    ) -> Tensor:
+        self, x: Tensor, local: Tensor, keys_values: tuple[Tensor, Tensor] | None, route: Route, mode: RoutingMode,
+        residual: Tensor | None, state: MixerState | None,
+    ) -> Tensor:  # fmt: skip
         picked = compact(route.taken, mode.capacity, overflow=mode.overflow, gate=route.gate.detach())
         route.dropped = picked.dropped
         rows = picked.rows
         groups, index = rows.shape[1], rows.clamp(min=0)
         x_rows = torch.stack([_gather(x, index[:, n]) for n in range(groups)], dim=1)
-        o = self._attend_rows(x, x_rows, keys_values, rows, mode)
+        cut = _cut(self.attention, x, residual, state, rows=index)
+        o = self._attend_rows(x, x_rows, keys_values, rows, mode, cut)
         # An empty slot points at row 0 with weight 0: it adds an exact zero there.
         weight = torch.where(rows >= 0, route.weight.transpose(1, 2).gather(2, index), 0.0).to(o.dtype)[..., None]
         gain = self.attention.project(o * weight)
@@ -192,8 +208,9 @@ class RoutedMixer(nn.Module):
         return y
 
     def _attend_rows(
-        self, x: Tensor, x_rows: Tensor, keys_values: tuple[Tensor, Tensor] | None, rows: Tensor, mode: RoutingMode
-    ) -> Tensor:
+        self, x: Tensor, x_rows: Tensor, keys_values: tuple[Tensor, Tensor] | None, rows: Tensor, mode: RoutingMode,
+        cut: Cut | None,
+    ) -> Tensor:  # fmt: skip
         """Heads' outputs of the rows; a sequence with few rows needs no keys and values, where no cache wants them.
 
         The first rows of a sequence attend to the inputs and the others to keys and values: where a row belongs must
@@ -205,13 +222,15 @@ class RoutedMixer(nn.Module):
             first = 0
         parts = []
         if first:
-            parts.append(attention.absorbed(x_rows[:, :, :first], x, rows[..., :first], impl=impl))
+            some = cut and Cut(cut.directions, cut.amount[:, :first])
+            parts.append(attention.absorbed(x_rows[:, :, :first], x, rows[..., :first], impl=impl, cut=some))
         if rows.shape[2] > first:
             k, v = keys_values or attention.keys_values(x, None)
             past = k.shape[1] - x.shape[1]
             rest = rows[..., first:]
             rest = torch.where(rest >= 0, rest + past, rest)
-            parts.append(attention.taken(x_rows[:, :, first:], k, v, rest, impl=impl))
+            some = cut and Cut(cut.directions, cut.amount[:, first:])
+            parts.append(attention.taken(x_rows[:, :, first:], k, v, rest, impl=impl, cut=some))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     def flops(self, length: int, usage: float, *, skip: bool = True) -> float:
@@ -231,6 +250,24 @@ def _steps(x: Tensor, cache: KVCache, mode: RoutingMode) -> bool:
 def _gather(x: Tensor, index: Tensor) -> Tensor:
     """x [B, T, E] at index [B, R] -> [B, R, E]."""
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def _cut(
+    track: AttentionTrack, x: Tensor, residual: Tensor | None, state: MixerState | None, *, rows: Tensor | None = None
+) -> Cut | None:
+    """Ask the track's direction router, if it has one, for every token or for `rows` [B, N, R]; its state moves on."""
+    router = track.directions
+    if router is None:
+        return None
+    source = residual if router.raw and residual is not None else x
+    amount, memory = router(source, state=state.directions if state else None, rows=rows)
+    if state is not None:
+        state.directions = memory
+    return Cut(router.unit(), amount)
+
+
+def _direction_state(track: AttentionTrack, batch: int, device: torch.device, dtype: torch.dtype) -> Any:
+    return None if track.directions is None else track.directions.init_state(batch, device=device, dtype=dtype)
 
 
 def _cache(track: AttentionTrack, batch: int, max_len: int, device: torch.device, dtype: torch.dtype) -> KVCache:

@@ -63,7 +63,7 @@ class CausalLM(nn.Module):
 
     def _small_init(self) -> None:
         for name, p in self.named_parameters():
-            if p.ndim != 2 or ".router." in name or ".local.weight" in name:
+            if p.ndim != 2 or ".router." in name or ".directions." in name or ".local.weight" in name:
                 continue
             residual = name.endswith((".out.weight", ".down.weight"))
             nn.init.normal_(p, std=0.02 / (2 * self.config.layers) ** 0.5 if residual else 0.02)

@@ -21,12 +21,15 @@ class Options(Flags):
     """Name what there is, with one line about each.
 
     Args:
-        what: recipes, routers, selectors, flows, locals, tasks, runs or claims; without it everything but the claims.
+        what: recipes, routers, selectors, directions, flows, locals, tasks, runs or claims; without it all
+            but the claims.
         runs: folder of all runs.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("what",)
-    what: Literal["recipes", "routers", "selectors", "flows", "locals", "tasks", "runs", "claims"] | None = None
+    what: (
+        Literal["recipes", "routers", "selectors", "directions", "flows", "locals", "tasks", "runs", "claims"] | None
+    ) = None
     runs: str = "runs"
 
 
@@ -36,6 +39,7 @@ def run(call: Call[Options]) -> Result:
         "recipes": _recipes,
         "routers": _routers,
         "selectors": _selectors,
+        "directions": _directions,
         "flows": _flows,
         "locals": _locals,
         "tasks": _tasks,
@@ -70,6 +74,12 @@ def _selectors() -> Entries:
     from turnout.routers.content import CONTENT_SELECTORS
 
     return _registered(CONTENT_SELECTORS)
+
+
+def _directions() -> Entries:
+    from turnout.routers.direction import DIRECTION_ROUTERS
+
+    return _registered(DIRECTION_ROUTERS)
 
 
 def _flows() -> Entries:
