@@ -51,7 +51,8 @@ SIZES = {
         warmup=60,
     ),
     "cpu": Size(
-        layers=4, width=64, heads=4, matched_ratio=276 / 64, hidden=21, length=64, batch=32, steps=800, lr=4e-3, warmup=50
+        layers=4, width=64, heads=4, matched_ratio=276 / 64, hidden=21, length=64, batch=32, steps=800, lr=4e-3,
+        warmup=50,
     ),
 }  # fmt: skip
 ROUTERS = ("sequence", "prefix", "token", "static", "random")
