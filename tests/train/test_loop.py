@@ -334,7 +334,7 @@ def test_direction_routers_may_learn_at_a_rate_of_their_own() -> None:
         steps = trainer.step_count
         moved[factor] = {
             directed: max(
-                float((p - before[name]).abs().max()) / steps
+                float((p.detach() - before[name]).abs().max()) / steps
                 for name, p in trainer.model.named_parameters()
                 if (".directions." in name) is directed
             )

@@ -51,7 +51,7 @@ SIZES = {
         warmup=60,
     ),
     "cpu": Size(
-        layers=4, width=64, heads=4, matched_ratio=276 / 64, hidden=21, length=64, batch=32, steps=800, lr=4e-3,
+        layers=4, width=64, heads=4, matched_ratio=276 / 64, hidden=21, length=64, batch=16, steps=500, lr=4e-3,
         warmup=50,
     ),
 }  # fmt: skip
@@ -147,7 +147,7 @@ def directional_gpu(path: str = "", arm: str = "prefix", seed: int = 0) -> RunCo
     return directional_run("gpu", arm, path, seed)
 
 
-@recipe("directional_cpu", "directional routing, tiny, about a minute on one CPU core")
+@recipe("directional_cpu", "directional routing, tiny, half a minute on one CPU core")
 def directional_cpu(path: str = "", arm: str = "prefix", seed: int = 0) -> RunConfig:
-    """2,048 bytes a step."""
+    """1,024 bytes a step."""
     return directional_run("cpu", arm, path, seed)
