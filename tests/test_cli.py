@@ -245,7 +245,8 @@ def test_show_prints_the_resolved_config_of_a_recipe(cli: Cli) -> None:
 
 def test_list_names_everything_with_a_line_each(cli: Cli, trained: Path) -> None:
     found = json.loads(cli("list", "--json", "--runs", trained)[1])
-    assert found.keys() == {"recipes", "routers", "selectors", "flows", "locals", "patterns", "tasks", "runs"}
+    kinds = {"recipes", "routers", "selectors", "directions", "flows", "locals", "patterns", "tasks", "runs"}
+    assert found.keys() == kinds
     assert all(entry["name"] and entry["summary"] for entries in found.values() for entry in entries)
     assert {"recall", "text"} <= {entry["name"] for entry in found["recipes"]}
     assert "random:p=0.0625" in {entry["name"] for entry in found["routers"]}

@@ -28,6 +28,8 @@ OTHER_MODEL: dict[str, Any] = {
     "form": "llama",
     "mlp_ratio": 3.0,
     "tie": True,
+    "directions": "token:hidden=8",
+    "output_gate": "head",
 }
 OTHER_ROUTING: dict[str, Any] = {
     "router": "mlp",
@@ -55,6 +57,7 @@ BAD_MODEL: list[tuple[dict[str, Any], str]] = [
     ({"positions": "alibi"}, r"positions='alibi'; choose one of: none, rope"),
     ({"positions": "rope", "width": 12}, r"width/heads=3 is odd; rope needs an even head dim"),
     ({"form": "lama"}, r"form='lama'; did you mean 'llama'"),
+    ({"output_gate": "heads"}, r"output_gate='heads'; did you mean 'head'"),
     ({"mlp_ratio": 0.0}, r"mlp_ratio=0.0 .*expected >= "),
     ({"mlp_ratio": 0.05}, r"mlp_ratio=0.05 of width=16 leaves no hidden unit"),
     ({"mlp_ratio": float("nan")}, r"mlp_ratio=nan"),

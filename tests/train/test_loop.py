@@ -321,3 +321,25 @@ def test_the_oracle_opens_one_gate_a_query_and_layer_and_skips_from_the_start() 
     last = watch.of("train")[-1]
     assert last["usage"] == pytest.approx(2 / 24) and last["gates_per_seq"] == pytest.approx(4.0)
     assert last["skipping"]
+
+
+def test_direction_routers_may_learn_at_a_rate_of_their_own() -> None:
+    model = ModelConfig(layers=1, width=16, heads=2, layout="A", directions="token:hidden=4")
+    moved = {}
+    for factor in (1.0, 0.5):
+        config = tiny(model=model, optim=OptimConfig(batch=4, lr=1e-3, weight_decay=0.0, directions_lr=factor))
+        trainer = Trainer(config)
+        before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+        trainer.train(stop_after=1)
+        steps = trainer.step_count
+        moved[factor] = {
+            directed: max(
+                float((p.detach() - before[name]).abs().max()) / steps
+                for name, p in trainer.model.named_parameters()
+                if (".directions." in name) is directed
+            )
+            for directed in (True, False)
+        }
+    # Adam's first steps are as long as the learning rate, whatever the gradient.
+    assert moved[0.5][True] < 0.6 * moved[1.0][True]
+    assert moved[0.5][False] > 0.9 * moved[1.0][False]

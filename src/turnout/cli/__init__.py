@@ -23,7 +23,7 @@ VERBS = {
     "train": "train a recipe, or go on with an interrupted run",
     "eval": "score a trained run, also at another length or with a control for a router",
     "show": "print the resolved config of a recipe, or the result of a run",
-    "list": "name the recipes, routers, local tracks, tasks, runs or claims",
+    "list": "name the recipes, routers, directions, local tracks, tasks, runs or claims",
     "report": "write one HTML page about one run, or about several compared",
     "reproduce": "measure published claims again",
     "claims": "print the table of claims and their verdicts",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from turnout.cli.numbers import count
@@ -28,7 +29,7 @@ def plan(config: RunConfig) -> Result:
     from turnout.train.curriculum import PATIENCE
     from turnout.train.schedules import build_schedule
 
-    if isinstance(config.task, TextConfig):
+    if isinstance(config.task, TextConfig) and not _is_absent_default(config.task.path):
         from turnout.tasks.documents import read_corpus
 
         read_corpus(config.task.path)
@@ -63,6 +64,13 @@ def plan(config: RunConfig) -> Result:
     ]
     title = f"{config.name}: {config.task.kind} at {length:,} tokens, dry run, nothing written"
     return Result(data, [Table(("what", "value"), rows, title)])
+
+
+def _is_absent_default(path: str) -> bool:
+    """A text that the recipe chose and that is not there: the size of the model can be told all the same."""
+    from turnout.recipes.directional import default_text
+
+    return path == default_text() and not Path(path).exists()
 
 
 def estimate_memory(model: CausalLM, config: RunConfig, length: int) -> dict[str, int]:

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from turnout.errors import ConfigError
+from turnout.layers.gate import OutputGate
 from turnout.layers.kv_cache import KVCache
 from turnout.layers.reading import read, step
 from turnout.layers.rope import rotate
 from turnout.ops.attend import attend
 from turnout.ops.attend.gathered import ROW_TILE
+from turnout.ops.attend.reference import suppress_directions
+from turnout.routers.direction import Cut, DirectionRouter
 from turnout.routers.mode import RoutingMode
 from turnout.routers.pattern import Pattern, Reach
 
@@ -34,11 +37,18 @@ class AttentionTrack(nn.Module):
         rope: rotate queries and keys by position; False leaves position to the local track and the causal mask.
         bias: of the projections.
         pattern: how far the heads read; None = every earlier token.
+        directions: which directions of the heads' outputs are removed, before the gate; None removes nothing. Whoever
+            calls `whole`, `taken`, `absorbed` and `step` asks it and hands them its `Cut`.
+        gate: "none", or the form of an `OutputGate`.
+    Attributes:
+        hook_o, hook_z: identities that the heads' outputs [..., H, D] pass, before and after directions and gate: where
+            probes look. `hook_o` is passed only while `split` is set, which takes directions out of the operator.
     """
 
     def __init__(
-        self, width: int, heads: int, kv_heads: int, *, rope: bool, bias: bool, pattern: Pattern | None = None
-    ) -> None:
+        self, width: int, heads: int, kv_heads: int, *, rope: bool, bias: bool, pattern: Pattern | None = None,
+        directions: DirectionRouter | None = None, gate: str = "none",
+    ) -> None:  # fmt: skip
         super().__init__()
         if width % heads or heads % kv_heads:
             raise ConfigError(
@@ -54,6 +64,10 @@ class AttentionTrack(nn.Module):
         self.kv = nn.Linear(width, 2 * kv_heads * self.head_dim, bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
         self.pattern = pattern
+        self.directions = directions
+        self.gate = None if gate == "none" else OutputGate(width, heads, form=gate, bias=bias)
+        self.hook_o, self.hook_z = nn.Identity(), nn.Identity()
+        self.split = False
 
     def reach(self, x: Tensor, cache: KVCache | None, memory: Any, mode: RoutingMode, *, buffers: bool) -> Reach:
         """How far the tokens `x` [B, T, E] read; call it before their keys are appended.
@@ -78,16 +92,32 @@ class AttentionTrack(nn.Module):
             k = rotate(k, torch.arange(length, device=x.device) if cache is None else cache.next_positions(length))
         return (k, v) if cache is None else cache.append(k, v)
 
-    def whole(self, x: Tensor, k: Tensor, v: Tensor, *, impl: str, reach: Reach = EVERYTHING) -> Tensor:
+    def whole(
+        self, x: Tensor, k: Tensor, v: Tensor, *, impl: str, reach: Reach = EVERYTHING, cut: Cut | None = None
+    ) -> Tensor:
         """Heads' outputs [B, T, H, D] of every token of `x`, the last T positions of the S keys; before Wo."""
         q = self.q(x).unflatten(-1, (self.heads, self.head_dim))
         if self.rope:
             q = rotate(q, torch.arange(k.shape[1] - x.shape[1], k.shape[1], device=x.device))
-        return read(q, k, v, reach, impl=impl)
+        return self._finish(self._read(q, k, v, None, reach, cut, impl), x)
+
+    def _read(
+        self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None, reach: Reach, cut: Cut | None, impl: str
+    ) -> Tensor:
+        """Heads' outputs without the directions: in the operator's epilogue unless a probe wants to look before it."""
+        if not self.split:
+            return read(q, k, v, reach, rows=rows, impl=impl, cut=cut)
+        o = self.hook_o(read(q, k, v, reach, rows=rows, impl=impl))
+        return o if cut is None else suppress_directions(o, *cut)
+
+    def _finish(self, o: Tensor, x: Tensor) -> Tensor:
+        """Gate the heads' outputs [B, T, H, D] by their inputs, and let probes see them."""
+        return self.hook_z(o if self.gate is None else self.gate(o, x))
 
     def taken(
-        self, x_rows: Tensor, k: Tensor, v: Tensor, rows: Tensor, *, impl: str, reach: Reach = EVERYTHING
-    ) -> Tensor:
+        self, x_rows: Tensor, k: Tensor, v: Tensor, rows: Tensor, *, impl: str, reach: Reach = EVERYTHING,
+        cut: Cut | None = None,
+    ) -> Tensor:  # fmt: skip
         """Heads' outputs [B, N, R, H/N · D] of gathered inputs `x_rows` [B, N, R, E] at positions `rows` [B, N, R]."""
         groups = rows.shape[1]
         per_group = self.heads // groups
@@ -101,7 +131,8 @@ class AttentionTrack(nn.Module):
         if self.rope:
             at = rows.transpose(1, 2)
             q = rotate(q, at[..., 0] if groups == 1 else at.repeat_interleave(per_group, dim=2))
-        o = read(q, k, v, reach, rows=rows[:, 0] if groups == 1 else rows, impl=impl)
+        o = self._read(q, k, v, rows[:, 0] if groups == 1 else rows, reach, cut, impl)
+        o = self._finish(o, x_rows[:, 0] if groups == 1 else x_rows)
         return o.unflatten(2, (groups, per_group)).flatten(3).transpose(1, 2)
 
     def absorbed_rows(self, groups: int) -> int:
@@ -116,7 +147,7 @@ class AttentionTrack(nn.Module):
             return 0
         return self.kv_heads * self.head_dim // (2 * self.heads) // ROW_TILE * ROW_TILE
 
-    def absorbed(self, x_rows: Tensor, x: Tensor, rows: Tensor, *, impl: str) -> Tensor:
+    def absorbed(self, x_rows: Tensor, x: Tensor, rows: Tensor, *, impl: str, cut: Cut | None = None) -> Tensor:
         """`taken` without keys and values: they are linear in `x` [B, T, E], so Wk moves to the query and Wv behind.
 
             <q, Wk x_s + bk> = <Wk^T q, x_s> + const of the row;    sum_s a_s (Wv x_s + bv) = Wv (sum_s a_s x_s) + bv
@@ -134,9 +165,15 @@ class AttentionTrack(nn.Module):
             bias = self.kv.bias.unflatten(0, (2, self.kv_heads, 1, self.head_dim))[1].to(o.dtype)
             # An empty slot stays exactly 0.
             o = o + bias * (rows[:, 0] >= 0)[..., None, None, None]
-        return o.flatten(2)[:, None]
+        o = o.flatten(2, 3)
+        if cut is not None:
+            o = suppress_directions(o, *cut)
+        return self._finish(o, x_rows[:, 0]).flatten(2)[:, None]
 
-    def step(self, x: Tensor, cache: KVCache, taken: Tensor | None, *, impl: str, reach: Reach = EVERYTHING) -> Tensor:
+    def step(
+        self, x: Tensor, cache: KVCache, taken: Tensor | None, *, impl: str, reach: Reach = EVERYTHING,
+        cut: Cut | None = None,
+    ) -> Tensor:  # fmt: skip
         """Append one token `x` [B, 1, E] to the cache; outputs [B, 1, H, D] where `taken` [B, N], else exactly 0.
 
         Nothing is read on the host. `taken=None` attends everywhere. Wq runs for all B tokens: at one token each, its
@@ -148,7 +185,9 @@ class AttentionTrack(nn.Module):
         if self.rope:
             q = rotate(q, at)
         rows = at.expand(x.shape[0], 1) if taken is None else torch.where(taken, at, -1)
-        return step(q[:, 0].to(cache.k.dtype), cache.k, cache.v, reach, rows, impl=impl).to(q.dtype)[:, None]
+        now = cut and Cut(cut.directions, cut.amount[:, 0])
+        o = step(q[:, 0].to(cache.k.dtype), cache.k, cache.v, reach, rows, impl=impl, cut=now)
+        return self._finish(o.to(q.dtype)[:, None], x)
 
     def project(self, o: Tensor) -> Tensor:
         """Wo, group by group and without bias: [B, N, R, H/N · D] -> [B, N, R, E]."""
@@ -163,6 +202,8 @@ class AttentionTrack(nn.Module):
         `absorbed` is how many of the rows, at most, need no keys and values.
         """
         rows = length if rows is None else rows
+        extra = 0.0 if self.directions is None else self.directions.flops(length, rows)
+        extra += 0.0 if self.gate is None else self.gate.flops(rows)
         absorbed_rows = min(rows, absorbed)
         rows -= absorbed_rows
         width, kv_width = self.q.in_features, self.kv_heads * self.head_dim
@@ -170,4 +211,4 @@ class AttentionTrack(nn.Module):
         flops = absorbed_rows * (8 * width**2 + 4 * self.heads * width * seen)
         if rows or not absorbed:
             flops += length * 4 * width * kv_width + rows * (4 * width**2 + 4 * width * seen)
-        return flops
+        return flops + extra

@@ -18,6 +18,7 @@ from turnout.layers.local import LocalTrack
 from turnout.ops.attend.breakeven import break_even
 from turnout.ops.attend.decode import has_decode_kernel
 from turnout.ops.compact import compact
+from turnout.routers.direction import Cut
 from turnout.routers.gate_options import MIXES
 from turnout.routers.mode import RoutingMode
 from turnout.routers.pattern import Reach
@@ -32,6 +33,7 @@ class MixerState:
     local: Any = None
     router: Any = None
     pattern: Any = None
+    directions: Any = None
 
 
 class AttentionMixer(nn.Module):
@@ -45,19 +47,22 @@ class AttentionMixer(nn.Module):
         return MixerState(
             cache=_cache(self.attention, batch, max_len, device, dtype),
             pattern=_memory(self.attention, batch, max_len, device, dtype),
+            directions=_direction_state(self.attention, batch, device, dtype),
         )
 
     def forward(
-        self, x: Tensor, *, mode: RoutingMode, state: MixerState | None = None, hint: Tensor | None = None
-    ) -> tuple[Tensor, Route | None, MixerState | None]:
+        self, x: Tensor, *, mode: RoutingMode, state: MixerState | None = None, hint: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> tuple[Tensor, Route | None, MixerState | None]:  # fmt: skip
         cache, memory = (state.cache, state.pattern) if state else (None, None)
         stepping = cache is not None and cache.position is not None
         reach = self.attention.reach(x, cache, memory, mode, buffers=stepping)
+        cut = _cut(self.attention, x, residual, state)
         if cache is not None and stepping:
-            o = self.attention.step(x, cache, None, impl=mode.impl, reach=reach)
+            o = self.attention.step(x, cache, None, impl=mode.impl, reach=reach, cut=cut)
         else:
             k, v = self.attention.keys_values(x, cache)
-            o = self.attention.whole(x, k, v, impl=mode.impl, reach=reach)
+            o = self.attention.whole(x, k, v, impl=mode.impl, reach=reach, cut=cut)
         return self.attention.out(o.flatten(-2)), None, state
 
     def flops(self, length: int, usage: float) -> float:
@@ -75,8 +80,9 @@ class LocalMixer(nn.Module):
         return MixerState(local=self.local.init_state(batch, device=device, dtype=dtype))
 
     def forward(
-        self, x: Tensor, *, mode: RoutingMode, state: MixerState | None = None, hint: Tensor | None = None
-    ) -> tuple[Tensor, Route | None, MixerState | None]:
+        self, x: Tensor, *, mode: RoutingMode, state: MixerState | None = None, hint: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> tuple[Tensor, Route | None, MixerState | None]:  # fmt: skip
         y, memory = self.local(x, state.local if state else None)
         if state is not None:
             state.local = memory
@@ -123,23 +129,26 @@ class RoutedMixer(nn.Module):
         self.router, self.local, self.attention = router, local, attention
 
     def init_state(self, batch: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> MixerState:
-        """Memory for sequences of up to `max_len` tokens: key/value cache, local track, router."""
+        """Memory for sequences of up to `max_len` tokens: key/value cache, local track, routers."""
         return MixerState(
             cache=_cache(self.attention, batch, max_len, device, dtype),
             local=self.local.init_state(batch, device=device, dtype=dtype),
             router=self.router.init_state(batch, device=device, dtype=dtype),
             pattern=_memory(self.attention, batch, max_len, device, dtype),
+            directions=_direction_state(self.attention, batch, device, dtype),
         )
 
     def forward(
-        self, x: Tensor, *, mode: RoutingMode, state: MixerState | None = None, hint: Tensor | None = None
-    ) -> tuple[Tensor, Route, MixerState | None]:
+        self, x: Tensor, *, mode: RoutingMode, state: MixerState | None = None, hint: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> tuple[Tensor, Route, MixerState | None]:  # fmt: skip
         """Mix `x` [B, T, E].
 
         Args:
             mode: execution (skip or dense phase, capacity, sampling).
             state: from `init_state`; it is updated in place and returned. None processes whole sequences.
             hint: bool [B, T] for the oracle router.
+            residual: [B, T, E], the stream before the norm, for a direction router that reads it; None: `x`.
         Returns:
             Output [B, T, E], the Route (with its dropped rows), the state.
         """
@@ -151,7 +160,9 @@ class RoutedMixer(nn.Module):
         stepping = cache is not None and _steps(x, cache, mode)
         reach = self.attention.reach(x, cache, memory, mode, buffers=stepping)
         if cache is not None and stepping:
-            o = self.attention.step(x, cache, route.taken[:, 0] if mode.skip else None, impl=mode.impl, reach=reach)
+            taken = route.taken[:, 0] if mode.skip else None
+            cut = _cut(self.attention, x, residual, state)
+            o = self.attention.step(x, cache, taken, impl=mode.impl, reach=reach, cut=cut)
             route.dropped = torch.zeros_like(route.taken[:, 0], dtype=torch.int64)
             return self._mix(o, local, route.weight), route, state
         nobody = mode.skip and mode.capacity is None and not bool(route.taken.any())
@@ -160,11 +171,13 @@ class RoutedMixer(nn.Module):
         dense = not mode.skip or self._dense_pays(x, mode)
         keys_values = None if not dense and cache is None else self.attention.keys_values(x, cache)
         if nobody:
+            _cut(self.attention, x, residual, state, rows=x.new_empty(len(x), 1, 0, dtype=torch.int64))
             return local, route, state
         if keys_values is None or not dense:
-            return self._skip(x, local, keys_values, route, mode, reach), route, state
+            return self._skip(x, local, keys_values, route, mode, reach, residual, state), route, state
         weight = _within_capacity(route, mode.capacity) if mode.skip and mode.capacity is not None else route.weight
-        o = self.attention.whole(x, *keys_values, impl=mode.impl, reach=reach)
+        cut = _cut(self.attention, x, residual, state)
+        o = self.attention.whole(x, *keys_values, impl=mode.impl, reach=reach, cut=cut)
         return self._mix(o, local, weight), route, state
 
     def _dense_pays(self, x: Tensor, mode: RoutingMode) -> bool:
@@ -194,14 +207,15 @@ class RoutedMixer(nn.Module):
 
     def _skip(
         self, x: Tensor, local: Tensor, keys_values: tuple[Tensor, Tensor] | None, route: Route, mode: RoutingMode,
-        reach: Reach,
+        reach: Reach, residual: Tensor | None, state: MixerState | None,
     ) -> Tensor:  # fmt: skip
         picked = compact(route.taken, mode.capacity, overflow=mode.overflow, gate=route.gate.detach())
         route.dropped = picked.dropped
         rows = picked.rows
         groups, index = rows.shape[1], rows.clamp(min=0)
         x_rows = torch.stack([_gather(x, index[:, n]) for n in range(groups)], dim=1)
-        o = self._attend_rows(x, x_rows, keys_values, rows, mode, reach)
+        cut = _cut(self.attention, x, residual, state, rows=index)
+        o = self._attend_rows(x, x_rows, keys_values, rows, mode, reach, cut)
         # An empty slot points at row 0 with weight 0: it adds an exact zero there.
         weight = torch.where(rows >= 0, route.weight.transpose(1, 2).gather(2, index), 0.0).to(o.dtype)[..., None]
         gain = self.attention.project(o * weight)
@@ -223,7 +237,7 @@ class RoutedMixer(nn.Module):
 
     def _attend_rows(
         self, x: Tensor, x_rows: Tensor, keys_values: tuple[Tensor, Tensor] | None, rows: Tensor, mode: RoutingMode,
-        reach: Reach,
+        reach: Reach, cut: Cut | None,
     ) -> Tensor:  # fmt: skip
         """Heads' outputs of the rows; a sequence with few rows needs no keys and values, where no cache wants them.
 
@@ -236,13 +250,15 @@ class RoutedMixer(nn.Module):
             first = 0
         parts = []
         if first:
-            parts.append(attention.absorbed(x_rows[:, :, :first], x, rows[..., :first], impl=impl))
+            some = cut and Cut(cut.directions, cut.amount[:, :first])
+            parts.append(attention.absorbed(x_rows[:, :, :first], x, rows[..., :first], impl=impl, cut=some))
         if rows.shape[2] > first:
             k, v = keys_values or attention.keys_values(x, None)
             past = k.shape[1] - x.shape[1]
             rest = rows[..., first:]
             rest = torch.where(rest >= 0, rest + past, rest)
-            parts.append(attention.taken(x_rows[:, :, first:], k, v, rest, impl=impl, reach=reach))
+            some = cut and Cut(cut.directions, cut.amount[:, first:])
+            parts.append(attention.taken(x_rows[:, :, first:], k, v, rest, impl=impl, reach=reach, cut=some))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     def flops(self, length: int, usage: float, *, skip: bool = True) -> float:
@@ -270,6 +286,24 @@ def _within_capacity(route: Route, capacity: int) -> Tensor:
 def _gather(x: Tensor, index: Tensor) -> Tensor:
     """x [B, T, E] at index [B, R] -> [B, R, E]."""
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def _cut(
+    track: AttentionTrack, x: Tensor, residual: Tensor | None, state: MixerState | None, *, rows: Tensor | None = None
+) -> Cut | None:
+    """Ask the track's direction router, if it has one, for every token or for `rows` [B, N, R]; its state moves on."""
+    router = track.directions
+    if router is None:
+        return None
+    source = residual if router.raw and residual is not None else x
+    amount, memory = router(source, state=state.directions if state else None, rows=rows)
+    if state is not None:
+        state.directions = memory
+    return Cut(router.unit(), amount)
+
+
+def _direction_state(track: AttentionTrack, batch: int, device: torch.device, dtype: torch.dtype) -> Any:
+    return None if track.directions is None else track.directions.init_state(batch, device=device, dtype=dtype)
 
 
 def _cache(track: AttentionTrack, batch: int, max_len: int, device: torch.device, dtype: torch.dtype) -> KVCache:

@@ -15,6 +15,8 @@ from turnout.errors import UnsupportedError
 from turnout.layers.dilation import dilated
 from turnout.ops.attend import attend
 from turnout.ops.attend.decode import decode_attend
+from turnout.ops.attend.reference import suppress_directions
+from turnout.routers.direction import Cut
 from turnout.routers.pattern.decay import log_threshold
 from turnout.routers.pattern.reach import Blend, Blocks, Prune, Reach
 
@@ -24,31 +26,28 @@ HIDDEN = -3e4
 LEAST_CHUNK = 128
 
 
-def read(q: Tensor, k: Tensor, v: Tensor, reach: Reach, *, rows: Tensor | None = None, impl: str = "auto") -> Tensor:
-    """Attention of the query rows as far as `reach` lets them read.
+def read(
+    q: Tensor, k: Tensor, v: Tensor, reach: Reach, *, rows: Tensor | None = None, impl: str = "auto",
+    cut: Cut | None = None,
+) -> Tensor:  # fmt: skip
+    """Attention of the query rows as far as `reach` lets them read, without the directions that `cut` removes.
 
     Args:
         q: [B, R, H, D]; k, v: [B, S, G, D].
         rows: as in `attend`; None = the last R positions.
+        cut: r is [B, R, H, K]; removed in the operator's epilogue where the operator runs, else behind it.
         impl: as in `attend`; bias, contextual positions and dilation have torch implementations only.
     Returns:
         o: like q; exactly 0 in an empty slot.
     Raises:
         UnsupportedError: `impl` names an implementation that does not do this.
     """
-    if reach.parts:
-        return _parts(q, k, v, reach, rows, impl)
-    if reach.blend is not None:
-        return _blended(q, k, v, reach.blend, rows, impl)
-    if reach.dilation is not None or reach.bias is not None or reach.contextual is not None:
-        if impl not in ("auto", "reference"):
-            raise UnsupportedError(f"impl={impl!r} has no bias, contextual positions or dilation; use impl='auto'")
-        if reach.dilation is not None:
-            return _blank(dilated(q, k, v, reach.dilation, positions(q, k, rows), whole=rows is None), rows)
-        if rows is None and reach.window is not None and not reach.sinks and reach.contextual is None:
-            return _trimmed(q, k, v, reach, reach.window)
-        return _blank(_biased(q, k, v, reach, positions(q, k, rows)), rows)
+    if not reach.in_operator:
+        o = _around(q, k, v, reach, rows, impl)
+        return o if cut is None else suppress_directions(o, *cut)
     options: dict[str, Any] = {"log_decay": reach.log_decay, "window": reach.window, "sinks": reach.sinks}
+    if cut is not None:
+        options |= {"directions": cut.directions, "suppress": cut.amount}
     if reach.prune is not None and reach.log_decay is not None:
         q, k = _shorten(q, reach.prune.cap), _shorten(k, reach.prune.cap)
         options["starts"] = first_keys(reach.log_decay, positions(q, k, rows), k.shape[2], reach.prune, q.shape[-1])
@@ -57,8 +56,24 @@ def read(q: Tensor, k: Tensor, v: Tensor, reach: Reach, *, rows: Tensor | None =
     return attend(q, k, v, rows=rows, impl=impl, **options)
 
 
-def step(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor, *, impl: str) -> Tensor:
-    """One new token a sequence against a whole cache: q [B, H, D], rows [B, L]; see `decode_attend`."""
+def _around(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor | None, impl: str) -> Tensor:
+    """What the operator has no option for."""
+    if reach.parts:
+        return _parts(q, k, v, reach, rows, impl)
+    if reach.blend is not None:
+        return _blended(q, k, v, reach.blend, rows, impl)
+    if impl not in ("auto", "reference"):
+        raise UnsupportedError(f"impl={impl!r} has no bias, contextual positions or dilation; use impl='auto'")
+    if reach.dilation is not None:
+        return _blank(dilated(q, k, v, reach.dilation, positions(q, k, rows), whole=rows is None), rows)
+    if rows is None and reach.window is not None and not reach.sinks and reach.contextual is None:
+        return _trimmed(q, k, v, reach, reach.window)
+    return _blank(_biased(q, k, v, reach, positions(q, k, rows)), rows)
+
+
+def step(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor, *, impl: str, cut: Cut | None = None) -> Tensor:
+    """One new token a sequence against a whole cache: q [B, H, D], rows [B, L], r of `cut` [B, H, K]; see
+    `decode_attend`."""
     if not reach.stepwise:
         raise UnsupportedError(
             "one step of this pattern hangs on the host, so it cannot be replayed; call the model with state= instead "
@@ -66,7 +81,11 @@ def step(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor, *, impl: s
         )
     if not reach.parts:
         total = None if reach.log_decay is None else reach.log_decay.double().cumsum(1)
-        return decode_attend(q, k, v, rows, total_decay=total, window=reach.window, sinks=reach.sinks, impl=impl)
+        directions, amount = (None, None) if cut is None else cut
+        return decode_attend(
+            q, k, v, rows, total_decay=total, window=reach.window, sinks=reach.sinks, directions=directions,
+            suppress=amount, impl=impl,
+        )  # fmt: skip
     outs, size = [], q.shape[1] // k.shape[2]
     first = 0
     for n, part in reach.parts:
@@ -74,7 +93,8 @@ def step(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor, *, impl: s
         mine = rows if rows.shape[1] == 1 else rows[:, groups]
         outs.append(step(q[:, heads], k[:, :, groups], v[:, :, groups], part, mine, impl=impl))
         first += n
-    return torch.cat(outs, 1)
+    o = torch.cat(outs, 1)
+    return o if cut is None else suppress_directions(o[:, None], cut.directions, cut.amount[:, None])[:, 0]
 
 
 def positions(q: Tensor, k: Tensor, rows: Tensor | None) -> Tensor:

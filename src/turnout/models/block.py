@@ -10,6 +10,7 @@ from turnout.layers import AttentionMixer, LocalMixer, MixerState, RoutedMixer
 from turnout.layers.attention import AttentionTrack
 from turnout.layers.local import LOCAL_TRACKS
 from turnout.models.config import ModelConfig
+from turnout.routers.direction import DIRECTION_ROUTERS, DirectionContext, DirectionRouter
 from turnout.routers.mode import RoutingMode
 from turnout.routers.pattern import PATTERNS, Pattern, PatternContext
 from turnout.routers.query import QUERY_ROUTERS, Gating, Route, RouterContext
@@ -55,8 +56,11 @@ def build_mixer(config: ModelConfig, layer: int, seed: int) -> Mixer:
 
     def attention() -> AttentionTrack:
         rope = config.positions == "rope"
-        pattern = build_pattern(config, layer)
-        return AttentionTrack(config.width, config.heads, config.n_kv_heads, rope=rope, bias=bias, pattern=pattern)
+        return AttentionTrack(
+            config.width, config.heads, config.n_kv_heads, rope=rope, bias=bias,
+            pattern=build_pattern(config, layer), directions=build_directions(config, layer, seed),
+            gate=config.output_gate,
+        )  # fmt: skip
 
     if kind == "A":
         return AttentionMixer(attention())
@@ -92,6 +96,28 @@ def build_pattern(config: ModelConfig, layer: int) -> Pattern | None:
     return PATTERNS.build(spec, context=context)
 
 
+def build_directions(config: ModelConfig, layer: int, seed: int) -> DirectionRouter | None:
+    """The direction router of one layer, None for "none".
+
+    Raises:
+        ConfigError: unknown spec, or a router that reads the future and was not told to leak.
+    """
+    if config.directions == "none":
+        return None
+    context = DirectionContext(
+        width=config.width, heads=config.heads, head_dim=config.width // config.heads, layer=layer, seed=seed
+    )
+    router: DirectionRouter = DIRECTION_ROUTERS.build(config.directions, context=context)
+    if not router.causal and not router.leaks:
+        name = parse_spec(config.directions).name
+        raise ConfigError(
+            f"directions {config.directions!r} are not causal: r at every token reads later tokens, which leaks the "
+            f"future into a causal model; use the causal variant {router.causal_variant!r}, or write {name}:leak=true "
+            "to train what was published and measure its leak"
+        )
+    return router
+
+
 def _local_spec(text: str, bias: bool) -> Spec:
     """The local track as written; a form without biases takes them from it too, unless it says otherwise."""
     spec = parse_spec(text)
@@ -115,7 +141,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, *, mode: RoutingMode, state: MixerState | None = None, hint: Tensor | None = None
     ) -> tuple[Tensor, Route | None, MixerState | None]:
-        y, route, state = self.mixer(self.mixer_norm(x), mode=mode, state=state, hint=hint)
+        y, route, state = self.mixer(self.mixer_norm(x), mode=mode, state=state, hint=hint, residual=x)
         x = x + y
         return x + self.mlp(self.mlp_norm(x)), route, state
 

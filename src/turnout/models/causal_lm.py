@@ -64,7 +64,8 @@ class CausalLM(nn.Module):
 
     def _small_init(self) -> None:
         for name, p in self.named_parameters():
-            if p.ndim != 2 or ".router." in name or ".pattern." in name or ".local.weight" in name:
+            elsewhere = (".router.", ".pattern.", ".directions.", ".local.weight")
+            if p.ndim != 2 or any(part in name for part in elsewhere):
                 continue
             residual = name.endswith((".out.weight", ".down.weight"))
             nn.init.normal_(p, std=0.02 / (2 * self.config.layers) ** 0.5 if residual else 0.02)

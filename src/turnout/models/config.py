@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from turnout.errors import ConfigError, nearest
-from turnout.routers.gate_options import MIXES, check_gate_options
+from turnout.routers.gate_options import MIXES, OUTPUT_GATES, check_gate_options
 
 GRANULARITIES = ("token", "group")
 POSITIONS = ("none", "rope")
@@ -74,6 +74,9 @@ class ModelConfig:
             (RMSNorm, SwiGLU, no biases, N(0, 0.02)).
         mlp_ratio: hidden width of the MLP over E, >= 1/E.
         tie: share the embedding with the head.
+        directions: spec of the direction router of every attention track, "prefix", "static:k=2", ...; "none" removes
+            nothing (`turnout list directions`).
+        output_gate: sigmoid gate between attention and Wo: "none", "head" or "element".
     """
 
     layers: int = 4
@@ -88,6 +91,8 @@ class ModelConfig:
     form: str = "gpt"
     mlp_ratio: float = 4.0
     tie: bool = False
+    directions: str = "none"
+    output_gate: str = "none"
 
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads"):
@@ -103,6 +108,8 @@ class ModelConfig:
             raise ConfigError(f"model.positions={self.positions!r}{nearest(self.positions, POSITIONS)}")
         if self.positions == "rope" and (self.width // self.heads) % 2:
             raise ConfigError(f"model.width/heads={self.width // self.heads} is odd; rope needs an even head dim")
+        if self.output_gate not in OUTPUT_GATES:
+            raise ConfigError(f"model.output_gate={self.output_gate!r}{nearest(self.output_gate, OUTPUT_GATES)}")
         if self.form not in FORMS:
             raise ConfigError(f"model.form={self.form!r}{nearest(self.form, FORMS)}")
         if not self.mlp_ratio * self.width >= 1:

@@ -85,30 +85,30 @@ class DecodeStep:
 
     def _run(self) -> None:
         self.output = self.model(self.tokens, mode=self.mode, state=self.state)
-        for memory, (local, router) in zip(self.state, self.buffers, strict=True):
-            _copy(local, memory.local)
-            _copy(router, memory.router)
-            memory.local, memory.router = local, router
+        for memory, buffers in zip(self.state, self.buffers, strict=True):
+            for buffer, value in zip(buffers, _memories(memory), strict=True):
+                _copy(buffer, value)
+            _put(memory, buffers)
         self.position += 1
 
     @torch.no_grad()
-    def _make_buffers(self) -> list[tuple[Any, Any]]:
+    def _make_buffers(self) -> list[tuple[Any, ...]]:
         """Buffers with the value of the state before, in the dtype and shape that a trial step leaves behind.
 
         The trial's keys and values lie where the first real step writes its own.
         """
-        before = [(memory.local, memory.router) for memory in self.state]
+        before = [_memories(memory) for memory in self.state]
         try:
             self.model(self.tokens, mode=self.mode, state=self.state)
             buffers = []
-            for i, (memory, (local, router)) in enumerate(zip(self.state, before, strict=True)):
-                new = _buffer(local, memory.local, f"local track of layer {i}")
-                buffers.append((new, _buffer(router, memory.router, f"router of layer {i}")))
+            for i, (memory, olds) in enumerate(zip(self.state, before, strict=True)):
+                parts = zip(_PARTS, olds, _memories(memory), strict=True)
+                buffers.append(tuple(_buffer(old, new, f"{part} of layer {i}") for part, old, new in parts))
         finally:
-            for memory, (local, router) in zip(self.state, before, strict=True):
-                memory.local, memory.router = local, router
-        for memory, (local, router) in zip(self.state, buffers, strict=True):
-            memory.local, memory.router = local, router
+            for memory, olds in zip(self.state, before, strict=True):
+                _put(memory, olds)
+        for memory, new in zip(self.state, buffers, strict=True):
+            _put(memory, new)
         return buffers
 
     @torch.no_grad()
@@ -131,10 +131,22 @@ class DecodeStep:
         return graph
 
 
+_PARTS = ("local track", "router", "direction router")
+
+
+def _memories(memory: MixerState) -> tuple[Any, ...]:
+    """What a step replaces, in the order of `_PARTS`; the cache is written in place."""
+    return memory.local, memory.router, memory.directions
+
+
+def _put(memory: MixerState, parts: tuple[Any, ...]) -> None:
+    memory.local, memory.router, memory.directions = parts
+
+
 def _batch_of(state: list[MixerState]) -> int:
     """Sequences that a state was made for."""
     for memory in state:
-        for part in (memory.cache, memory.local, memory.router):
+        for part in (memory.cache, *_memories(memory)):
             if isinstance(part, KVCache):
                 return part.k.shape[0]
             if isinstance(part, Tensor):

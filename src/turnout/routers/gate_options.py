@@ -7,6 +7,7 @@ from turnout.errors import ConfigError, nearest
 NOISES = ("none", "bernoulli", "gumbel")
 GRADIENTS = ("straight_through", "scaled")
 MIXES = ("replace", "add")
+OUTPUT_GATES = ("none", "head", "element")
 
 
 def check_gate_options(noise: str, gradient: str, temperature: float, max_logit: float | None) -> None:

@@ -175,6 +175,7 @@ class OptimConfig:
         clip: gradient norm limit; 0 = off.
         warmup: steps of linear warm-up.
         decay: "constant", or "cosine" to a tenth of lr: over the whole run, in a curriculum over *hold* and *grow*.
+        directions_lr: factor on the learning rate of direction routers, > 0 (published: 0.5).
         precision: "fp32", "tf32" (fp32 with tensor-core products on a GPU) or "bf16" (autocast).
     """
 
@@ -186,6 +187,7 @@ class OptimConfig:
     clip: float = 1.0
     warmup: int = 0
     decay: str = "constant"
+    directions_lr: float = 1.0
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
@@ -193,6 +195,7 @@ class OptimConfig:
             self.batch >= 1 and self.accumulate >= 1, f"optim.batch={self.batch}, accumulate={self.accumulate}", ">= 1"
         )
         _require(self.lr > 0, f"optim.lr={self.lr}", "> 0")
+        _require(self.directions_lr > 0, f"optim.directions_lr={self.directions_lr}", "> 0")
         for name in ("max_tokens", "weight_decay", "clip", "warmup"):
             _require(getattr(self, name) >= 0, f"optim.{name}={getattr(self, name)}", ">= 0")
         if self.decay not in DECAYS:

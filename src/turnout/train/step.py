@@ -39,8 +39,7 @@ class Stepper:
         on_gpu = self.device.type == "cuda"
         self.graphs = cuda_graph and on_gpu
         self.optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=torch.tensor(config.lr, device=self.device) if on_gpu else config.lr,
+            _groups(model, config, self.device),
             weight_decay=config.weight_decay,
             fused=True,
             capturable=on_gpu,
@@ -59,9 +58,9 @@ class Stepper:
             control.fill_(getattr(schedule, name))
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr)
+                group["lr"].fill_(lr * group["factor"])
             else:
-                group["lr"] = lr
+                group["lr"] = lr * group["factor"]
         if not self.graphs:
             self._work(batches, schedule.penalty, mode)
             return
@@ -159,6 +158,18 @@ class Stepper:
         with torch.cuda.stream(stream):
             work()
         torch.cuda.current_stream().wait_stream(stream)
+
+
+def _groups(model: CausalLM, config: OptimConfig, device: torch.device) -> list[dict[str, Any]]:
+    """Parameters by the factor on their learning rate; direction routers may have one of their own."""
+    own: dict[float, list[nn.Parameter]] = {}
+    for name, p in model.named_parameters():
+        own.setdefault(config.directions_lr if ".directions." in name else 1.0, []).append(p)
+    on_gpu = device.type == "cuda"
+    return [
+        {"params": params, "factor": factor, "lr": torch.tensor(config.lr, device=device) if on_gpu else config.lr}
+        for factor, params in own.items()
+    ]
 
 
 def _tensors(batch: Batch) -> list[Tensor]:

@@ -21,14 +21,17 @@ class Options(Flags):
     """Name what there is, with one line about each.
 
     Args:
-        what: recipes, routers, selectors, flows, locals, patterns, tasks, runs or claims; without it everything but the
-            claims.
+        what: recipes, routers, selectors, directions, flows, locals, patterns, tasks, runs or claims; without it
+            everything but the claims.
         runs: folder of all runs.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("what",)
     what: (
-        Literal["recipes", "routers", "selectors", "flows", "locals", "patterns", "tasks", "runs", "claims"] | None
+        Literal[
+            "recipes", "routers", "selectors", "directions", "flows", "locals", "patterns", "tasks", "runs", "claims"
+        ]
+        | None
     ) = None
     runs: str = "runs"
 
@@ -39,6 +42,7 @@ def run(call: Call[Options]) -> Result:
         "recipes": _recipes,
         "routers": _routers,
         "selectors": _selectors,
+        "directions": _directions,
         "flows": _flows,
         "locals": _locals,
         "patterns": _patterns,
@@ -74,6 +78,12 @@ def _selectors() -> Entries:
     from turnout.routers.content import CONTENT_SELECTORS
 
     return _registered(CONTENT_SELECTORS)
+
+
+def _directions() -> Entries:
+    from turnout.routers.direction import DIRECTION_ROUTERS
+
+    return _registered(DIRECTION_ROUTERS)
 
 
 def _flows() -> Entries:

@@ -85,6 +85,12 @@ class Reach:
         return self == _PLAIN
 
     @property
+    def in_operator(self) -> bool:
+        """Whether one call of `attend` does it."""
+        around = (self.blend, self.dilation, self.bias, self.contextual)
+        return not self.parts and all(option is None for option in around)
+
+    @property
     def stepwise(self) -> bool:
         """Whether the decode operator does it, whose steps need no decision on the host."""
         if self.parts:

@@ -220,5 +220,7 @@ def test_explain_says_which_row_of_the_table_decided() -> None:
     assert explain(q, k, v, rows=rows).startswith("triton: 0.03 of the positions have a slot; scattered is faster")
     whole = leaves(S)[0]
     every = torch.arange(S, device="cuda").expand(B, -1)
-    assert explain(whole, k, v, rows=every).startswith("scattered: 1.00 of the positions have a slot; scattered is faster")
+    assert explain(whole, k, v, rows=every).startswith(
+        "scattered: 1.00 of the positions have a slot; scattered is faster"
+    )
     assert explain(q, k, v, window=3).startswith("triton: not dense")
