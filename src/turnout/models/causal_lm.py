@@ -13,6 +13,7 @@ from turnout.errors import ConfigError, ShapeError
 from turnout.layers import MixerState
 from turnout.models.block import Block, build_norm
 from turnout.models.config import ModelConfig
+from turnout.models.recompute import recomputed
 from turnout.routers.mode import SKIP, RoutingMode
 from turnout.routers.query import Route
 
@@ -39,9 +40,12 @@ class CausalLM(nn.Module):
         config: the architecture.
         vocab: token ids are 0..vocab-1.
         seed: of the initial weights; the global generator is left as it was.
+    Attributes:
+        checkpointing: keep only the input of each block for the backward pass and compute the rest again there.
     """
 
     blocks: Sequence[Block]
+    checkpointing = False
 
     def __init__(self, config: ModelConfig, *, vocab: int, seed: int = 0) -> None:
         super().__init__()
@@ -99,23 +103,38 @@ class CausalLM(nn.Module):
         """
         if tokens.ndim != 2:
             raise ShapeError(f"tokens {tuple(tokens.shape)}; expected [batch, length]")
-        if state is not None:
-            self._check_state(state, tokens)
-        x = self.embed(tokens)
-        routes: list[Route | None] = []
-        for i, block in enumerate(self.blocks):
-            x, route, _ = block(x, mode=mode, state=state[i] if state else None, hint=hint)
-            routes.append(route)
+        x, routes = self.features(self.embed(tokens), mode=mode, state=state, hint=hint)
         if at is not None:
             x = x.gather(1, at.clamp(min=0)[..., None].expand(-1, -1, x.shape[-1]))
         return Output(logits=self.head(self.norm(x)), routes=routes, state=state)
+
+    def features(
+        self,
+        x: Tensor,
+        *,
+        mode: RoutingMode = SKIP,
+        state: list[MixerState] | None = None,
+        hint: Tensor | None = None,
+    ) -> tuple[Tensor, list[Route | None]]:
+        """Embeddings [B, T, E] through all blocks, before the last norm, and the routes; arguments as in `forward`."""
+        if state is not None:
+            self._check_state(state, x)
+        routes: list[Route | None] = []
+        recompute = self.checkpointing and state is None and torch.is_grad_enabled()
+        for i, block in enumerate(self.blocks):
+            if recompute:
+                x, route = recomputed(block, x, mode, hint)
+            else:
+                x, route, _ = block(x, mode=mode, state=state[i] if state else None, hint=hint)
+            routes.append(route)
+        return x, routes
 
     def _check_state(self, state: list[MixerState], tokens: Tensor) -> None:
         if len(state) != len(self.blocks):
             raise ShapeError(f"state of {len(state)} layers; expected {len(self.blocks)}: use this model's init_state")
         for memory in state:
             if memory.cache is not None:
-                memory.cache.check_room(*tokens.shape)
+                memory.cache.check_room(*tokens.shape[:2])
 
     def block_flops(self, length: int, usage: list[float]) -> float:
         """Forward multiply-adds × 2 of the blocks on one sequence at a usage per layer; embedding and head left out."""
