@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from turnout.errors import CheckpointError
-
-INDEX = "model.safetensors.index.json"
+from turnout.models.pretrained import INDEX, shard_names
 
 
 def check_files(folder: Any) -> None:
     """Raise CheckpointError when a local folder names a shard that is not there; anything else is left alone."""
     path = Path(str(folder))
-    index = path / INDEX
-    if not index.is_file():
-        return
-    try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(
-            f"{index} is damaged ({error}); restore it from a copy, or save the model again"
-        ) from error
-    missing = [name for name in shards if not (path / name).is_file()]
-    if missing:
-        raise CheckpointError(
-            f"{path} lacks {len(missing)} of {len(shards)} shards ({', '.join(missing[:3])}); copy the whole folder "
-            "again, or save the model again"
-        )
+    if (path / INDEX).is_file():
+        shard_names(path)
 
 
 def check_loaded(model: Any, info: Any, where: str, *, forgiving: bool) -> None:
