@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -42,10 +42,12 @@ class CausalLM(nn.Module):
         seed: of the initial weights; the global generator is left as it was.
     Attributes:
         checkpointing: keep only the input of each block for the backward pass and compute the rest again there.
+        compiled: blocks run as compiled code, see `compile_blocks`.
     """
 
     blocks: Sequence[Block]
     checkpointing = False
+    compiled = False
 
     def __init__(self, config: ModelConfig, *, vocab: int, seed: int = 0) -> None:
         super().__init__()
@@ -122,12 +124,28 @@ class CausalLM(nn.Module):
         routes: list[Route | None] = []
         recompute = self.checkpointing and state is None and torch.is_grad_enabled()
         for i, block in enumerate(self.blocks):
+            if self.compiled and mode.sample:
+                mode = replace(mode, noise=None)
+                mode = replace(mode, noise=mode.uniform((*x.shape[:2], self.config.routing_groups), x.device))
             if recompute:
                 x, route = recomputed(block, x, mode, hint)
             else:
                 x, route, _ = block(x, mode=mode, state=state[i] if state else None, hint=hint)
             routes.append(route)
         return x, routes
+
+    def compile_blocks(self) -> None:
+        """Compile each block; blocks of one kind share their code. Weights keep their names.
+
+        Gate noise is then drawn for every routed layer, whether its router asks for it or not.
+        """
+        import torch._dynamo
+
+        # A capacity, a phase or a layout is code of its own; past the limit torch would fall back to eager silently.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+        for block in self.blocks:
+            block.compile(dynamic=False)
+        self.compiled = True
 
     def _check_state(self, state: list[MixerState], tokens: Tensor) -> None:
         if len(state) != len(self.blocks):
