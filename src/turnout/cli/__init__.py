@@ -22,6 +22,8 @@ VERBS = {
     "demo": "train a small model that learns which tokens need attention, and write its report",
     "train": "train a recipe, or go on with an interrupted run",
     "eval": "score a trained run, also at another length or with a control for a router",
+    "generate": "continue text with a trained run or an exported model",
+    "export": "write a run as a folder that Hugging Face's Auto classes read",
     "show": "print the resolved config of a recipe, or the result of a run",
     "list": "name the recipes, routers, directions, local tracks, tasks, runs or claims",
     "report": "write one HTML page about one run, or about several compared",

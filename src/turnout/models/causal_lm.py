@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -14,6 +14,7 @@ from turnout.layers import MixerState
 from turnout.layers.attention import AttentionTrack
 from turnout.models.block import Block, build_norm
 from turnout.models.config import ModelConfig
+from turnout.models.recompute import recomputed
 from turnout.routers.mode import SKIP, RoutingMode
 from turnout.routers.query import Route
 
@@ -40,9 +41,14 @@ class CausalLM(nn.Module):
         config: the architecture.
         vocab: token ids are 0..vocab-1.
         seed: of the initial weights; the global generator is left as it was.
+    Attributes:
+        checkpointing: keep only the input of each block for the backward pass and compute the rest again there.
+        compiled: blocks run as compiled code, see `compile_blocks`.
     """
 
     blocks: Sequence[Block]
+    checkpointing = False
+    compiled = False
 
     def __init__(self, config: ModelConfig, *, vocab: int, seed: int = 0) -> None:
         super().__init__()
@@ -101,13 +107,7 @@ class CausalLM(nn.Module):
         """
         if tokens.ndim != 2:
             raise ShapeError(f"tokens {tuple(tokens.shape)}; expected [batch, length]")
-        if state is not None:
-            self._check_state(state, tokens)
-        x = self.embed(tokens)
-        routes: list[Route | None] = []
-        for i, block in enumerate(self.blocks):
-            x, route, _ = block(x, mode=mode, state=state[i] if state else None, hint=hint)
-            routes.append(route)
+        x, routes = self.features(self.embed(tokens), mode=mode, state=state, hint=hint)
         if at is not None:
             x = x.gather(1, at.clamp(min=0)[..., None].expand(-1, -1, x.shape[-1]))
         return Output(logits=self.head(self.norm(x)), routes=routes, state=state)
@@ -124,12 +124,49 @@ class CausalLM(nn.Module):
             if isinstance(module, AttentionTrack) and module.pattern is not None:
                 module.pattern.check_length(length)
 
+    def features(
+        self,
+        x: Tensor,
+        *,
+        mode: RoutingMode = SKIP,
+        state: list[MixerState] | None = None,
+        hint: Tensor | None = None,
+    ) -> tuple[Tensor, list[Route | None]]:
+        """Embeddings [B, T, E] through all blocks, before the last norm, and the routes; arguments as in `forward`."""
+        if state is not None:
+            self._check_state(state, x)
+        routes: list[Route | None] = []
+        recompute = self.checkpointing and state is None and torch.is_grad_enabled()
+        for i, block in enumerate(self.blocks):
+            if self.compiled and mode.sample:
+                mode = replace(mode, noise=None)
+                mode = replace(mode, noise=mode.uniform((*x.shape[:2], self.config.routing_groups), x.device))
+            if recompute:
+                x, route = recomputed(block, x, mode, hint)
+            else:
+                x, route, _ = block(x, mode=mode, state=state[i] if state else None, hint=hint)
+            routes.append(route)
+        return x, routes
+
+    def compile_blocks(self) -> None:
+        """Compile each block; blocks of one kind share their code. Weights keep their names.
+
+        Gate noise is then drawn for every routed layer, whether its router asks for it or not.
+        """
+        import torch._dynamo
+
+        # A capacity, a phase or a layout is code of its own; past the limit torch would fall back to eager silently.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+        for block in self.blocks:
+            block.compile(dynamic=False)
+        self.compiled = True
+
     def _check_state(self, state: list[MixerState], tokens: Tensor) -> None:
         if len(state) != len(self.blocks):
             raise ShapeError(f"state of {len(state)} layers; expected {len(self.blocks)}: use this model's init_state")
         for memory in state:
             if memory.cache is not None:
-                memory.cache.check_room(*tokens.shape)
+                memory.cache.check_room(*tokens.shape[:2])
 
     def block_flops(self, length: int, usage: list[float]) -> float:
         """Forward multiply-adds × 2 of the blocks on one sequence at a usage per layer; embedding and head left out."""

@@ -26,6 +26,7 @@ class RoutingMode:
         generator: source of the gate noise, on the model's device; required when `sample` is True and the gates are
             noisy, because the global generator is never read.
         impl: implementation of `turnout.ops.attend` ("auto", or one by name).
+        noise: gate noise float32 [B, T, G] drawn before the call, instead of `generator`: compiled code holds none.
     Raises:
         ConfigError: capacity < 1, or an unknown overflow policy.
     """
@@ -36,6 +37,7 @@ class RoutingMode:
     sample: bool = False
     generator: torch.Generator | None = None
     impl: str = "auto"
+    noise: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.capacity is not None and self.capacity < 1:
@@ -49,6 +51,8 @@ class RoutingMode:
         Raises:
             ConfigError: the mode samples and has no generator.
         """
+        if self.noise is not None:
+            return self.noise
         if self.generator is None:
             raise ConfigError(
                 "RoutingMode(sample=True) has no generator and these gates are random; pass "

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from turnout.tasks.shards import Shards
+    from turnout.tasks.tokenizer import Tokenizer
 
 _N_BYTES = 256
 _MEGABYTE = 1_000_000
@@ -119,6 +120,11 @@ class TextTask:
                     f"use length <= {max(tokens - 1, 1)}, another val_frac (now {config.val_frac}) or more text"
                 )
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What made the tokens."""
+        return self._shards.tokenizer
+
     def train_batch(self, n: int) -> Batch:
         """n windows at uniformly random places of the training split; advances the stream by one batch."""
         check_count("n", n)
@@ -204,7 +210,7 @@ def _open_shards(config: TextConfig) -> Shards:
     """The shards of this text and these settings, written on first use."""
     from turnout.tasks.documents import hold_out, limit_size, read_corpus
     from turnout.tasks.shards import load_shards, shard_folder, write_shards
-    from turnout.tasks.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer
+    from turnout.tasks.tokenizer import BpeTokenizer, ByteTokenizer
 
     corpus = read_corpus(config.path)
     max_bytes = None if config.max_mb is None else round(config.max_mb * _MEGABYTE)

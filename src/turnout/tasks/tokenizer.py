@@ -32,12 +32,20 @@ class Tokenizer(Protocol):
         """Token ids, integer [n]."""
         ...
 
+    def decode(self, tokens: Iterable[int]) -> bytes:
+        """The bytes of tokens; a token may be part of a character."""
+        ...
+
     def decode_token(self, token: int) -> str:
         """The token's text, printable: control characters and partial characters escaped."""
         ...
 
     def save(self, folder: Path) -> None:
         """Write what `load_tokenizer` needs."""
+        ...
+
+    def to_json(self) -> str:
+        """A `tokenizer.json` that the `tokenizers` library reads."""
         ...
 
 
@@ -51,12 +59,33 @@ class ByteTokenizer:
         """The bytes themselves, uint8 [n]."""
         return np.frombuffer(text, dtype=np.uint8)
 
+    def decode(self, tokens: Iterable[int]) -> bytes:
+        """The bytes themselves."""
+        return bytes(tokens)
+
     def decode_token(self, token: int) -> str:
         """The character of an ASCII byte, `\\n`, `\\xc3` or `<doc>`."""
         return _printable(bytes([token]))
 
     def save(self, folder: Path) -> None:
         """Nothing to keep."""
+
+    def to_json(self) -> str:
+        """The same tokenizer in the format of the `tokenizers` library: byte-level BPE without a merge."""
+        level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+        model: dict[str, Any] = {
+            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+            "vocab": {symbol: byte for byte, symbol in sorted(_byte_symbols().items())}, "merges": [],
+        }  # fmt: skip
+        parts: dict[str, Any] = {
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [],
+            "normalizer": None,
+            "pre_tokenizer": level,
+        }
+        return json.dumps({"version": "1.0", **parts, "post_processor": None, "decoder": level, "model": model})
 
 
 class BpeTokenizer:
@@ -103,6 +132,10 @@ class BpeTokenizer:
         encoded = self._encoder.encode_batch(list(_pieces(text)), add_special_tokens=False)
         return np.fromiter((token for piece in encoded for token in piece.ids), dtype=np.int64)
 
+    def decode(self, tokens: Iterable[int]) -> bytes:
+        """The bytes of all tokens, joined."""
+        return b"".join(self._bytes[token] for token in tokens)
+
     def decode_token(self, token: int) -> str:
         """The token's text; bytes that are only part of a character are escaped (`\\xc3`)."""
         return _printable(self._bytes[token])
@@ -111,10 +144,33 @@ class BpeTokenizer:
         """Write tokenizer.json."""
         (folder / _FILE).write_text(self._json, encoding="utf-8")
 
+    def to_json(self) -> str:
+        """The file of the `tokenizers` library, with a decoder for code that has none of its own."""
+        level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+        return json.dumps({**json.loads(self._json), "decoder": level})
+
 
 def load_tokenizer(kind: str, folder: Path) -> Tokenizer:
     """The tokenizer that was saved with the shards in `folder`."""
     return ByteTokenizer() if kind == "bytes" else BpeTokenizer((folder / _FILE).read_text(encoding="utf-8"))
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of an exported model.
+
+    Raises:
+        DataError: there is none, or it is not byte-level BPE.
+    """
+    path = folder / _FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+        model = json.loads(text)["model"]
+        found = BpeTokenizer(text)
+    except FileNotFoundError as error:
+        raise DataError(f"{folder} has no {_FILE}; copy the one that the model was trained with there") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is not byte-level BPE ({error!r}); expected the file that was exported") from error
+    return ByteTokenizer() if found.vocab == ByteTokenizer.vocab and not model["merges"] else found
 
 
 def _library() -> Any:

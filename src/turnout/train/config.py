@@ -18,8 +18,9 @@ from turnout.tasks import (
 
 PENALTIES = ("per_gate", "mean_gate", "mean_hard_gate")
 LOG_USAGE = "log_usage"
-PRECISIONS = ("fp32", "tf32", "bf16")
-DECAYS = ("constant", "cosine")
+PRECISIONS = ("fp32", "tf32", "bf16", "bf16_stream")
+DECAYS = ("constant", "cosine", "wsd")
+OPTIMIZERS = ("adamw", "muon")
 
 
 def _require(ok: bool, what: str, expected: str) -> None:
@@ -165,18 +166,25 @@ def _check_penalty(penalty: str, cost: float) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """AdamW and the batch.
+    """The optimiser, the batch, and how a step is computed.
 
     Args:
         batch: sequences a step at the first length.
         max_tokens: most tokens a micro-batch; longer sequences get fewer of them. 0 = no limit.
         accumulate: micro-batches a step.
-        lr, weight_decay: of AdamW; betas are PyTorch's defaults. Norms, biases and gains are decayed too, as published.
+        optimizer: "adamw", or "muon" for the matrices inside the blocks with AdamW for the rest.
+        lr, weight_decay: of both. Norms, biases and gains are decayed too, as published.
+        beta2: of AdamW; beta1 is 0.9.
         clip: gradient norm limit; 0 = off.
         warmup: steps of linear warm-up.
-        decay: "constant", or "cosine" to a tenth of lr: over the whole run, in a curriculum over *hold* and *grow*.
+        decay: "constant", "cosine" to a tenth of lr: over the whole run, in a curriculum over *hold* and *grow*; or
+            "wsd": constant for 80 % of the steps, then straight to a tenth of lr.
         directions_lr: factor on the learning rate of direction routers, > 0 (published: 0.5).
-        precision: "fp32", "tf32" (fp32 with tensor-core products on a GPU) or "bf16" (autocast).
+        precision: "fp32", "tf32" (fp32 with tensor-core products on a GPU), "bf16" (autocast) or "bf16_stream"
+            (autocast, and what passes from block to block is bf16 too; weights stay fp32).
+        loss_chunk: tokens whose logits exist at once; 0 = all. Training only.
+        compile: compile blocks and loss with torch.compile; training only.
+        checkpointing: keep only each block's input for the backward pass, which computes the rest again.
     """
 
     batch: int = 32
@@ -184,11 +192,16 @@ class OptimConfig:
     accumulate: int = 1
     lr: float = 1e-3
     weight_decay: float = 0.01
+    optimizer: str = "adamw"
+    beta2: float = 0.999
     clip: float = 1.0
     warmup: int = 0
     decay: str = "constant"
     directions_lr: float = 1.0
     precision: str = "fp32"
+    loss_chunk: int = 0
+    compile: bool = False
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         _require(
@@ -196,7 +209,10 @@ class OptimConfig:
         )
         _require(self.lr > 0, f"optim.lr={self.lr}", "> 0")
         _require(self.directions_lr > 0, f"optim.directions_lr={self.directions_lr}", "> 0")
-        for name in ("max_tokens", "weight_decay", "clip", "warmup"):
+        _require(0 <= self.beta2 < 1, f"optim.beta2={self.beta2}", "0 <= beta2 < 1")
+        if self.optimizer not in OPTIMIZERS:
+            raise ConfigError(f"optim.optimizer={self.optimizer!r}{nearest(self.optimizer, OPTIMIZERS)}")
+        for name in ("max_tokens", "weight_decay", "clip", "warmup", "loss_chunk"):
             _require(getattr(self, name) >= 0, f"optim.{name}={getattr(self, name)}", ">= 0")
         if self.decay not in DECAYS:
             raise ConfigError(f"optim.decay={self.decay!r}{nearest(self.decay, DECAYS)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -86,7 +87,10 @@ class _Tally:
 
 def _forward(model: CausalLM, batch: Batch, precision: str) -> Output:
     every = batch.at.shape[1] == batch.tokens.shape[1]
-    with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=precision == "bf16"):
+    half = precision in ("bf16", "bf16_stream")
+    # Shapes of evaluation are many and seen once: compiling each would take longer than running it.
+    stance = torch.compiler.set_stance("force_eager") if model.compiled else contextlib.nullcontext()
+    with stance, torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=half):
         return model(batch.tokens, mode=RoutingMode(), at=None if every else batch.at, hint=batch.hint)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from turnout.train.optimizers import Optimizer
+
 PREFIX = "kept"
 
 
@@ -18,7 +20,7 @@ class KeptWeights:
     Memory: three copies of the parameters, once something was kept.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
         self.model, self.optimizer = model, optimizer
         self.copies: dict[str, Tensor] = {}
 

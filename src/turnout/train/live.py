@@ -179,6 +179,9 @@ def panel_rows(
 ) -> list[tuple[str, str]]:
     """Rows `(label, text)` of the panel from the last training record and the last evaluation."""
     pace = f"{number(train.get('tokens_per_s'), ',.0f')} tokens/s, {number(train.get('ms'), '.1f')} ms a step"
+    pace += f", {number(train.get('tflops'), '.3g')} TFLOP/s"
+    if _is_number(train.get("mfu")):
+        pace += f", MFU {percent(train['mfu'])} (as dense {percent(train.get('mfu_dense_equivalent'))})"
     accuracy = f"{number(train.get('accuracy'), '.4f')} train, {number(evaluation.get('accuracy'), '.4f')} evaluation"
     loss = f"{number(train.get('loss'))} = {number(train.get('task_loss'))} + {number(train.get('penalty'))} penalty"
     return [

@@ -24,9 +24,10 @@ from turnout.train.evaluate import evaluate, gate_map
 from turnout.train.kept import KeptWeights
 from turnout.train.manifest import build_manifest, git_commit
 from turnout.train.rundir import RunDir
-from turnout.train.schedule import Interval
+from turnout.train.schedule import Interval, wsd
 from turnout.train.schedules import build_schedule
 from turnout.train.step import Stepper
+from turnout.train.throughput import Throughput
 
 
 class View(Protocol):
@@ -83,6 +84,7 @@ class Trainer:
         self._check_task()
         self.gates = torch.Generator(self.device).manual_seed(config.seed * 7919 + 17)
         self.stepper = Stepper(self.model, config.optim, generator=self.gates, cuda_graph=config.loop.cuda_graph)
+        self.throughput = Throughput(self.model, self.device)
         self.kept = KeptWeights(self.model, self.stepper.optimizer)
         self.step_count = 0
         self.skipping = False
@@ -140,7 +142,9 @@ class Trainer:
                 began, first = time.perf_counter(), self.step_count
                 for _ in range(min(loop.log_every, self.schedule.steps_left() or loop.log_every)):
                     self._one_step()
-                self._after_interval(time.perf_counter() - began, self.step_count - first)
+                # Reading waits for the device, so that queued steps are not counted as done.
+                seen = self.stepper.read()
+                self._after_interval(seen, time.perf_counter() - began, self.step_count - first)
                 if stop_after is not None and self.step_count >= stop_after:
                     return {}
                 if self._stop:
@@ -165,10 +169,11 @@ class Trainer:
             return lr * (self.step_count + 1) / optim.warmup
         if optim.decay == "cosine":
             return lr * self.schedule.anneal()
+        if optim.decay == "wsd":
+            return lr * wsd(self.step_count / self.schedule.total_steps)
         return lr
 
-    def _after_interval(self, seconds: float, steps: int) -> None:
-        seen = self.stepper.read()
+    def _after_interval(self, seen: dict[str, Any], seconds: float, steps: int) -> None:
         key = "skipping" if self.skipping else "dense"
         self.clock[key][0] += seconds
         self.clock[key][1] += steps
@@ -176,19 +181,18 @@ class Trainer:
         length, size = self.task.length, self.batch_size() * self.config.optim.accumulate
         layers = len(seen["usage_layers"])
         slots = layers * length * self.config.model.routing_groups
+        pace = steps * size * length / seconds
         self._log(
             {
                 "kind": "train", "step": self.step_count, "phase": self.schedule.phase, "lambda": self.schedule.cost,
                 **{k: v for k, v in seen.items() if k != "steps"},
                 "gates_per_seq": None if seen["usage"] is None else seen["usage"] * slots,
                 "skipping": self.skipping, "capacity": self.capacity, "length": length,
-                "ms": self.last_ms, "tokens_per_s": steps * size * length / seconds, "lr": self._lr(),
+                "ms": self.last_ms, "tokens_per_s": pace, "lr": self._lr(),
+                **self.throughput.record(pace, length, seen["usage_layers"], skipping=self.skipping),
             }
         )  # fmt: skip
-        if not math.isfinite(seen["loss"]):
-            raise TurnoutError(
-                f"the loss is {seen['loss']} at step {self.step_count}; lower optim.lr or use precision=fp32"
-            )
+        self._check_finite(seen, steps)
         graded = seen["accuracy"] if self.task.chance is not None else None
         interval = Interval(steps=steps, loss=seen["task_loss"], accuracy=graded, usage=seen["decided"] or 0.0)
         events = self.schedule.on_interval(interval)
@@ -203,6 +207,21 @@ class Trainer:
         every = self.config.loop.checkpoint_every
         if self.run_dir and every and self.step_count - self.saved_at >= every and not self.schedule.done:
             self.save()
+
+    def _check_finite(self, seen: dict[str, Any], steps: int) -> None:
+        """Stop before anything is saved when the weights are, or are about to be, no numbers."""
+        wrong = [name for name in ("loss", "grad_norm") if not math.isfinite(seen[name])]
+        if not wrong:
+            return
+        kept = "nothing was saved yet"
+        if self.run_dir is not None and self.saved_at:
+            kept = (
+                f"the checkpoint of step {self.saved_at} in {self.run_dir.checkpoint_dir} is kept; --resume repeats it"
+            )
+        raise TurnoutError(
+            f"{wrong[0]} is {seen[wrong[0]]} between steps {self.step_count - steps + 1} and {self.step_count}; {kept};"
+            " lower optim.lr or use precision=fp32"
+        )
 
     def _answer_request(self) -> None:
         """Keep or restore the weights if the schedule asks for it."""

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from turnout.errors import CheckpointError, UnsupportedError
+from turnout.train.optimizers import Optimizer, Together
 
 OPTIMIZER = "optimizer"
 GENERATOR = "generator"
@@ -31,7 +32,7 @@ def section(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch
     return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")}
 
 
-def flatten_optimizer(optimizer: torch.optim.Optimizer, named_params: NamedParams) -> dict[str, torch.Tensor]:
+def flatten_optimizer(optimizer: Optimizer, named_params: NamedParams) -> dict[str, torch.Tensor]:
     """Moments and step counts of Adam or AdamW, by parameter name.
 
     A parameter that has had no gradient yet has no state and no entry. Learning rate, betas and weight decay are not
@@ -53,9 +54,7 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer, named_params: NamedParam
     return state
 
 
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, named_params: NamedParams, tensors: Mapping[str, torch.Tensor]
-) -> None:
+def restore_optimizer(optimizer: Optimizer, named_params: NamedParams, tensors: Mapping[str, torch.Tensor]) -> None:
     """Give the optimizer the state that `flatten_optimizer` took. All or nothing; later steps are bit-exact.
 
     Args:
@@ -114,9 +113,9 @@ def restore_generators(generators: Mapping[str, torch.Generator], tensors: Mappi
             ) from error
 
 
-def _named(optimizer: torch.optim.Optimizer, named_params: NamedParams) -> dict[str, nn.Parameter]:
+def _named(optimizer: Optimizer, named_params: NamedParams) -> dict[str, nn.Parameter]:
     """Parameters of the optimizer by name; a tied parameter goes by its first name."""
-    if not isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+    if not isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW, Together)):
         raise UnsupportedError(f"cannot checkpoint {type(optimizer).__name__}; use torch.optim.AdamW or Adam")
     trained = {id(param) for group in optimizer.param_groups for param in group["params"]}
     named: dict[str, nn.Parameter] = {}
@@ -137,7 +136,9 @@ def _checked_entry(
     name: str, param: nn.Parameter, group: Mapping[str, object], entry: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Copies of one parameter's state where the optimizer wants them."""
-    keys = {"step", "exp_avg", "exp_avg_sq"} | ({"max_exp_avg_sq"} if group["amsgrad"] else set())
+    keys = {"step", "exp_avg", "exp_avg_sq"} | ({"max_exp_avg_sq"} if group.get("amsgrad") else set())
+    if "ns_steps" in group:
+        keys = {"momentum_buffer"}
     if entry.keys() != keys:
         raise CheckpointError(
             f"optimizer state of {name!r} has {sorted(entry)}, expected {sorted(keys)}; "
@@ -152,6 +153,6 @@ def _checked_entry(
                 f"{list(shape)}; it belongs to another config: use the config in the manifest.json of its run"
             )
     # Adam counts steps on the host unless its update runs in one kernel or a graph.
-    step_device = param.device if group["fused"] or group["capturable"] else torch.device("cpu")
+    step_device = param.device if group.get("fused") or group.get("capturable") else torch.device("cpu")
     devices = {key: step_device if key == "step" else param.device for key in keys}
     return {key: tensor.detach().to(devices[key], copy=True) for key, tensor in entry.items()}

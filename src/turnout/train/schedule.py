@@ -104,3 +104,8 @@ class Joint(Schedule):
 def cosine(progress: float) -> float:
     """From 1 at progress 0 to 0.1 at progress 1 and after, along half a cosine."""
     return 0.55 + 0.45 * math.cos(math.pi * min(1.0, max(0.0, progress)))
+
+
+def wsd(progress: float) -> float:
+    """1 up to progress 0.8, then a straight line to 0.1 at progress 1."""
+    return 1.0 - 0.9 * min(1.0, max(0.0, progress - 0.8) / 0.2)

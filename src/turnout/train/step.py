@@ -12,6 +12,8 @@ from turnout.models.causal_lm import CausalLM
 from turnout.routers.mode import RoutingMode
 from turnout.tasks import Batch
 from turnout.train.config import OptimConfig
+from turnout.train.objective import Objective
+from turnout.train.optimizers import build_optimizer
 from turnout.train.penalty import penalty
 from turnout.train.schedule import Schedule
 
@@ -22,13 +24,14 @@ _SCALARS = ("steps", "loss", "task_loss", "penalty", "correct", "targets", "grad
 
 
 class Stepper:
-    """Runs steps of AdamW on a model and adds up what they show.
+    """Runs optimisation steps on a model and adds up what they show.
 
     Args:
         model: on its device.
         config: batch handling, clipping, precision.
         generator: of the gate noise, on the model's device.
-        cuda_graph: replay steps as CUDA graphs (ignored on a CPU).
+        cuda_graph: replay steps as CUDA graphs (ignored on a CPU, and where the host takes part in a step: Muon, whose
+            learning rate is a number, and activation checkpointing, which rewinds the gate noise).
     """
 
     def __init__(
@@ -37,13 +40,12 @@ class Stepper:
         self.model, self.config, self.generator = model, config, generator
         self.device = model.embed.weight.device
         on_gpu = self.device.type == "cuda"
-        self.graphs = cuda_graph and on_gpu
-        self.optimizer = torch.optim.AdamW(
-            _groups(model, config, self.device),
-            weight_decay=config.weight_decay,
-            fused=True,
-            capturable=on_gpu,
-        )
+        self.graphs = cuda_graph and on_gpu and config.optimizer == "adamw" and not config.checkpointing
+        self.optimizer = build_optimizer(model, config, capturable=on_gpu)
+        model.checkpointing = config.checkpointing
+        if config.compile and not model.compiled:
+            model.compile_blocks()
+        self.objective: nn.Module = Objective(model, config)
         layers = sum(kind == "R" for kind in model.config.layer_kinds)
         self.sums = {name: torch.zeros((), device=self.device) for name in _SCALARS}
         self.usage = torch.zeros(layers, device=self.device)
@@ -112,13 +114,8 @@ class Stepper:
         self.sums["steps"] += 1
 
     def _forward_backward(self, batch: Batch, kind: str, mode: RoutingMode, scale: float) -> None:
-        bf16 = self.config.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
-            every = batch.at.shape[1] == batch.tokens.shape[1]
-            out = self.model(batch.tokens, mode=mode, at=None if every else batch.at, hint=batch.hint)
-        targets = batch.targets.masked_fill(batch.at < 0, -100)
-        logits = out.logits.float()
-        task_loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        out = self.objective(batch, mode)
+        task_loss = out.loss
         extra = penalty(out.routes, kind, **self.controls)
         reading_far = self.model.pattern_penalty()
         if reading_far is not None:
@@ -126,12 +123,11 @@ class Stepper:
         loss = task_loss + extra
         (loss * scale).backward()
         with torch.no_grad():
-            real = targets >= 0
             self.sums["loss"] += loss * scale
             self.sums["task_loss"] += task_loss * scale
             self.sums["penalty"] += extra * scale
-            self.sums["correct"] += ((logits.argmax(-1) == targets) & real).sum()
-            self.sums["targets"] += real.sum()
+            self.sums["correct"] += out.correct
+            self.sums["targets"] += out.targets
             routes = [route for route in out.routes if route is not None]
             for i, route in enumerate(routes):
                 self.usage[i] += route.taken.float().mean() * scale
@@ -158,18 +154,6 @@ class Stepper:
         with torch.cuda.stream(stream):
             work()
         torch.cuda.current_stream().wait_stream(stream)
-
-
-def _groups(model: CausalLM, config: OptimConfig, device: torch.device) -> list[dict[str, Any]]:
-    """Parameters by the factor on their learning rate; direction routers may have one of their own."""
-    own: dict[float, list[nn.Parameter]] = {}
-    for name, p in model.named_parameters():
-        own.setdefault(config.directions_lr if ".directions." in name else 1.0, []).append(p)
-    on_gpu = device.type == "cuda"
-    return [
-        {"params": params, "factor": factor, "lr": torch.tensor(config.lr, device=device) if on_gpu else config.lr}
-        for factor, params in own.items()
-    ]
 
 
 def _tensors(batch: Batch) -> list[Tensor]:

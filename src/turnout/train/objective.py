@@ -1,0 +1,79 @@
+"""What one training batch asks of the model: forward pass, task loss and routes, as one module that can be wrapped.
+
+Wrappers of `torch.distributed` see every forward pass only if it goes through a module of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from turnout.models.causal_lm import CausalLM
+from turnout.ops.linear_cross_entropy import IGNORED, linear_cross_entropy
+from turnout.routers.mode import RoutingMode
+from turnout.routers.query import Route
+from turnout.tasks import Batch
+from turnout.train.config import OptimConfig
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Mean task loss of the targets, how many were right, how many there are, and who attended."""
+
+    loss: Tensor
+    correct: Tensor
+    targets: Tensor
+    routes: list[Route | None]
+
+
+class Objective(nn.Module):
+    """The task loss of a model on a batch.
+
+    Args:
+        model: whose parameters are trained.
+        config: precision and how the loss is computed.
+    """
+
+    def __init__(self, model: CausalLM, config: OptimConfig) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+
+    def forward(self, batch: Batch, mode: RoutingMode) -> Outcome:
+        """Mean cross-entropy over the batch's targets."""
+        model, config = self.model, self.config
+        device = batch.tokens.device.type
+        half = config.precision in ("bf16", "bf16_stream")
+        with torch.autocast(device, torch.bfloat16, enabled=half, cache_enabled=False):
+            every = batch.at.shape[1] == batch.tokens.shape[1]
+            targets = batch.targets.masked_fill(batch.at < 0, IGNORED)
+            if not config.loss_chunk and config.precision != "bf16_stream":
+                out = model(batch.tokens, mode=mode, at=None if every else batch.at, hint=batch.hint)
+                return _graded(out.logits, targets, out.routes)
+            x = model.embed(batch.tokens)
+            if config.precision == "bf16_stream":
+                x = x.to(torch.bfloat16)
+            x, routes = model.features(x, mode=mode, hint=batch.hint)
+            if not every:
+                x = x.gather(1, batch.at.clamp(min=0)[..., None].expand(-1, -1, x.shape[-1]))
+            # Uncompiled, a norm of a bf16 stream by fp32 weights has no fused kernel.
+            x = model.norm(x.float() if config.precision == "bf16_stream" else x)
+            if not config.loss_chunk:
+                return _graded(model.head(x), targets, routes)
+            head = model.head
+            graded = linear_cross_entropy(
+                x.flatten(0, 1), head.weight, head.bias, targets.flatten(), chunk=config.loss_chunk,
+                compiled=config.compile,
+            )  # fmt: skip
+            return Outcome(*graded, routes)
+
+
+def _graded(logits: Tensor, targets: Tensor, routes: list[Route | None]) -> Outcome:
+    with torch.autocast(logits.device.type, enabled=False):
+        wide = logits.float()
+        loss = nn.functional.cross_entropy(wide.flatten(0, 1), targets.flatten())
+        with torch.no_grad():
+            real = targets >= 0
+            correct = ((wide.argmax(-1) == targets) & real).sum()
+    return Outcome(loss, correct, real.sum(), routes)
