@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -56,8 +57,9 @@ class Gate:
         refused = self._refusal(request)
         if refused is None and self.token and request.query_params.get("token"):
             # The token leaves the address bar, and links that are copied do not carry it.
-            clean = request.url.remove_query_params("token")
-            refused = RedirectResponse(f"{clean.path}?{clean.query}" if clean.query else clean.path, status_code=303)
+            kept = [(key, value) for key, value in request.query_params.multi_items() if key != "token"]
+            clean = "/" + quote(scope["path"], safe="/").lstrip("/")
+            refused = RedirectResponse(f"{clean}?{urlencode(kept)}" if kept else clean, status_code=303)
             refused.set_cookie(COOKIE, self.token, httponly=True, samesite="strict")
         if refused is None:
             return await self.app(scope, receive, _with_headers(send))

@@ -64,11 +64,14 @@ class RunsFolder:
         """Every run, by name. Links that lead outside, files and folders without a run in them are left out."""
         found = []
         try:
-            with os.scandir(self.root) as scan:
-                names = [item.name for item in scan if item.is_dir() and self._is_inside(Path(item.path))]
+            names = os.listdir(self.root)
         except OSError:
             return []
         for name in sorted(names):
+            # `is_dir` is False for what cannot be looked at, such as a link in a circle.
+            path = self.root / name
+            if not path.is_dir() or (path.is_symlink() and not self._is_inside(path)):
+                continue
             stamps = [self.stamp(name, mark) for mark in MARKS]
             if any(stamps):
                 found.append(Entry(name, *stamps))

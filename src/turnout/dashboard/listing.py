@@ -1,4 +1,4 @@
-"""The table of runs: one line a run from its manifest, summary or the end of its metrics, cached by the files' stamps."""
+"""The table of runs: a line a run, from its manifest, summary or the end of its metrics, cached by the files' stamps."""
 
 from __future__ import annotations
 

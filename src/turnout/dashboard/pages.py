@@ -59,7 +59,7 @@ class Pages:
             figures=view.figures,
             tables=view.tables,
             query=dict(query),
-            here=request.url.path,
+            here=quote(request.scope["path"], safe="/"),
             search=f"?{urlencode(query)}" if query else "",
             menu=MENU,
             link=lambda **changed: _link(query, changed),
