@@ -275,7 +275,7 @@ def _read_metrics(run: Run) -> None:
         except ValueError:
             raw = None
         if isinstance(raw, dict):
-            lines.append(_checked(raw))
+            lines.append(raw)
         else:
             damaged.append(i)
     if damaged == [len(rows)]:
@@ -286,10 +286,7 @@ def _read_metrics(run: Run) -> None:
         run.notes.append(
             f"{len(damaged)} unreadable line(s) of metrics.jsonl are left out, the first is line {damaged[0]}."
         )
-    run.train = _by_step(line for line in lines if line.get("kind") == "train")
-    run.evals = _by_step(line for line in lines if line.get("kind") == "eval")
-    events = [line for line in lines if line.get("kind") == "event" and not math.isnan(number(line, "step"))]
-    run.events = sorted(events, key=lambda line: number(line, "step"))
+    run.train, run.evals, run.events = sorted_lines(lines)
     lost = [line for line in run.train if "loss" in line and math.isnan(line["loss"])]
     if lost:
         first, last = int(number(lost[0], "step")), int(number(lost[-1], "step"))
@@ -297,6 +294,15 @@ def _read_metrics(run: Run) -> None:
             f"The training loss is not a number in {len(lost)} of {len(run.train)} lines (steps {first} to {last}): "
             "the run diverged there; the curves leave those points out."
         )
+
+
+def sorted_lines(lines: Iterable[Line]) -> tuple[list[Line], list[Line], list[Line]]:
+    """Training lines, evaluations and events of parsed metrics, checked and by step."""
+    checked = [_checked(line) for line in lines]
+    train = _by_step(line for line in checked if line.get("kind") == "train")
+    evals = _by_step(line for line in checked if line.get("kind") == "eval")
+    events = [line for line in checked if line.get("kind") == "event" and not math.isnan(number(line, "step"))]
+    return train, evals, sorted(events, key=lambda line: number(line, "step"))
 
 
 def _checked(line: Line) -> Line:

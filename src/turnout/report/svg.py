@@ -140,7 +140,9 @@ def tick_label(value: float, unit: str = "") -> str:
         return f"{_plain(100 * value)}{NO_BREAK}%"
     for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
-            return _plain(value / (1e3 if prefix == "k" else size)) + prefix
+            shown = value / (1e3 if prefix == "k" else size)
+            # 32,768 is shorter and plainer than 32.768k.
+            return _plain(value) if prefix == "k" and round(shown, 1) != shown else _plain(shown) + prefix
     return _plain(value)
 
 

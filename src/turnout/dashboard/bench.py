@@ -1,0 +1,211 @@
+"""Committed measurements of kernels and of inference, read as they are: figures and tables of results/bench."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from turnout.report.figure import Cell, Data, Figure
+from turnout.report.palette import layer_inks
+from turnout.report.plot import Box, Panel, both_sizes, picture
+from turnout.report.run import flatten, number
+from turnout.report.svg import linear_scale, log_scale, tag, text
+
+Row = dict[str, Any]
+_NOISE = ("versions", "commit", "created", "threads", "host_cores", "status", "reason", "points", "ratio")
+
+
+def read_rows(folder: Path) -> tuple[list[Row], list[str]]:
+    """Every row of the JSON-lines files of a folder, and words about the lines that are no rows."""
+    rows: list[Row] = []
+    notes: list[str] = []
+    for path in sorted(folder.glob("*.jsonl")) if folder.is_dir() else []:
+        bad = 0
+        try:
+            text = path.read_bytes().decode("utf-8", "replace")
+        except OSError as error:
+            notes.append(f"{path.name} cannot be read: {error.strerror}.")
+            continue
+        for raw in text.splitlines():
+            try:
+                row = json.loads(raw)
+            except ValueError:
+                row = None
+            if isinstance(row, dict):
+                rows.append({"file": path.name, **row})
+            else:
+                bad += bool(raw.strip())
+        if bad:
+            notes.append(f"{bad} line(s) of {path.name} are no rows and are left out.")
+    return rows, notes
+
+
+def of_verb(rows: Sequence[Row], verb: str) -> list[Row]:
+    """The rows of one kind of measurement."""
+    return [row for row in rows if row.get("kind") == verb or row.get("verb") == verb]
+
+
+def dispatch_figure(table: Mapping[str, Any]) -> Figure | None:
+    """Below which share of rows routing is faster, by length: what the dispatch of `attend` goes by."""
+    lines: list[tuple[str, list[tuple[float, float]]]] = []
+    for row in table.get("rows", []):
+        by_keys = row.get("by_n_keys") if isinstance(row, dict) else None
+        if isinstance(by_keys, dict) and by_keys:
+            found = sorted((float(n), float(p)) for n, p in by_keys.items())
+            lines.append((f"{row.get('device')}, {row.get('dtype')}, {row.get('pass')}", found))
+    if not lines:
+        return None
+    rows: list[list[Cell]] = [[name, n, p] for name, points in lines for n, p in points]
+    inks = [f"light-dark({item.light},{item.dark})" for item in layer_inks(len(lines))]
+
+    def draw(width: float) -> str:
+        wide = width > 600
+        box = Box(left=50, top=30, width=width - (330 if wide else 70), height=260)
+        x = log_scale([n for _, points in lines for n, _ in points], box.left, box.right, kind="log2")
+        panel = Panel(box=box, x=x, y=linear_scale([0.0, 1.0], box.bottom, box.top, floor=0.0))
+        panel.axes(title="Break-even: share of rows that attend (%)", y_unit="%", x_label="keys (log₂ scale)")
+        for (_, points), colour in zip(lines, inks, strict=True):
+            panel.line(points, colour, width=2)
+            for n, p in points:
+                panel.dot((n, p), colour, title=f"{n:,.0f} keys: {100 * p:.1f} %")
+        if wide:
+            panel.end_labels([(pts[-1][1], name, ink) for (name, pts), ink in zip(lines, inks, strict=True)])
+        words = "; ".join(f"{name}: {100 * pts[0][1]:.0f} to {100 * pts[-1][1]:.0f} %" for name, pts in lines)
+        return picture(width, box.bottom + 40, panel.marks, label=f"Break-even of routed attention by length. {words}.")
+
+    wide, narrow = both_sizes(draw)
+    return Figure(
+        title="Where routing pays: the break-even of the kernels",
+        wide=wide,
+        narrow=narrow,
+        caption="Below a line the routed kernel is faster than the fastest dense attention, above it dense attention "
+        "is, and `attend` takes it. Measured by `turnout bench breakeven`; the table ships with the library.",
+        data=Data(name="break_even", columns=["device, dtype, pass", "keys", "break_even"], rows=rows),
+    )
+
+
+def speedup_figure(rows: Sequence[Row], step: str, *, machine: str) -> Figure | None:
+    """Fastest dense ÷ routed by share of rows, one line a length; crosses 1 at the break-even."""
+    curves: dict[int, list[tuple[float, float]]] = {}
+    for row in of_verb(rows, "breakeven"):
+        case = row.get("case")
+        if (
+            row.get("status") == "ok"
+            and isinstance(case, dict)
+            and case.get("step") == step
+            and row.get("device") == machine
+        ):
+            pairs = [(float(p), float(r)) for p, r in row.get("points") or [] if r and r > 0]
+            if pairs:
+                curves[int(case["n"])] = sorted(pairs)
+    if not curves:
+        return None
+    lengths = sorted(curves)
+    inks = [f"light-dark({item.light},{item.dark})" for item in layer_inks(len(lengths))]
+
+    def draw(width: float) -> str:
+        box = Box(left=50, top=30, width=width - (170 if width > 600 else 100), height=240)
+        every = [point for points in curves.values() for point in points]
+        x = log_scale([p for p, _ in every], box.left, box.right)
+        panel = Panel(box=box, x=x, y=log_scale([1.0, *(r for _, r in every)], box.bottom, box.top))
+        panel.axes(title="Dense ÷ routed (×, log scale)", x_unit="%", x_label="share of rows that attend (log scale)")
+        panel.reference(1.0, "equal")
+        for n, colour in zip(lengths, inks, strict=True):
+            panel.line(curves[n], colour, width=2)
+            for p, r in curves[n]:
+                panel.dot((p, r), colour, size=3, title=f"{n:,} keys, {100 * p:g} % of rows: {r:.2f} times as fast")
+        panel.end_labels([(curves[n][-1][1], f"{n:,} keys", ink) for n, ink in zip(lengths, inks, strict=True)])
+        words = "; ".join(f"{n:,} keys: {curves[n][0][1]:.2f} to {curves[n][-1][1]:.2f}" for n in lengths)
+        return picture(width, box.bottom + 40, panel.marks, label=f"Speed-up over dense, {step}, {machine}. {words}.")
+
+    wide, narrow = both_sizes(draw)
+    cells: list[list[Cell]] = [[machine, step, n, p, r] for n in lengths for p, r in curves[n]]
+    return Figure(
+        title=f"{machine}, {step}: how much faster",
+        wide=wide,
+        narrow=narrow,
+        caption="Fastest dense attention ÷ routed attention in the same run, same device. Above 1 routing is faster.",
+        data=Data(
+            name=f"speedup_{step}_{machine}",
+            columns=["device", "step", "keys", "rows_share", "dense_over_routed"],
+            rows=cells,
+        ),
+    )
+
+
+def plain_table(rows: Sequence[Row], name: str) -> Data:
+    """Rows of any shape as a table: nested keys joined by dots, columns that never vary or say nothing left out."""
+    flat = [
+        {
+            key: value
+            for key, value in flatten(row).items()
+            if key.split(".")[0] not in _NOISE and not isinstance(value, list)
+        }
+        for row in rows
+    ]
+    columns = [key for key in dict.fromkeys(key for row in flat for key in row) if key not in ("kind", "verb", "file")]
+    columns = [key for key in columns if any(row.get(key) not in (None, "") for row in flat)]
+    cells = [[_cell(row.get(key)) for key in columns] for row in flat]
+    return Data(name=name, columns=columns, rows=cells)
+
+
+def bill_figure(rows: Sequence[Row]) -> Figure | None:
+    """Whatever the rows have in common that is a time or a cost, as one dot a row on a log axis."""
+    keys = ("ms_per_token", "ms", "tokens_per_s", "usd_per_million_tokens", "joules_per_token")
+    key = next((k for k in keys if sum(not math.isnan(number(row, k)) for row in rows) >= 2), None)
+    if key is None:
+        return None
+    shown = [row for row in rows if number(row, key) > 0]
+    names = [_name(row) for row in shown]
+    values = [number(row, key) for row in shown]
+    inks = {
+        arm: ink for arm, ink in zip(dict.fromkeys(str(r.get("arm", "")) for r in shown), layer_inks(12), strict=False)
+    }
+
+    def draw(width: float) -> str:
+        left, pitch = (360.0, 20.0) if width > 600 else (170.0, 20.0)
+        box = Box(left=left, top=26, width=width - left - 70, height=pitch * len(shown))
+        panel = Panel(box=box, x=log_scale(values, box.left, box.right), y=linear_scale([0, 1], box.top, box.bottom))
+        marks = [text(f"{key.replace('_', ' ')} (log scale)", 4, 14, class_="panel-title")]
+        for value in panel.x.ticks(6):
+            marks.append(tag("line", class_="grid", x1=panel.x(value), x2=panel.x(value), y1=box.top, y2=box.bottom))
+            marks.append(text(f"{value:g}", panel.x(value), box.bottom + 15, class_="tick", text_anchor="middle"))
+        panel.marks = marks
+        for i, (row, name, value) in enumerate(zip(shown, names, values, strict=True)):
+            y = box.top + (i + 0.5) * pitch
+            item = inks.get(str(row.get("arm", "")))
+            colour = f"light-dark({item.light},{item.dark})" if item else "var(--accent)"
+            cut = name if width > 600 or len(name) < 26 else name[:24] + "…"
+            marks.append(text(cut, box.left - 8, y + 4, class_="row-label", text_anchor="end"))
+            marks.append(tag("circle", class_="dot", cx=panel.x(value), cy=y, r=4.0, style=f"fill:{colour}"))
+            marks.append(text(f"{value:.3g}", panel.x(value) + 8, y + 4, class_="tick"))
+        label = f"{key} of {len(shown)} measured cases"
+        return picture(width, box.bottom + 26, marks, label=label)
+
+    wide, narrow = both_sizes(draw)
+    return Figure(
+        title=f"Inference: {key.replace('_', ' ')}",
+        wide=wide,
+        narrow=narrow,
+        caption="One dot a measured case, in the order of the file. The table below has every column.",
+        data=Data(
+            name="inference_bill", columns=["case", key], rows=[[n, v] for n, v in zip(names, values, strict=True)]
+        ),
+    )
+
+
+def _name(row: Row) -> str:
+    case = row.get("case")
+    parts = [str(row.get("arm", ""))]
+    if isinstance(case, dict):
+        parts += [f"{key} {case[key]}" for key in ("n", "length", "batch", "p", "step", "model") if key in case]
+    return ", ".join(part for part in parts if part)
+
+
+def _cell(value: Any) -> Cell:
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return json.dumps(value, ensure_ascii=False)

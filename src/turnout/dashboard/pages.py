@@ -1,0 +1,103 @@
+"""From a view to a page: templates, colours, and the one style element that the page's policy allows."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from turnout.dashboard.policy import colour_sheet, headers, hoist
+from turnout.dashboard.views import View
+from turnout.report import theme
+from turnout.report.numbers import count, percent, ratio, significant
+
+_TEMPLATES = Path(__file__).parent / "templates"
+MENU = (
+    ("/", "Runs"),
+    ("/pareto", "Usage vs quality"),
+    ("/kernels", "Kernels"),
+    ("/inference", "Inference"),
+    ("/claims", "Claims"),
+)
+
+
+class Pages:
+    """Renders views."""
+
+    def __init__(self) -> None:
+        import jinja2
+        from markupsafe import Markup
+
+        self._templates = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(_TEMPLATES),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._templates.filters |= {
+            "percent": _known(percent), "count": _known(count), "significant": _known(significant),
+            "ratio": _known(ratio),
+            "path": lambda name: quote(str(name), safe=""),
+            "coded": lambda words: Markup(re.sub(r"`(.*?)`", r"<code>\1</code>", str(Markup.escape(words)))),
+            "script_json": lambda value: Markup(_script_json(value)),
+            "bytes": _bytes,
+        }  # fmt: skip
+        self.light, self.dark = theme.page_colours()
+
+    def response(self, view: View, request: Request) -> Response:
+        """The page of a view."""
+        query = [(key, value) for key, value in request.query_params.multi_items() if key != "token"]
+        text = self._templates.get_template(view.template).render(
+            view=view,
+            figures=view.figures,
+            tables=view.tables,
+            query=dict(query),
+            here=quote(request.scope["path"], safe="/"),
+            search=f"?{urlencode(query)}" if query else "",
+            menu=MENU,
+            link=lambda **changed: _link(query, changed),
+            **view.values,
+        )
+        body, rules = hoist(text)
+        sheet = colour_sheet({**self.light, **view.light}, {**self.dark, **view.dark}) + rules
+        body = body.replace("<style></style>", f"<style>{sheet}</style>", 1)
+        # A name of a folder may hold bytes that are no text.
+        raw = body.encode("utf-8", "replace")
+        sent = {"cache-control": "no-store", **headers(sheet=sheet)}
+        return Response(raw, status_code=view.status, media_type="text/html; charset=utf-8", headers=sent)
+
+
+def _link(query: list[tuple[str, str]], changed: dict[str, Any]) -> str:
+    """This page's query with some values changed; None leaves one out."""
+    kept = [(key, value) for key, value in query if key not in changed]
+    kept += [(key, str(value)) for key, value in changed.items() if value is not None]
+    return f"?{urlencode(kept)}" if kept else "?"
+
+
+def _known(write: Any) -> Any:
+    """A number's words; a dash for what is no number."""
+    return lambda value: write(float(value)) if isinstance(value, int | float) else "–" if value is None else str(value)
+
+
+def _bytes(value: Any) -> str:
+    if not isinstance(value, int | float) or math.isnan(value):
+        return "–"
+    for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if abs(value) >= size:
+            return f"{significant(value / size)} {unit}"
+    return f"{value:,.0f} B"
+
+
+def _script_json(value: Any) -> str:
+    """JSON that cannot end its script element, whatever the tokens hold."""
+    raw = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    for character in "&<>\u2028\u2029":
+        raw = raw.replace(character, f"\\u{ord(character):04x}")
+    return raw
