@@ -107,6 +107,7 @@ class CausalLM(nn.Module):
         """
         if tokens.ndim != 2:
             raise ShapeError(f"tokens {tuple(tokens.shape)}; expected [batch, length]")
+        mode = replace(mode, tokens=tokens)
         x, routes = self.features(self.embed(tokens), mode=mode, state=state, hint=hint)
         if at is not None:
             x = x.gather(1, at.clamp(min=0)[..., None].expand(-1, -1, x.shape[-1]))

@@ -26,6 +26,7 @@ class RoutingMode:
         generator: source of the gate noise, on the model's device; required when `sample` is True and the gates are
             noisy, because the global generator is never read.
         impl: implementation of `turnout.ops.attend` ("auto", or one by name).
+        tokens: ids int64 [B, T] of this pass, for routers that look tokens up; models fill it in.
         noise: gate noise float32 [B, T, G] drawn before the call, instead of `generator`: compiled code holds none.
     Raises:
         ConfigError: capacity < 1, or an unknown overflow policy.
@@ -38,6 +39,7 @@ class RoutingMode:
     generator: torch.Generator | None = None
     impl: str = "auto"
     noise: Tensor | None = None
+    tokens: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.capacity is not None and self.capacity < 1:

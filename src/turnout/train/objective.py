@@ -5,7 +5,7 @@ Wrappers of `torch.distributed` see every forward pass only if it goes through a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ class Objective(nn.Module):
             x = model.embed(batch.tokens)
             if config.precision == "bf16_stream":
                 x = x.to(torch.bfloat16)
-            x, routes = model.features(x, mode=mode, hint=batch.hint)
+            x, routes = model.features(x, mode=replace(mode, tokens=batch.tokens), hint=batch.hint)
             if not every:
                 x = x.gather(1, batch.at.clamp(min=0)[..., None].expand(-1, -1, x.shape[-1]))
             # Uncompiled, a norm of a bf16 stream by fp32 weights has no fused kernel.

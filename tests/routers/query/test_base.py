@@ -29,10 +29,15 @@ def inputs(batch: int = 3, *, seed: int = 0) -> tuple[Tensor, Tensor]:
     return x, torch.rand(batch, LENGTH, generator=generator) < 0.5
 
 
+def reading(x: torch.Tensor, **options: Any) -> RoutingMode:
+    """A pass over `x` [B, T, E] whose token ids are a function of x: few enough that some repeat."""
+    return RoutingMode(tokens=(3 * x[..., 0]).round().long() % 7, **options)
+
+
 @pytest.mark.parametrize(("name", "groups"), list(itertools.product(ALL, (1, 2))))
 def test_a_route_has_one_gate_weight_and_decision_a_token_and_group(name: str, groups: int) -> None:
     x, hint = inputs()
-    route, _ = build(name, groups)(x, mode=RoutingMode(), hint=hint)
+    route, _ = build(name, groups)(x, mode=reading(x), hint=hint)
     assert isinstance(route, Route)
     for part in (route.gate, route.weight, route.taken):
         assert part.shape == (3, LENGTH, groups)
@@ -45,11 +50,11 @@ def test_a_route_has_one_gate_weight_and_decision_a_token_and_group(name: str, g
 @pytest.mark.parametrize("sizes", [[1] * LENGTH, [5, 1, 7]])
 def test_decisions_in_pieces_are_those_of_the_whole(name: str, groups: int, sizes: list[int]) -> None:
     router, (x, hint) = build(name, groups), inputs()
-    whole, _ = router(x, mode=RoutingMode(), hint=hint)
+    whole, _ = router(x, mode=reading(x), hint=hint)
     state: Any = router.init_state(3, device=x.device, dtype=x.dtype)
     parts = []
     for piece, told in zip(x.split(sizes, 1), hint.split(sizes, 1), strict=True):
-        route, state = router(piece, mode=RoutingMode(), state=state, hint=told)
+        route, state = router(piece, mode=reading(piece), state=state, hint=told)
         parts.append(route)
     assert torch.equal(torch.cat([route.taken for route in parts], 1), whole.taken)
     assert_same(torch.cat([route.gate for route in parts], 1), whole.gate, terms=4 * WIDTH + 64)
@@ -58,10 +63,10 @@ def test_decisions_in_pieces_are_those_of_the_whole(name: str, groups: int, size
 @pytest.mark.parametrize("name", routers())
 def test_future_tokens_do_not_change_past_decisions(name: str) -> None:
     router, (x, hint) = build(name), inputs()
-    before, _ = router(x, mode=RoutingMode(), hint=hint)
+    before, _ = router(x, mode=reading(x), hint=hint)
     for place in range(1, LENGTH):
         other = torch.cat((x[:, :place], inputs(seed=place)[0][:, place:]), 1)
-        after, _ = router(other, mode=RoutingMode(), hint=hint)
+        after, _ = router(other, mode=reading(other), hint=hint)
         assert torch.equal(after.taken[:, :place], before.taken[:, :place])
         assert torch.equal(after.gate[:, :place], before.gate[:, :place])
 
@@ -69,8 +74,8 @@ def test_future_tokens_do_not_change_past_decisions(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in ALL if name not in BY_ROW])
 def test_a_decision_does_not_depend_on_the_batch(name: str) -> None:
     router, (x, hint) = build(name), inputs()
-    batch, _ = router(x, mode=RoutingMode(), hint=hint)
-    alone, _ = router(x[2:], mode=RoutingMode(), hint=hint[2:])
+    batch, _ = router(x, mode=reading(x), hint=hint)
+    alone, _ = router(x[2:], mode=reading(x[2:]), hint=hint[2:])
     assert torch.equal(alone.taken, batch.taken[2:])
     assert_same(alone.gate, batch.gate[2:], terms=4 * WIDTH + 64)
 
@@ -82,7 +87,7 @@ def test_sampled_gates_read_the_given_generator_only(name: str, noise: str) -> N
     before = torch.get_rng_state()
     taken = []
     for _ in range(2):
-        mode = RoutingMode(sample=True, generator=torch.Generator().manual_seed(4))
+        mode = reading(x, sample=True, generator=torch.Generator().manual_seed(4))
         with torch.no_grad():
             taken.append(router(x, mode=mode, hint=hint)[0].taken)
     assert torch.equal(torch.get_rng_state(), before)
@@ -95,7 +100,7 @@ def test_a_learned_router_learns_from_the_weight_and_from_the_probability(
     name: str, groups: int, gradient: str
 ) -> None:
     router, (x, hint) = build(name, groups, gating=Gating(gradient=gradient)), inputs()
-    route, _ = router(x, mode=RoutingMode(), hint=hint)
+    route, _ = router(x, mode=reading(x), hint=hint)
     learned = [p for p in router.parameters() if p.requires_grad]
     if not router.learned and name != "shuffled":
         assert not route.weight.requires_grad and not route.gate.requires_grad
