@@ -10,14 +10,19 @@ from turnout.train.config import CurriculumConfig, JointConfig, LoopConfig, Opti
 # (length, pairs) of the figure's first three panels.
 CELLS = ((64, 4), (128, 8), (256, 16))
 LAYOUTS = {"attention": "AA", "convolution": "LL", "static hybrid": "LA", "routed": "RR"}
+UNLEARNED = "unlearned"
 
 
 @recipe("mqar", "Zoology's MQAR, 64 tokens and 4 pairs: a routed model under a curriculum")
 def mqar(
     seed: int = 0, mixer: str = "routed", length: int = 64, pairs: int = 4, width: int = 64, lr: float = 2e-3,
-    steps: int = 4000,
+    steps: int = 4000, router: str = "linear:bias=0", random_filler: bool = False,
 ) -> RunConfig:  # fmt: skip
     """Two layers, vocabulary 8,192, fresh data, filler zero as in the figure.
+
+    Args:
+        mixer: attention, convolution, static hybrid, routed; "unlearned" is routed by a `router` that does not train.
+        random_filler: random tokens between the pairs, so that not every filler token has been seen before.
 
     # paper: MLPs are kept (the figure has none), positions are rotary instead of learned, one learning rate.
     """
@@ -30,10 +35,10 @@ def mqar(
     return RunConfig(
         name=f"mqar_{mixer.replace(' ', '_')}_{length}",
         seed=seed,
-        task=MQARConfig(length=length, pairs=pairs, random_filler=False),
+        task=MQARConfig(length=length, pairs=pairs, random_filler=random_filler),
         model=ModelConfig(
-            layers=2, width=width, heads=2, layout=LAYOUTS[mixer], local="conv:kernel=4",
-            routing=RoutingConfig(router="linear:bias=0", mix="add"), positions="rope",
+            layers=2, width=width, heads=2, layout=LAYOUTS.get(mixer, "RR"), local="conv:kernel=4",
+            routing=RoutingConfig(router=router, mix="add"), positions="rope",
         ),
         schedule=schedule,
         optim=OptimConfig(batch=128, lr=lr, warmup=100, decay="cosine"),
