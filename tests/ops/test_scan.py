@@ -32,23 +32,37 @@ def inputs(length: int, seed: int = 0) -> list[Tensor]:
 @given(length=st.sampled_from([1, 2, 15, 16, 17, 63, 65, 100]), chunk=st.sampled_from([1, 8, 16, 200]))
 def test_parallel_scan_is_the_recurrence_with_gradients(length: int, chunk: int) -> None:
     assert_as_exact_as_eager(
-        lambda *args: selective_scan(*args, chunk=chunk), step_by_step, inputs(length), reduction=5 * length
+        lambda *args: selective_scan(*args, chunk=chunk)[0], step_by_step, inputs(length), reduction=5 * length
     )
+
+
+@pytest.mark.parametrize("sizes", [[1] * 37, [16, 21], [5, 31, 1], [37]])
+def test_pieces_that_hand_on_their_state_are_the_whole(sizes: list[int]) -> None:
+    whole = inputs(37)
+
+    def in_pieces(*tensors: Tensor) -> Tensor:
+        state, outs = None, []
+        for piece in zip(*(tensor.split(sizes, dim=1) for tensor in tensors), strict=True):
+            y, state = selective_scan(*piece, state=state, chunk=8)
+            outs.append(y)
+        return torch.cat(outs, dim=1)
+
+    assert_as_exact_as_eager(in_pieces, step_by_step, whole, reduction=5 * 37)
 
 
 def test_strong_decays_do_not_overflow() -> None:
     x, _, write, read = inputs(100)
     decay = torch.full((2, 100, 3), -80.0, dtype=torch.float64)
-    y = selective_scan(x, decay, write, read)
+    y, _ = selective_scan(x, decay, write, read)
     assert torch.isfinite(y).all()
 
 
 def test_future_tokens_do_not_change_past_outputs() -> None:
     x, decay, write, read = inputs(65)
-    before = selective_scan(x, decay, write, read)
+    before, _ = selective_scan(x, decay, write, read)
     x[:, 40:] += 1.0
     write[:, 40:] -= 1.0
-    assert torch.equal(selective_scan(x, decay, write, read)[:, :40], before[:, :40])
+    assert torch.equal(selective_scan(x, decay, write, read)[0][:, :40], before[:, :40])
 
 
 def test_shapes_that_do_not_fit_are_named() -> None:

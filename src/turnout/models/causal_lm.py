@@ -70,7 +70,7 @@ class CausalLM(nn.Module):
 
     def _small_init(self) -> None:
         for name, p in self.named_parameters():
-            elsewhere = (".router.", ".pattern.", ".directions.", ".local.weight")
+            elsewhere = (".router.", ".pattern.", ".directions.", ".local.weight", ".local.mixer.conv")
             if p.ndim != 2 or any(part in name for part in elsewhere):
                 continue
             residual = name.endswith((".out.weight", ".down.weight"))

@@ -12,10 +12,12 @@ from torch.nn.functional import pad
 from turnout.errors import ShapeError
 
 
-def selective_scan(x: Tensor, log_decay: Tensor, write: Tensor, read: Tensor, *, chunk: int = 16) -> Tensor:
+def selective_scan(
+    x: Tensor, log_decay: Tensor, write: Tensor, read: Tensor, *, state: Tensor | None = None, chunk: int = 16
+) -> tuple[Tensor, Tensor]:
     """Run the recurrence for all tokens in parallel.
 
-        h_t = exp(log_decay_t) h_{t-1} + write_t x_tᵀ,   y_t = read_tᵀ h_t,   h_{-1} = 0        (Dao & Gu 2024, eq. 6)
+        h_t = exp(log_decay_t) h_{t-1} + write_t x_tᵀ,   y_t = read_tᵀ h_t                       (Dao & Gu 2024, eq. 6)
 
     Inside a chunk y is a masked product (read writeᵀ ∘ decay) x; the states between chunks are one more product with
     the decays from chunk to chunk. Every exponent is a sum of log decays <= 0, so nothing can overflow.
@@ -25,9 +27,10 @@ def selective_scan(x: Tensor, log_decay: Tensor, write: Tensor, read: Tensor, *,
         log_decay: [B, T, H], <= 0.
         write: input vectors [B, T, N], shared by the heads.
         read: output vectors [B, T, N].
+        state: h_{-1}, [B, H, P, N]; None = 0.
         chunk: Q >= 1; changes the cost only.
     Returns:
-        y like x.
+        y like x, and h after the last token, [B, H, P, N].
     Raises:
         ShapeError: the shapes do not fit together.
     Cost: O(B·T·(Q·(N + H·P) + H·P·N) + B·(T/Q)²·H·P·N) multiply-adds.
@@ -48,19 +51,20 @@ def selective_scan(x: Tensor, log_decay: Tensor, write: Tensor, read: Tensor, *,
     within = _lower(total.movedim(-1, 2))
     weight = torch.einsum("bcqn,bcsn->bcqs", read, write)[:, :, None] * within
     y = torch.einsum("bchqs,bcshp->bcqhp", weight, x)
-    if x.shape[1] > 1:
-        last = total[:, :, -1:]
-        state = torch.einsum("bcsn,bcsh,bcshp->bchpn", write, (last - total).exp(), x)
-        # Chunk c reads the states of the chunks before it, decayed by the chunks in between.
-        ends = last[:, :, 0].cumsum(1).movedim(-1, 1)
-        before = pad(ends[..., :-1], (1, 0))
-        n_chunks = ends.shape[-1]
-        gap = before[..., :, None] - ends[..., None, :]
-        past = torch.ones(n_chunks, n_chunks, dtype=torch.bool, device=x.device).tril(-1)
-        between = gap.masked_fill(~past, -torch.inf).exp()
-        carried = torch.einsum("bhcj,bjhpn->bchpn", between, state)
-        y = y + torch.einsum("bcqn,bcqh,bchpn->bcqhp", read, total.exp(), carried)
-    return y.flatten(1, 2)[:, :length]
+    last = total[:, :, -1:]
+    added = torch.einsum("bcsn,bcsh,bcshp->bchpn", write, (last - total).exp(), x)
+    ends = last[:, :, 0].cumsum(1).movedim(-1, 1)
+    # The state before chunk c, and after the last one: those of the chunks before it, decayed by the chunks in between.
+    before = pad(ends, (1, 0))
+    n_chunks = ends.shape[-1]
+    gap = before[..., :, None] - ends[..., None, :]
+    past = torch.ones(n_chunks + 1, n_chunks, dtype=torch.bool, device=x.device).tril(-1)
+    carried = torch.einsum("bhcj,bjhpn->bchpn", gap.masked_fill(~past, -torch.inf).exp(), added)
+    if state is not None:
+        carried = carried + torch.einsum("bhc,bhpn->bchpn", before.exp(), state)
+    if state is not None or n_chunks > 1:
+        y = y + torch.einsum("bcqn,bcqh,bchpn->bcqhp", read, total.exp(), carried[:, :-1])
+    return y.flatten(1, 2)[:, :length], carried[:, -1]
 
 
 def _lower(total: Tensor) -> Tensor:

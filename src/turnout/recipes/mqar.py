@@ -1,4 +1,4 @@
-"""Zoology's MQAR (Figure 2) with this library's mixers: attention, convolution, static hybrid, routed."""
+"""Zoology's MQAR (Figure 2) with this library's mixers: attention, convolution, state space, static hybrid, routed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from turnout.train.config import CurriculumConfig, JointConfig, LoopConfig, Opti
 
 # (length, pairs) of the figure's first three panels.
 CELLS = ((64, 4), (128, 8), (256, 16))
-LAYOUTS = {"attention": "AA", "convolution": "LL", "static hybrid": "LA", "routed": "RR"}
+STATE_SPACE = "state space"
+LAYOUTS = {"attention": "AA", "convolution": "LL", STATE_SPACE: "LL", "static hybrid": "LA", "routed": "RR"}
 UNLEARNED = "unlearned"
 
 
@@ -21,7 +22,7 @@ def mqar(
     """Two layers, vocabulary 8,192, fresh data, filler zero as in the figure.
 
     Args:
-        mixer: attention, convolution, static hybrid, routed; "unlearned" is routed by a `router` that does not train.
+        mixer: attention, convolution, state space, static hybrid, routed; "unlearned" is routed by a `router` that does not train.
         random_filler: random tokens between the pairs, so that not every filler token has been seen before.
 
     # paper: MLPs are kept (the figure has none), positions are rotary instead of learned, one learning rate.
@@ -37,7 +38,7 @@ def mqar(
         seed=seed,
         task=MQARConfig(length=length, pairs=pairs, random_filler=random_filler),
         model=ModelConfig(
-            layers=2, width=width, heads=2, layout=LAYOUTS.get(mixer, "RR"), local="conv:kernel=4",
+            layers=2, width=width, heads=2, layout=LAYOUTS.get(mixer, "RR"), local="ssm" if mixer == STATE_SPACE else "conv:kernel=4",
             routing=RoutingConfig(router=router, mix="add"), positions="rope",
         ),
         schedule=schedule,

@@ -1,54 +1,23 @@
 """Selective state space layers before the router, forward only or in both directions.
 
-B batch, T tokens, E width, H heads of P channels, N state size.
+B batch, T tokens, E width.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, silu, softplus
 
 from turnout.errors import ConfigError, nearest
 from turnout.layers.flow.base import FLOWS, Flow, FlowBlock, FlowContext
-from turnout.ops.scan import selective_scan
+from turnout.layers.ssm import SelectiveSSM
 
 
-class SelectiveSSM(nn.Module):
-    """Mamba-style mixer: in-projection, short convolution, SiLU, selective scan, gate, out-projection.
+class OneWay(SelectiveSSM):
+    """Forward scan; a flow has whole sequences only, and no use for the state."""
 
-    Δ = softplus(W_Δ u + b),  h_t = exp(-Δ_t a) h_{t-1} + Δ_t B_t u_tᵀ,  y_t = C_tᵀ h_t + D u_t,  out = W_o(y ∘ SiLU(z))
-
-    # paper: Mamba decays every (channel, state) pair on its own; here one decay per head of 16 channels, as in Mamba-2,
-    # which is what makes the scan a matrix product.
-    Cost: O(T·E²) and the scan.
-    """
-
-    def __init__(self, width: int, *, expand: int = 2, state: int = 16, taps: int = 4, channels: int = 16) -> None:
-        super().__init__()
-        inner = expand * width
-        if inner % channels:
-            raise ConfigError(f"flow ssm: {inner} channels are not a multiple of {channels}; change width")
-        self.heads, self.state, self.taps = inner // channels, state, taps
-        self.split = (inner, inner, state, state, self.heads)
-        self.into = nn.Linear(width, sum(self.split), bias=False)
-        self.conv = nn.Parameter(torch.randn(taps, inner) * taps**-0.5)
-        # Time scales 1 / (Δ a) from about one token to a few hundred.
-        step = torch.empty(self.heads).uniform_(-6.9, -2.3).exp()
-        self.step_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))
-        self.log_a = nn.Parameter(torch.empty(self.heads).uniform_(1.0, 16.0).log())
-        self.direct = nn.Parameter(torch.ones(self.heads, 1))
-        self.out = nn.Linear(inner, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        u, z, write, read, step = self.into(x).split(self.split, dim=-1)
-        length = x.shape[1]
-        padded = pad(u, (0, 0, self.taps - 1, 0))
-        u = silu(sum((self.conv[i] * padded[:, i : i + length] for i in range(self.taps)), torch.zeros_like(u)))
-        u = u.unflatten(-1, (self.heads, -1))
-        step = softplus(step + self.step_bias)
-        y = selective_scan(u * step[..., None], -step * self.log_a.exp(), write, read) + self.direct * u
-        return self.out(y.flatten(-2) * silu(z))
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x)[0]
 
 
 class TwoWay(nn.Module):
@@ -60,7 +29,7 @@ class TwoWay(nn.Module):
         self.merge = nn.Linear(2 * width, width) if merge == "concat" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        ahead, back = self.ahead(x), self.back(x.flip(1)).flip(1)
+        ahead, back = self.ahead(x)[0], self.back(x.flip(1))[0].flip(1)
         return ahead + back if self.merge is None else self.merge(torch.cat((ahead, back), dim=-1))
 
 
@@ -86,7 +55,7 @@ class SSMFlow(Flow):
 
         def mixer() -> nn.Module:
             if form == "causal":
-                return SelectiveSSM(context.width, state=state)
+                return OneWay(context.width, state=state)
             return TwoWay(context.width, merge, state=state)
 
         self.blocks = nn.Sequential(*(FlowBlock(context.width, mixer(), mlp=False) for _ in range(layers)))
