@@ -270,13 +270,17 @@ def _judge_cost(seen: Summaries) -> list[Finding]:
 
 
 def _bench(device: str) -> dict[str, Any]:
+    """The rows that `turnout bench patterns` has left for this device, or new ones."""
     from turnout.bench.patterns import default_cases, measure_patterns
+    from turnout.bench.rows import read_rows
     from turnout.train.loop import pick_device
     from turnout.train.manifest import device_name
 
     where = pick_device(device)
-    rows = [row for case in default_cases(where) for row in measure_patterns(case, device=where, seconds=0.3)]
-    return {"rows": rows, "device_name": device_name(where)}
+    name = device_name(where)
+    rows = [row for row in read_rows() if row["kind"] == "pattern" and row["device"] == name]
+    rows = rows or [row for case in default_cases(where) for row in measure_patterns(case, device=where, seconds=0.3)]
+    return {"rows": rows, "device_name": name}
 
 
 SOURCE = "jamesthesnake.github.io, 2023-07-06, and FoX (2503.02130)"

@@ -22,7 +22,7 @@ class Relaxed:
         rate: of Adam.
     """
 
-    def __init__(self, scorer: Scorer, *, rate: float = 0.15, sharpness: float = 0.02) -> None:
+    def __init__(self, scorer: Scorer, *, rate: float = 0.3, sharpness: float = 0.02) -> None:
         space = scorer.space
         logits = torch.zeros(space.layers, space.heads, len(space.actions), device=scorer.device)
         logits[..., 0] = 1.5
