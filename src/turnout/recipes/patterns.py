@@ -61,7 +61,7 @@ def pattern_cpu(path: str, pattern: str = "full", seed: int = 0, steps: int = 60
         seed=seed,
         task=TextConfig(path=path, length=128),
         model=ModelConfig(
-            layers=2, width=64, heads=4, layout="A", pattern=pattern, positions=positions_of(pattern), form="llama",
+            layers=2, width=64, heads=8, layout="A", pattern=pattern, positions=positions_of(pattern), form="llama",
         ),
         schedule=JointConfig(steps=steps),
         optim=OptimConfig(batch=16, lr=4e-3, warmup=50, decay="cosine"),
@@ -79,7 +79,7 @@ def pattern_mqar(
         seed=seed,
         task=MQARConfig(length=length, pairs=pairs, power=1.0, random_filler=False),
         model=ModelConfig(
-            layers=2, width=128, heads=4, layout="A", pattern=pattern, positions=positions_of(pattern), form="llama",
+            layers=2, width=128, heads=8, layout="A", pattern=pattern, positions=positions_of(pattern), form="llama",
         ),
         schedule=JointConfig(steps=steps),
         optim=OptimConfig(batch=64, lr=2e-3, warmup=100, decay="cosine", precision="bf16"),
