@@ -65,7 +65,7 @@ def measure_kernel(
     rows: list[Row] = []
     flops, n_bytes = useful_flops(case, 1.0), least_bytes(case, 1.0)
     for backend in ("flash", "cudnn") if device.type == "cuda" else ("",):
-        call = pinned(backend, _call(_dense, (randn(case.n, case.heads), k, v), case))
+        call = pinned(backend, attention_call(dense_attention, (randn(case.n, case.heads), k, v), case))
         arms[f"dense:{backend or 'sdpa'}"] = Arm(call=call, flops=flops, n_bytes=n_bytes)
     order = torch.rand(case.batch, case.n, 1, device=device, generator=generator).argsort(1).argsort(1)
     logit = torch.where(order < case.rows, 1.0, -1.0)
@@ -90,20 +90,23 @@ def measure_kernel(
         both = ((f"routed:{impl}", routed), (f"router+{impl}", with_router))
         for name, function in both if router else both[:1]:
             arms[name] = Arm(
-                call=_call(function, (q, k, v), case), flops=useful_flops(case), n_bytes=least_bytes(case), wrong=wrong
+                call=attention_call(function, (q, k, v), case),
+                flops=useful_flops(case),
+                n_bytes=least_bytes(case),
+                wrong=wrong,
             )
     if flex:
         arms["routed:flex"] = _flex_arm(case, q, k, v, logit)
     return add_ratios(measure_arms("kernel", case, arms, device=device, seconds=seconds) + rows)
 
 
-def _dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scaled_dot_product_attention(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=q.shape[2] != k.shape[2]
     )
 
 
-def _call(function: Callable[..., Tensor], inputs: Sequence[Tensor], case: Case) -> Callable[[], object]:
+def attention_call(function: Callable[..., Tensor], inputs: Sequence[Tensor], case: Case) -> Callable[[], object]:
     """The function's forward, or forward and gradients of all inputs."""
     if case.step == "forward":
 
@@ -140,4 +143,4 @@ def _flex_arm(case: Case, q: Tensor, k: Tensor, v: Tensor, logit: Tensor) -> Arm
         q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
         return compiled(q, k, v, block_mask=mask, enable_gqa=case.heads != case.kv_heads)
 
-    return Arm(call=_call(gathered, (q, k, v), case), flops=useful_flops(case), n_bytes=least_bytes(case))
+    return Arm(call=attention_call(gathered, (q, k, v), case), flops=useful_flops(case), n_bytes=least_bytes(case))

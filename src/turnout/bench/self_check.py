@@ -40,7 +40,7 @@ def check_decode(case: Case, device: torch.device) -> str:
     def run(impl: str) -> Callable[..., list[Tensor]]:
         return lambda q, k, v: [decode_attend(q, k, v, rows, impl=impl)]
 
-    return _compare(run("auto"), run("reference"), inputs, dtype, 2 * LENGTH * case.dim)
+    return compare(run("auto"), run("reference"), inputs, dtype, 2 * LENGTH * case.dim)
 
 
 @functools.cache
@@ -71,15 +71,18 @@ def _check_attend(impl: str, heads: int, kv_heads: int, dim: int, dtype: str, st
 
     # The sum over keys, and in the backward pass also that over the rows of all heads of a kv head.
     reduction = 2 * LENGTH * dim * (1 if step == "forward" else heads // kv_heads)
-    return _compare(run(impl), run("reference"), inputs, getattr(torch, dtype), reduction)
+    return compare(run(impl), run("reference"), inputs, getattr(torch, dtype), reduction)
 
 
 @torch.no_grad()
-def _compare(
+def compare(
     fast: Callable[..., list[Tensor]], reference: Callable[..., list[Tensor]], inputs: list[Tensor],
     dtype: torch.dtype, reduction: int,
 ) -> str:  # fmt: skip
-    """err(fast) ≤ err(reference in the dtype) + sqrt(reduction) · eps · size, against the reference in float64."""
+    """ "" or what is wrong.
+
+    err(fast) ≤ err(reference in the dtype) + sqrt(reduction) · eps · size, against the reference in float64.
+    """
     rounded = [tensor.to(dtype) for tensor in inputs]
     truth = reference(*(tensor.double() for tensor in rounded))
     names = ("output", "gradient of q", "gradient of k", "gradient of v")

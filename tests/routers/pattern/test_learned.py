@@ -63,7 +63,7 @@ def test_a_constant_forget_gate_starts_at_its_decay_times() -> None:
             [-1 / 2, -1 / 8, -1 / 32, -1 / 128], rel=1e-4
         )
     assert list(PATTERNS.build("forget:gate=fixed", context=context).parameters()) == []
-    assert reach_of(PATTERNS.build("forget:gate=none", context=context)).plain
+    assert reach_of(PATTERNS.build("forget:gate=none", context=context)) == Reach()
 
 
 def test_kerple_falls_with_the_logarithm_of_the_distance() -> None:

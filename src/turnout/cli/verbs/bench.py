@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 class Options(Flags):
     """Measure, print a table, and append the rows as JSON lines. Ratios are dense ms / routed ms, above 1 = saved.
 
-    kernels, layers and decode measure cases; breakeven finds the fraction of rows from which dense attention is the
-    faster choice; peaks measures matrix products, copies and launches; targets prints the target table from the rows
-    that are there, and --measure measures first what this device can.
+    kernels, layers, decode and patterns measure cases; breakeven finds the fraction of rows from which dense attention
+    is the faster choice; peaks measures matrix products, copies and launches; targets prints the target table from
+    the rows that are there, and --measure measures first what this device can.
 
     Args:
-        what: kernels, layers, decode, breakeven, peaks or targets.
+        what: kernels, layers, decode, patterns, breakeven, peaks or targets.
         cases: N,p;N,p;... with further fields by name: 8192,1/8,batch=4,step=forward+backward.
         explain: a case; say which implementation attend would choose for it and why, and measure nothing.
         impl: implementations of attend to measure, separated by commas; none = triton and auto on a GPU, auto on a CPU.
@@ -42,7 +42,7 @@ class Options(Flags):
     """
 
     positional: ClassVar[tuple[str, ...]] = ("what",)
-    what: Literal["kernels", "layers", "decode", "breakeven", "peaks", "targets"] = "targets"
+    what: Literal["kernels", "layers", "decode", "patterns", "breakeven", "peaks", "targets"] = "targets"
     cases: str | None = None
     explain: str | None = None
     impl: str | None = None
@@ -60,10 +60,10 @@ def run(call: Call[Options]) -> Result:
     if not options.seconds >= 0:
         raise ConfigError(f"--seconds={options.seconds}; expected >= 0")
     for flag, given, where in (
-        ("cases", options.cases, ("kernels", "layers", "decode", "breakeven")),
+        ("cases", options.cases, ("kernels", "layers", "decode", "patterns", "breakeven")),
         ("measure", options.measure, ("targets",)),
         ("table", options.table, ("breakeven",)),
-        ("flex", options.flex, ("kernels",)),
+        ("flex", options.flex, ("kernels", "patterns")),
         ("impl", options.impl, ("kernels", "layers")),
     ):
         if given and options.what not in where:
@@ -98,7 +98,7 @@ def _device(name: str) -> torch.device:
 
 
 def _cases(options: Options, device: torch.device) -> list[Case]:
-    from turnout.bench import breakeven, kernels, layers
+    from turnout.bench import breakeven, kernels, layers, patterns
     from turnout.bench.cases import parse_cases
 
     if options.cases is not None:
@@ -107,6 +107,8 @@ def _cases(options: Options, device: torch.device) -> list[Case]:
         return layers.default_cases(device)
     if options.what == "decode":
         return [_default("decode", device)]
+    if options.what == "patterns":
+        return patterns.default_cases(device)
     return breakeven.default_cases(device) if options.what == "breakeven" else kernels.default_cases(device)
 
 
@@ -124,10 +126,13 @@ def _measure(what: str, case: Case, options: Options, device: torch.device) -> l
     from turnout.bench.decode import measure_decode
     from turnout.bench.kernels import measure_kernel
     from turnout.bench.layers import measure_layer
+    from turnout.bench.patterns import measure_patterns
 
     _progress(f"{what}: {case}")
     if what == "decode":
         return measure_decode(case, device=device, seconds=options.seconds)
+    if what == "patterns":
+        return measure_patterns(case, device=device, seconds=options.seconds, flex=options.flex)
     impls = options.impl.split(",") if options.impl else None
     if what in ("layers", "layer"):
         rows = []

@@ -80,11 +80,6 @@ class Reach:
     blend: Blend | None = None
 
     @property
-    def plain(self) -> bool:
-        """Whether every earlier key is read as it is."""
-        return self == _PLAIN
-
-    @property
     def in_operator(self) -> bool:
         """Whether one call of `attend` does it."""
         around = (self.blend, self.dilation, self.bias, self.contextual)
@@ -97,6 +92,3 @@ class Reach:
             return all(reach.stepwise for _, reach in self.parts)
         rest = (self.prune, self.blocks, self.dilation, self.bias, self.contextual, self.blend)
         return all(option is None for option in rest)
-
-
-_PLAIN = Reach()

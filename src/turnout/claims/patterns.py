@@ -1,0 +1,304 @@
+"""TH1 to TH10: how far to look, hard-coded, learned and searched.
+
+The text is the folder that the variable TURNOUT_TEXT names (default `data/mixture`), one folder a domain.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+from turnout.claims.registry import Arm, Claim, Finding, Summaries, claim
+from turnout.stats import mean_interval
+
+GROUP = "heuristics"
+# Name of an arm -> its pattern. Windows and decay times are those of a model of 1,024 tokens.
+FIXED = {
+    "window 64": "window:size=64",
+    "sinks + window 64": "sinks:size=60,sinks=4",
+    "dilated": "dilated:branches=(64/1+256/4+1024/16)",
+    "strided": "strided:block=16,near=3,stride=4",
+    "ALiBi": "alibi",
+    "RetNet decay": "retnet",
+    "power law": "power_law",
+    "fixed decay": "forget:gate=fixed,shortest=4,longest=64",
+    "half of the heads window 64": "head_mixture:parts=(4 full;4 window:size=64)",
+}
+LEARNED = {
+    "learned constant decay": "forget:gate=bias,shortest=4,longest=64",
+    "forgetting": "forget:gate=full,shortest=4,longest=64",
+    "KERPLE": "kerple",
+    "FIRE": "fire",
+    "adaptive span": "span:longest=960,ramp=64,cost=0.00002",
+    "gated windows": "gated_window:size=60,sinks=4,closed=0.5,steps=600",
+}
+DENSE = {"dense": "full", "no decay, no positions": "forget:gate=none"}
+FIRST = (
+    "dense", "fixed decay", "forgetting", "learned constant decay", "window 64", "ALiBi", "dilated",
+    "no decay, no positions", "sinks + window 64", "gated windows",
+)  # fmt: skip
+DECAYING = ("ALiBi", "RetNet decay", "power law", "fixed decay", "window 64", "sinks + window 64")
+
+
+def _path() -> str:
+    return os.environ.get("TURNOUT_TEXT", "data/mixture")
+
+
+def train_with_slices(configs: list[Any], device: str) -> list[dict[str, Any]]:
+    """Train seeds one after the other; each record also has the loss by domain and position, the curve and a longer
+    evaluation, and a dense model the distances at which it attends."""
+    from turnout.claims.pattern_runs import train_one
+
+    return [train_one(config, device) for config in configs]
+
+
+def _text_arm(name: str, pattern: str, **options: Any) -> Arm:
+    def config(seed: int) -> Any:
+        from turnout.recipes.patterns import pattern_cpu, pattern_gpu
+
+        size = os.environ.get("TURNOUT_PATTERN_STEPS")
+        if size == "tiny":
+            small = pattern_cpu(_path(), pattern=pattern, seed=seed, steps=20)
+            return replace(small, loop=replace(small.loop, eval_sequences=8, final_sequences=32))
+        return pattern_gpu(_path(), pattern=pattern, seed=seed, **options)
+
+    return Arm(name=name, config=config, control=name in DENSE, together=train_with_slices)
+
+
+def _text_arms() -> list[Arm]:
+    specs = {**DENSE, **FIXED, **LEARNED}
+    # What the statements hang on comes first: a reproduction that is cut short has it.
+    return [_text_arm(name, specs[name]) for name in dict.fromkeys((*FIRST, *specs))]
+
+
+def by_slice(records: list[dict[str, Any]], slice_name: str) -> dict[str, list[float]]:
+    """Loss of every seed for each value of a slice."""
+    found: dict[str, list[float]] = {}
+    for record in records:
+        for item in record["slices"].get(slice_name, []):
+            found.setdefault(str(item["value"]), []).append(item["loss"])
+    return found
+
+
+def excess(seen: Summaries, arm: str, slice_name: str, base: str = "dense") -> dict[str, list[float]]:
+    """Loss of an arm minus that of `base` at the same seed, for each value of a slice."""
+    ours = {r["seed"]: r for r in seen[arm]}
+    theirs = {r["seed"]: r for r in seen[base]}
+    pairs = [(by_slice([ours[s]], slice_name), by_slice([theirs[s]], slice_name)) for s in ours if s in theirs]
+    found: dict[str, list[float]] = {}
+    for mine, other in pairs:
+        for value in mine.keys() & other.keys():
+            found.setdefault(value, []).append(mine[value][0] - other[value][0])
+    return found
+
+
+def words(values: list[float], unit: str = "nats/byte", sign: bool = False) -> str:
+    """Mean and 95 % half width."""
+    mean, half = mean_interval(values)
+    return f"{mean:+.4f} ± {half:.4f} {unit}" if sign else f"{mean:.4f} ± {half:.4f} {unit}"
+
+
+def _table(seen: Summaries, slice_name: str) -> str:
+    lines = []
+    for arm, records in seen.items():
+        cells = ", ".join(
+            f"{value} {sum(v) / len(v):.4f}" for value, v in sorted(by_slice(records, slice_name).items())
+        )
+        lines.append(f"{arm}: {cells}")
+    return "; ".join(lines)
+
+
+def _judge_domains(seen: Summaries) -> list[Finding]:
+    """One row a decaying pattern: does it cost more on dense text than on conversation?"""
+    findings = []
+    for arm in (name for name in (*FIXED, *LEARNED) if name in seen and "dense" in seen):
+        more = excess(seen, arm, "domain")
+        dense_text = [name for name in ("academic", "reference") if name in more]
+        if "conversation" not in more or not dense_text:
+            continue
+        rows = zip(more["conversation"], *(more[name] for name in dense_text), strict=True)
+        gaps = [sum(rest) / len(rest) - chat for chat, *rest in rows]
+        mean, half = mean_interval(gaps)
+        quoted = "decay suits conversation, fails on dense academic text" if arm in DECAYING else "(ours)"
+        losses = {name: words([r["loss"] for r in seen[name]]) for name in ("dense", arm)}
+        ms = ", ".join(f"{r['ms_per_step_dense'] or 0:.2f}" for r in seen[arm])
+        findings.append(
+            Finding(
+                statement=f"{arm}: costs more on dense text (academic, reference) than on conversation, beside dense",
+                quoted=quoted,
+                measured="; ".join(f"{name} {words(v, '', sign=True)}" for name, v in sorted(more.items())),
+                n=len(gaps),
+                interval=f"dense text minus conversation {words(gaps, sign=True)}",
+                control=f"dense {losses['dense']}; this {losses[arm]}",
+                verdict="holds" if mean - half > 0 else "does not hold",
+                detail=f"ms a step {ms}",
+            )
+        )  # fmt: skip
+    return findings
+
+
+def _judge_forgetting(seen: Summaries) -> list[Finding]:
+    """Fixed against learned constant against data-dependent decay, everything else equal."""
+    ladder = [n for n in ("no decay, no positions", "fixed decay", "learned constant decay", "forgetting") if n in seen]
+    findings = []
+    for worse, better in (
+        ("fixed decay", "learned constant decay"),
+        ("learned constant decay", "forgetting"),
+        ("fixed decay", "forgetting"),
+    ):
+        if worse not in ladder or better not in ladder:
+            continue
+        gain = [a["loss"] - b["loss"] for a, b in zip(seen[worse], seen[better], strict=False)]
+        mean, half = mean_interval(gain)
+        parts = excess(seen, better, "domain", base=worse)
+        findings.append(
+            Finding(
+                statement=f"{better} has a lower loss than {worse}",
+                quoted="learn the heuristic instead of hard-coding it (FoX: full beats fixed)",
+                measured=words(gain, sign=True),
+                n=len(gain),
+                interval=f"± {half:.4f}",
+                control="; ".join(f"{name} {words([r['loss'] for r in seen[name]])}" for name in ladder),
+                verdict="holds" if mean - half > 0 else "does not hold",
+                detail="change by domain: "
+                + "; ".join(f"{k} {words(v, '', sign=True)}" for k, v in sorted(parts.items())),
+            )
+        )
+    return findings
+
+
+def _judge_positions(seen: Summaries) -> list[Finding]:
+    """Where in the sequence a pattern loses: early rows see everything anyway."""
+    findings = []
+    for arm in ("window 64", "dilated", "fixed decay", "forgetting"):
+        if arm not in seen or "dense" not in seen:
+            continue
+        more = excess(seen, arm, "position")
+        places = sorted(more, key=int)
+        early, late = places[len(places) // 2], places[-1]
+        gaps = [b - a for a, b in zip(more[early], more[late], strict=True)]
+        mean, half = mean_interval(gaps)
+        longer = [r["longer"]["loss"] for r in seen[arm] if r.get("longer")]
+        findings.append(
+            Finding(
+                statement=f"{arm}: what it loses beside dense grows with the position (from {early} to {late})",
+                quoted="what is not correlated cannot be used",
+                measured="; ".join(f"from {p}: {words(more[p], '', sign=True)}" for p in places[3:]),
+                n=len(gaps),
+                interval=f"late minus early {words(gaps, sign=True)}",
+                control="dense at the same seeds and positions",
+                verdict="holds" if mean - half > 0 else "does not hold",
+                detail=f"at four times the trained length: {', '.join(f'{loss:.3f}' for loss in longer)}",
+            )
+        )
+    return findings
+
+
+def _mqar_arms() -> list[Arm]:
+    def arm(name: str, pattern: str) -> Arm:
+        def config(seed: int) -> Any:
+            from turnout.recipes.patterns import pattern_mqar
+
+            if os.environ.get("TURNOUT_PATTERN_STEPS") == "tiny":
+                small = pattern_mqar(pattern=pattern, seed=seed, length=128, pairs=4, steps=10)
+                small = replace(small, loop=replace(small.loop, eval_sequences=8, final_sequences=32))
+                return replace(small, optim=replace(small.optim, precision="fp32"))
+            return pattern_mqar(pattern=pattern, seed=seed)
+
+        return Arm(name=name, config=config, control=name == "dense", together=train_with_slices)
+
+    chosen = (
+        "window 64",
+        "sinks + window 64",
+        "dilated",
+        "strided",
+        "ALiBi",
+        "fixed decay",
+        "half of the heads window 64",
+    )
+    fixed = {name: FIXED[name] for name in chosen}
+    learned = {name: LEARNED[name] for name in ("forgetting", "KERPLE", "gated windows")}
+    specs = {"dense": "full", **fixed, **learned}
+    # 512 tokens.
+    return [arm(name, spec.replace("1024/16", "512/16")) for name, spec in specs.items()]
+
+
+def _judge_mqar(seen: Summaries) -> list[Finding]:
+    findings = []
+    for arm, records in seen.items():
+        accuracy = [100 * r["accuracy"] for r in records]
+        mean, half = mean_interval(accuracy)
+        dense = [100 * r["accuracy"] for r in seen.get("dense", [])]
+        kept = arm in ("dense", *LEARNED)
+        reached = bool(dense) and mean >= min(dense) - 1
+        findings.append(
+            Finding(
+                statement=f"MQAR, 512 tokens, 32 pairs at uniform gaps: {arm}"
+                + (" keeps" if kept else " loses")
+                + " recall",
+                quoted="(ours) what reads everything keeps it, what reads near loses it",
+                measured=f"{mean:.2f} % (worst {min(accuracy):.2f} %)",
+                n=len(records),
+                interval=f"± {half:.2f} %",
+                control=f"dense {', '.join(f'{a:.2f}' for a in dense)} %",
+                verdict="holds" if reached == kept else "does not hold",
+                detail=f"{records[0]['steps']} steps",
+            )
+        )
+    return findings
+
+
+def _mechanism(row: dict[str, Any]) -> str:
+    name: str = row["arm"].split(":")[1]
+    return f"{name}, pruned" if "prune" in row["arm"] else name
+
+
+def _judge_cost(seen: Summaries) -> list[Finding]:
+    """Never slower than dense, from the rows of `turnout bench patterns`."""
+    rows = [row for record in seen.get("bench", []) for row in record["rows"] if row["arm"].startswith("pattern:")]
+    findings = []
+    for arm in dict.fromkeys(map(_mechanism, rows)):
+        mine = [row for row in rows if _mechanism(row) == arm and row["ratio"]]
+        if not mine:
+            continue
+        told = [f"N={r['case']['n']:,} {r['case']['step']} {min(r['ratio'].values()):.2f}x" for r in mine]
+        findings.append(
+            Finding(
+                statement=f"{arm} through the operator is never slower than dense attention",
+                quoted="(ours) at most dense's time, 4K to 64K",
+                measured="; ".join(told),
+                n=len(mine),
+                interval="medians of interleaved calls; the faster dense kernel decides",
+                control="flash and cuDNN in the same run",
+                verdict="holds" if all(min(r["ratio"].values()) >= 1 for r in mine) else "does not hold",
+            )
+        )
+    return findings
+
+
+def _bench(device: str) -> dict[str, Any]:
+    """The rows that `turnout bench patterns` has left for this device, or new ones."""
+    from turnout.bench.patterns import default_cases, measure_patterns
+    from turnout.bench.rows import read_rows
+    from turnout.train.loop import pick_device
+    from turnout.train.manifest import device_name
+
+    where = pick_device(device)
+    name = device_name(where)
+    rows = [row for row in read_rows() if row["kind"] == "pattern" and row["device"] == name]
+    rows = rows or [row for case in default_cases(where) for row in measure_patterns(case, device=where, seconds=0.3)]
+    return {"rows": rows, "device_name": name}
+
+
+SOURCE = "jamesthesnake.github.io, 2023-07-06, and FoX (2503.02130)"
+claim(Claim(id="TH1", source=SOURCE, title="loss by domain: dense, fixed and learned patterns", arms=_text_arms,
+            judge=_judge_domains, seeds=3, group=GROUP))  # fmt: skip
+claim(Claim(id="TH2", source="2503.02130", title="decay hard-coded, learned, from the data", seeds=3, group=GROUP,
+            arms=lambda: [replace(arm, owner="TH1") for arm in _text_arms()], judge=_judge_forgetting))  # fmt: skip
+claim(Claim(id="TH3", source="this library", title="loss by position", seeds=3, group=GROUP,
+            arms=lambda: [replace(arm, owner="TH1") for arm in _text_arms()], judge=_judge_positions))  # fmt: skip
+claim(Claim(id="TH4", source="this library", title="which patterns lose which associations", arms=_mqar_arms,
+            judge=_judge_mqar, seeds=3, group=GROUP))  # fmt: skip
+claim(Claim(id="TH8", source="this library", title="patterns are never slower than dense", bench=_bench,
+            judge=_judge_cost, group=GROUP))  # fmt: skip

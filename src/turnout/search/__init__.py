@@ -1,0 +1,1 @@
+"""Search: which head reads how far, found instead of chosen."""
