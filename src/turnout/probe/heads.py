@@ -21,7 +21,7 @@ def patterns(taps: Taps, tokens: Tensor, *, edits: Edits | None = None) -> dict[
     """Attention weights [B, H, T, T] of every layer that has an attention track, as if every token attended.
 
     Raises:
-        UnsupportedError: a Hugging Face model whose attention does not return its weights.
+        UnsupportedError: a Hugging Face model whose attention does not return its weights, or a pattern.
     Cost: O(B·H·T²·D) a layer, and the whole matrix in memory.
     """
     a = taps.anatomy
@@ -34,6 +34,8 @@ def patterns(taps: Taps, tokens: Tensor, *, edits: Edits | None = None) -> dict[
             )
         return dict(enumerate(found))
     tracks = {i: track for i, block in enumerate(a.blocks) if (track := _track(block)) is not None}
+    if any(track.pattern is not None for track in tracks.values()):
+        raise UnsupportedError("attention weights of a model with a pattern are not computed; use pattern='full'")
     names = {i: f"blocks.{i}.ln1.hook_normalized" for i in tracks}
     seen = taps.run(tokens, keep=names.values(), edits=edits or {})
     return {i: _weights(track, seen[names[i]]) for i, track in tracks.items()}

@@ -98,8 +98,8 @@ class _Reader:
         x = stream - stream.mean(-1, keepdim=True) if self.centred else stream
         self.scale = norm.weight / (x.square().mean(-1, keepdim=True) + eps).sqrt()
         self.read = (weight[targets] - weight.mean(0)).to(stream.dtype)
-        constant = torch.zeros(()) if bias is None else (self.read @ bias).mean()
-        head_bias = getattr(anatomy.part(anatomy.layout.head), "bias", None)
+        constant: Any = torch.zeros(()) if bias is None else (self.read @ bias).mean()
+        head_bias: Any = getattr(anatomy.part(anatomy.layout.head), "bias", None)
         if head_bias is not None:
             constant = constant + (head_bias[targets] - head_bias.mean()).mean()
         self.constant = float(constant)
