@@ -92,8 +92,8 @@ class _Reader:
     def __init__(self, anatomy: Anatomy, stream: Tensor, targets: Tensor) -> None:
         norm: Any = anatomy.part(anatomy.layout.norm)
         weight = anatomy.unembed()
-        bias = getattr(norm, "bias", None)
-        eps = getattr(norm, "eps", None) or getattr(norm, "variance_epsilon", 1e-6)
+        bias: Any = getattr(norm, "bias", None)
+        eps: Any = getattr(norm, "eps", None) or getattr(norm, "variance_epsilon", 1e-6)
         self.centred = isinstance(norm, nn.LayerNorm)
         x = stream - stream.mean(-1, keepdim=True) if self.centred else stream
         self.scale = norm.weight / (x.square().mean(-1, keepdim=True) + eps).sqrt()
