@@ -20,6 +20,7 @@ GROUP = "directional-routing"
 SCALES = {"cpu": "quick", "gpu": "full", "433m": "by name"}
 # 105M tokens of 131,072 a step, four epochs of the corpus: what a few GPU hours pay for; the published run had 2.6B.
 STEPS_433M = 800
+LEAST_SEEDS = 3
 Judge = Callable[[Summaries], list[Finding]]
 
 TITLES: dict[str, tuple[str, Judge]] = {
@@ -71,6 +72,8 @@ def _judge(judge: Judge) -> Judge:
             own = {name.rpartition(", ")[0]: r for name, r in seen.items() if name.endswith(f", {scale}")}
             own = {name: own[name] for name in ARMS if name in own}
             found += [replace(f, statement=f"{f.statement} ({scale})") for f in judge(own)]
+        # A claim that also has a benchmark is not asked for seeds by `judge`; its runs are.
+        found = [replace(f, verdict="too few seeds") if f.n < LEAST_SEEDS else f for f in found]
         return found + (rows.costs(seen["bench"]) if judge is rows.geometry and "bench" in seen else [])
 
     return by_scale
