@@ -69,7 +69,7 @@ def study(model: CausalLM, task: Task, size: StudySize | None = None, *, seed: i
     model.eval()
     try:
         taps = Taps(model)
-        batches = _batches(task, size.sequences, size.batch)
+        batches = held_out(task, size.sequences, size.batch)
         found: dict[str, Any] = {
             "honest": honest_perplexity(model, task, sequences=size.honest, positions=size.positions, batch=size.batch),
             "lens": logit_lens(taps, *batches[0]),
@@ -96,7 +96,8 @@ def study(model: CausalLM, task: Task, size: StudySize | None = None, *, seed: i
 Pairs = list[tuple[Tensor, Tensor]]
 
 
-def _batches(task: Task, sequences: int, batch: int) -> Pairs:
+def held_out(task: Task, sequences: int, batch: int) -> Pairs:
+    """Validation windows, (tokens, targets)."""
     size = min(batch, sequences)
     return [(b.tokens, b.targets) for b in task.eval_batches(-(-sequences // size), size, 2)]
 
