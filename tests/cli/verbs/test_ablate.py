@@ -24,8 +24,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TURNOUT_CACHE", str(root / "cache"))
         words = [
-            "train", "directional_cpu", "--task.path", str(root / "text"), "--task.length", "16", "--task.val_frac", "0.25",
-            "--model.layers", "2",
+            "train", "directional_cpu", "--task.path", str(root / "text"), "--task.length", "16", "--task.val_frac",
+            "0.25", "--model.layers", "2",
             "--model.width", "16", "--model.heads", "2", "--schedule.steps", "4", "--optim.batch", "2", "--device",
             "cpu", "--loop.final_sequences", "4", "--runs", str(root), "--model.directions",
         ]  # fmt: skip
