@@ -26,7 +26,9 @@ class Arm:
         control: True for what the learned arm is compared with.
         owner: id of the claim whose runs these are, when several claims read the same runs.
         together: (configs of several seeds, device) -> one record a seed, for runs that train as one stacked model.
-        when: "always", or only in "quick" or only in "full" reproductions.
+        when: "always", or only in "quick" or only in "full" reproductions; anything else is run by its name alone
+            (`reproduce.run_arm`), because it takes hours.
+        after: (trainer that has finished) -> what it adds to the record; imported lazily.
         costs: True also measures train step, prefill and decode beside dense attention, static hybrid and local track.
     """
 
@@ -37,6 +39,7 @@ class Arm:
     together: Callable[[list[Any], str], list[dict[str, Any]]] | None = None
     when: str = "always"
     costs: bool = False
+    after: Callable[[Any], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

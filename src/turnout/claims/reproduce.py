@@ -91,6 +91,15 @@ def judge(entry: Claim, root: Path, device: str = "auto") -> list[dict[str, Any]
     return rows
 
 
+def run_arm(claim_id: str, arm: str, seed: int, *, device: str = "auto", out: str | Path | None = None) -> str:
+    """Run one arm of a claim at one seed in this process, unless its record is there; returns a line about it."""
+    root = Path(out) if out is not None else results_dir()
+    folder = root / "runs" / claim_id
+    if (folder / f"{arm}-{seed}.json").exists():
+        return "there already"
+    return _run_one((claim_id, arm, (seed,), device, folder), 0)
+
+
 def _jobs(entry: Claim, seeds: int, device: str, root: Path, quick: bool = False) -> list[Job]:
     from turnout.train.loop import pick_device
 
@@ -100,7 +109,7 @@ def _jobs(entry: Claim, seeds: int, device: str, root: Path, quick: bool = False
     if entry.bench is not None and not (folder / f"bench-{pick_device(device).type}.json").exists():
         jobs.append((entry.id, "bench", (0,), device, folder))
     for arm in entry.arms():
-        if arm.when == ("full" if quick else "quick"):
+        if arm.when not in ("always", "quick" if quick else "full"):
             continue
         home = root / "runs" / (arm.owner or entry.id)
         missing = tuple(seed for seed in range(seeds) if not (home / f"{arm.name}-{seed}.json").exists())
@@ -184,5 +193,7 @@ def _measure(entry: Claim, arm_name: str, seeds: tuple[int, ...], device: str) -
         from turnout.bench.savings import measure_run
 
         record["savings"] = measure_run(trainer.model, config, trainer.task, record)
+    if arm.after is not None:
+        record |= arm.after(trainer)
     line = f"accuracy {record['accuracy']:.4f}, loss {record['loss']:.4f}, gates {record['gates_per_seq']:.2f}"
     return [record], line

@@ -34,6 +34,7 @@ VERBS = {
     "plan": "predict times of a layer or a model, and say from where on routing pays",
     "probe": "what each layer holds that routing needs, beside an untrained twin",
     "search": "find how far each head of a trained model needs to read",
+    "ablate": "what a trained model loses without its routing, its heads or its layers, beside the controls",
     "certify": "check that no output depends on a later token, bit for bit",
 }
 _GLOBAL = ("--json", "--debug")

@@ -161,6 +161,10 @@ class TextTask:
             )
         self._stream.load_state_dict(state)
 
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text."""
+        return [int(token) for token in self._shards.tokenizer.encode(text.encode())]
+
     def decode_token(self, token: int) -> str:
         """The token's text; control characters and parts of characters escaped, `<doc>` between documents."""
         check_token(token, self.vocab)

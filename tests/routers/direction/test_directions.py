@@ -91,6 +91,24 @@ def test_steps_and_segments_are_the_whole_sequence(name: str, layout: str, granu
         assert_same(logits, whole, terms=2 * terms_of(model.config))
 
 
+@pytest.mark.parametrize("pattern", ["window:size=4", "alibi"])
+@pytest.mark.parametrize("layout", ["A", "R"])
+def test_directions_go_with_patterns(layout: str, pattern: str) -> None:
+    model = directed("prefix", layout=layout, pattern=pattern)
+    tokens, hint = sequences()
+    with torch.no_grad():
+        whole = model(tokens, hint=hint).logits
+        logits, _ = in_pieces(model, tokens, hint, [1] * LENGTH)
+        assert_same(logits, whole, terms=2 * terms_of(model.config))
+        for router in routers_of(model):
+            router.register_forward_hook(lambda module, args, out: (out[0] * 0, out[1]))
+        none = model(tokens, hint=hint).logits
+    plain = awake(tiny(layout=layout, pattern=pattern, positions="rope"))
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if ".directions." not in k})
+    assert_same(none, plain(tokens, hint=hint).logits.detach(), terms=terms_of(model.config))
+    assert not torch.equal(none, whole)
+
+
 @pytest.mark.parametrize("positions", ["none", "rope"])
 @pytest.mark.parametrize("granularity", ["token", "group"])
 @pytest.mark.parametrize("name", DIRECTION_ROUTERS.names())

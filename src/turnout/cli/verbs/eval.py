@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from turnout.tasks import Task
 
 
+# Each costs a forward pass for every position scored.
+HONEST_SEQUENCES = 64
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options(Flags):
     """Evaluate the trained weights of a run, with deterministic decisions. Without options: the run's final evaluation.
@@ -28,6 +32,7 @@ class Options(Flags):
         sequences: how many; without it as many as the run's final evaluation.
         router: put this control in the place of the trained router: always, never, random:p=0.01, periodic:period=64,
             oracle, or shuffled (the trained decisions given to another sequence).
+        honest: add the perplexity of each position with only its prefix given to the model, beside the usual one.
         device: auto, cpu or cuda.
         runs: folder of all runs.
     """
@@ -37,6 +42,7 @@ class Options(Flags):
     length: int | None = None
     sequences: int | None = None
     router: str | None = None
+    honest: bool = False
     device: str = "auto"
     runs: str = "runs"
 
@@ -70,7 +76,13 @@ def run(call: Call[Options]) -> Result:
     ]
     title = f"{folder.name} at {task.length:,} tokens, router {router}"
     slices = [_slice_table(name, groups) for name, groups in seen["slices"].items() if len(groups) > 1]
-    return Result(data, [Table(("result", "value"), rows, title), *slices])
+    tables = [Table(("result", "value"), rows, title), *slices]
+    if options.honest:
+        from turnout.cli.study import honest
+
+        data["honest"], more = honest(model.eval(), task, min(sequences, HONEST_SEQUENCES))
+        tables += more
+    return Result(data, tables)
 
 
 def with_router(model: CausalLM, spec: str, task: Task, seed: int) -> CausalLM:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from turnout.cli.find import find_config, find_run, is_run, trained
 from turnout.cli.flags import Call, Flags
@@ -17,6 +17,8 @@ class Options(Flags):
 
     Args:
         what: a finished run, or a recipe (its model with fresh weights; settings may be changed).
+        show: layers, or another view of a run on text: honest (perplexity with the future taken away), lens,
+            attribution, copying (induction), facts, domains, geometry and steering (of directions).
         sequences: held-out sequences that are read.
         runs: folder of all runs.
     """
@@ -24,6 +26,9 @@ class Options(Flags):
     positional: ClassVar[tuple[str, ...]] = ("what",)
     overridable: ClassVar[bool] = True
     what: str
+    show: Literal["layers", "honest", "lens", "attribution", "copying", "facts", "domains", "geometry", "steering"] = (
+        "layers"
+    )
     sequences: int = 64
     runs: str = "runs"
 
@@ -45,6 +50,11 @@ def run(call: Call[Options]) -> Result:
         config = find_config(options.what, call.overrides, options.runs)
         task = config.task.build(config.seed)
         model = CausalLM(config.model, vocab=config.task.vocab, seed=config.seed)
+    if options.show != "layers":
+        from turnout.cli.study import show
+
+        shown, tables = show(options.show, model.eval(), task, options.sequences)
+        return Result({"what": options.what, "show": options.show, "found": shown}, tables)
     twin = CausalLM(config.model, vocab=model.vocab, seed=config.seed)
     found = probe_layers(model.cpu().eval(), task, sequences=options.sequences)
     null = probe_layers(twin.eval(), task, sequences=options.sequences)

@@ -1,0 +1,134 @@
+"""What removing directions costs: attention without and with it, fused and unfused, and whole models of every arm.
+
+B batch, T tokens, H heads, D head dim, K directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from turnout.bench.timing import graphed, time_interleaved
+from turnout.models.causal_lm import CausalLM
+from turnout.models.decode_step import DecodeStep
+from turnout.ops.attend import attend
+from turnout.recipes.directional import ARMS, SIZES, directional_run
+from turnout.routers.mode import RoutingMode
+from turnout.tasks import Batch
+from turnout.train.loop import pick_device
+from turnout.train.manifest import device_name
+from turnout.train.schedule import Joint
+from turnout.train.step import Stepper
+
+# (batch, tokens, heads, head dim): the published attention, and that of the small size.
+SHAPES = {"cuda": {"433m": (8, 1024, 12, 128), "gpu": (32, 512, 6, 64)}, "cpu": {"cpu": (4, 128, 4, 16)}}
+DIRECTIONS = 4
+
+
+def measure_directions(device: str, *, seconds: float = 1.5) -> dict[str, Any]:
+    """Milliseconds of attention with and without directions, and microseconds a token of every arm.
+
+    Returns:
+        {"attention": rows with "ms" by arm and "best", the fastest way with directions over the fastest without,
+        "models": rows of text by arm, "device_name"}.
+    """
+    where = pick_device(device)
+    attention = []
+    for size, shape in SHAPES[where.type].items():
+        for what in ("forward", "forward+backward"):
+            attention.append({"size": size, "what": what, "shape": shape, **_attention(shape, what, where, seconds)})
+    small = "gpu" if where.type == "cuda" else "cpu"
+    models = [_model(small, arm, where, seconds / 3) for arm in ARMS]
+    return {"attention": attention, "models": models, "device_name": device_name(where), "rows": attention}
+
+
+def _attention(shape: tuple[int, int, int, int], what: str, device: torch.device, seconds: float) -> dict[str, Any]:
+    n_batch, length, heads, dim = shape
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    generator = torch.Generator(device).manual_seed(0)
+
+    def randn(*size: int) -> Tensor:
+        return torch.randn(*size, device=device, dtype=dtype, generator=generator).requires_grad_(what != "forward")
+
+    q, k, v = (randn(n_batch, length, heads, dim) for _ in range(3))
+    d = torch.nn.functional.normalize(randn(heads, DIRECTIONS, dim).float(), dim=-1).to(dtype).detach()
+    d.requires_grad_(what != "forward")
+    r = randn(n_batch, length, heads, DIRECTIONS).detach().sigmoid().requires_grad_(what != "forward")
+    cotangent = randn(n_batch, length, heads, dim).detach()
+    arms: dict[str, Callable[[], Tensor]] = {"attention": lambda: attend(q, k, v)}
+    arms["attention + cut"] = lambda: attend(q, k, v, directions=d, suppress=r)
+    if device.type == "cuda":
+        arms["kernel"] = lambda: attend(q, k, v, impl="triton")
+        arms["kernel + epilogue"] = lambda: attend(q, k, v, directions=d, suppress=r, impl="triton")
+
+    def whole(arm: Callable[[], Tensor], inputs: tuple[Tensor, ...]) -> Callable[[], object]:
+        if what == "forward":
+            return arm
+        return lambda: torch.autograd.grad(arm(), inputs, cotangent)
+
+    with torch.set_grad_enabled(what != "forward"):
+        calls = {}
+        for name, arm in arms.items():
+            inputs = (q, k, v, d, r) if "+" in name else (q, k, v)
+            calls[name] = graphed(whole(arm, inputs), device)
+        timings = time_interleaved(calls, device=device, seconds=seconds)
+    ms = {name: round(t.ms, 5) for name, t in timings.items()}
+    without = min(t for name, t in ms.items() if "+" not in name)
+    return {"ms": ms, "best": min(t for name, t in ms.items() if "+" in name) / without, "n": timings["attention"].n}
+
+
+def _model(size: str, arm: str, device: torch.device, seconds: float) -> dict[str, Any]:
+    """Train step, forward and decoding of one arm, with fresh weights; microseconds a token."""
+    config = directional_run(size, arm, "x")
+    base = SIZES[size]
+    model = CausalLM(config.model, vocab=base.vocab).to(device)
+    tokens = torch.randint(base.vocab, (base.batch, base.length), device=device)
+    at = torch.arange(base.length, device=device).repeat(base.batch, 1)
+    batch = Batch(tokens=tokens, at=at, targets=tokens, hint=torch.zeros_like(at, dtype=torch.bool), slices={})
+    stepper = Stepper(model, config.optim, generator=torch.Generator(device).manual_seed(0))
+    mode = RoutingMode(skip=False)
+
+    def train() -> None:
+        stepper.step([batch], Joint.idle(), mode, 0.0)
+
+    for _ in range(4):
+        train()
+    bf16 = config.optim.precision == "bf16"
+
+    @torch.no_grad()
+    def forward() -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
+            return model(tokens, mode=mode).logits
+
+    calls = {"train": train, "forward": graphed(forward, device)}
+    found = time_interleaved(calls, device=device, seconds=seconds)
+    row = {name: 1e3 * t.ms / tokens.numel() for name, t in found.items()}
+    row["decode"] = _decoding(model, arm, device, seconds)
+    text = f"train {row['train']:.3f}, forward {row['forward']:.3f}, decode {row['decode']:.1f} us/token"
+    return {"arm": arm, "size": size, **row, "text": text}
+
+
+def _decoding(model: CausalLM, arm: str, device: torch.device, seconds: float) -> float:
+    """Microseconds of one more token of one sequence; the published router re-reads the whole sequence for it."""
+    model.eval()
+    length = 128
+    tokens = torch.zeros(1, length, dtype=torch.int64, device=device)
+    if arm == "sequence":
+
+        @torch.no_grad()
+        def again() -> Tensor:
+            return model(tokens, mode=RoutingMode(skip=False)).logits
+
+        call: Callable[[], object] = graphed(again, device)
+        return 1e3 * time_interleaved({"decode": call}, device=device, seconds=seconds)["decode"].ms
+    most = 200
+    with torch.no_grad():
+        state = model.init_state(1, length + most + 16)
+        model(tokens, state=state)
+    step = DecodeStep(model, state)
+    token = tokens[:, :1]
+    timing = time_interleaved({"decode": lambda: step(token)}, device=device, seconds=seconds, most=most)
+    return 1e3 * timing["decode"].ms

@@ -1,0 +1,93 @@
+"""DR1-DR12: the numbers of "Directional Routing in Transformers" re-measured, each beside the control that it lacks.
+
+Source: Taylor, arXiv 2603.14923, and the author's article on the same run. All claims read the runs of DR1: eight arms
+on the text that TURNOUT_TEXT names, at two sizes (bytes), and at the published size where somebody has run it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from turnout.claims import directional_rows as rows
+from turnout.claims.registry import Arm, Claim, Finding, Summaries, claim
+from turnout.recipes.directional import ARMS, directional_run
+from turnout.train.config import JointConfig
+
+SOURCE = "Taylor 2026, Directional Routing in Transformers (arXiv 2603.14923)"
+GROUP = "directional-routing"
+SCALES = {"cpu": "quick", "gpu": "full", "433m": "by name"}
+# 105M tokens of 131,072 a step, four epochs of the corpus: what a few GPU hours pay for; the published run had 2.6B.
+STEPS_433M = 800
+LEAST_SEEDS = 3
+Judge = Callable[[Summaries], list[Finding]]
+
+TITLES: dict[str, tuple[str, Judge]] = {
+    "DR1": ("perplexity 31-56 % lower by domain", rows.perplexity),
+    "DR2": ("routing off: perplexity 15 -> 7.7 million", rows.routing_off),
+    "DR3": ("static routing r = 0.5: perplexity 5,284", rows.static_half),
+    "DR4": ("one layer is worth +42.6 perplexity", rows.one_layer),
+    "DR5": ("facts vanish with routing off", rows.recall),
+    "DR6": ("the routing delta writes the answer: +25.57", rows.attribution),
+    "DR7": ("heads are dispensable", rows.heads),
+    "DR8": ("induction 93.4 % -> 0.0 % with routing off", rows.induction),
+    "DR9": ("routing tells domains apart: 96 %", rows.domains),
+    "DR10": ("two regimes: the first layer varies 127 times as much as the ninth", rows.regimes),
+    "DR11": ("directions are words: an article direction lowers P(article) by 6.2 %", rows.steering),
+    "DR12": ("layers' directions are orthogonal; 3.9 % more parameters, cost unknown", rows.geometry),
+}
+
+
+def study_trained(trainer: Any) -> dict[str, Any]:
+    """What a finished run adds to its record: the whole study, at the size of its model."""
+    from turnout.probe.directional import StudySize, study
+
+    small = trainer.device.type == "cpu"
+    size = StudySize(honest=64, positions=16, sequences=64, texts=96, copies=50, draws=3) if small else StudySize()
+    return {"study": study(trainer.model, trainer.task, size, seed=trainer.config.seed)}
+
+
+def arms(owner: str = "") -> list[Arm]:
+    """Eight arms at each scale, "prefix, gpu"; `owner` is set by the claims that only read them."""
+
+    def one(name: str, scale: str) -> Arm:
+        def config(seed: int) -> Any:
+            run = directional_run(scale, name, seed=seed)
+            return replace(run, schedule=JointConfig(steps=STEPS_433M)) if scale == "433m" else run
+
+        control = name not in ("sequence", "prefix")
+        return Arm(
+            name=f"{name}, {scale}", config=config, control=control, owner=owner, when=SCALES[scale],
+            after=study_trained,
+        )  # fmt: skip
+
+    return [one(name, scale) for scale in SCALES for name in ARMS]
+
+
+def _judge(judge: Judge) -> Judge:
+    def by_scale(seen: Summaries) -> list[Finding]:
+        found: list[Finding] = []
+        for scale in SCALES:
+            own = {name.rpartition(", ")[0]: r for name, r in seen.items() if name.endswith(f", {scale}")}
+            own = {name: own[name] for name in ARMS if name in own}
+            found += [replace(f, statement=f"{f.statement} ({scale})") for f in judge(own)]
+        # A claim that also has a benchmark is not asked for seeds by `judge`; its runs are.
+        found = [replace(f, verdict="too few seeds") if f.n < LEAST_SEEDS else f for f in found]
+        return found + (rows.costs(seen["bench"]) if judge is rows.geometry and "bench" in seen else [])
+
+    return by_scale
+
+
+def _bench(device: str) -> dict[str, Any]:
+    from turnout.bench.directions import measure_directions
+
+    return measure_directions(device)
+
+
+for _id, (_title, _rows) in TITLES.items():
+    _entry = Claim(
+        id=_id, source=SOURCE, title=_title, group=GROUP, seeds=3, judge=_judge(_rows),
+        arms=arms if _id == "DR1" else lambda: arms("DR1"), bench=_bench if _id == "DR12" else None,
+    )  # fmt: skip
+    claim(_entry)

@@ -1,0 +1,143 @@
+"""Tables of what `turnout probe --show` looks at in a trained run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from turnout.cli.result import Table
+from turnout.errors import ConfigError
+
+Shown = tuple[Any, list[Table]]
+
+
+def show(what: str, model: Any, task: Any, sequences: int) -> Shown:
+    """Data and tables of one view of a model.
+
+    Raises:
+        ConfigError: an unknown view (names the nearest), or one of directions for a model without them.
+    """
+    return VIEWS[what](model, task, sequences)
+
+
+def honest(model: Any, task: Any, sequences: int) -> Shown:
+    """Teacher-forced and prefix-honest perplexity, in all, by length of prefix and by domain."""
+    from turnout.probe.honest import honest_perplexity
+
+    found = honest_perplexity(model, task, sequences=sequences, batch=min(32, sequences))
+    rows = [("all", *_pair(found), f"{found['n']:,}")]
+    rows += [(f"prefix {r['from']}-{r['to']}", *_pair(r), "") for r in found["by_length"]]
+    rows += [(r["domain"], *_pair(r), f"{r['n']:,}") for r in found["by_domain"]]
+    gap, error = found["gap"], found["gap_stderr"]
+    title = f"perplexity; prefix-honest loss is {gap:+.4f} ± {1.96 * error:.4f} nats above teacher-forced"
+    return found, [Table(("where", "teacher-forced", "prefix-honest", "difference", "targets"), rows, title)]
+
+
+def _pair(row: dict[str, Any]) -> tuple[str, str, str]:
+    forced, right = row["teacher_forced"], row["honest"]
+    return f"{math.exp(forced):.3f}", f"{math.exp(right):.3f}", f"{100 * math.expm1(right - forced):+.2f} %"
+
+
+def lens(model: Any, task: Any, sequences: int) -> Shown:
+    """Loss, accuracy and agreement with the final answer if the model ended at each layer."""
+    from turnout.probe.lens import logit_lens
+
+    taps, batches = _taps(model, task, sequences)
+    found = logit_lens(taps, *batches[0])
+    names = ["embedding", *(f"layer {i}" for i in range(len(found) - 1))]
+    rows = [
+        (name, f"{r['loss']:.3f}", f"{r['accuracy']:.3f}", f"{r['agreement']:.3f}")
+        for name, r in zip(names, found, strict=True)
+    ]
+    return found, [Table(("after", "loss", "accuracy", "agreement"), rows, "logit lens")]
+
+
+def attribution(model: Any, task: Any, sequences: int) -> Shown:
+    """What the logit of the true next token at the last position is made of."""
+    from turnout.probe.directional import attribution as measure
+
+    taps, batches = _taps(model, task, sequences)
+    found = measure(taps, batches, 3)
+    rows = [(name, f"{value:+.3f}") for name, value in found["parts"].items()]
+    rows += [(f"total with {key}", f"{found[key]['total']:+.3f}") for key in ("r = 0", "r = mean") if key in found]
+    title = "direct logit attribution, logit minus mean logit"
+    return found, [Table(("part", "contribution"), rows, title)]
+
+
+def copying(model: Any, task: Any, sequences: int) -> Shown:
+    """Induction: accuracy on the second copy of random text, with heads and routing removed."""
+    from turnout.probe.directional import StudySize
+    from turnout.probe.directional import copying as measure
+
+    taps, _ = _taps(model, task, sequences)
+    found = measure(taps, task, StudySize(copies=sequences))
+    skip = ("heads", "length", "chance")
+    rows = [
+        (name, f"{100 * (sum(v) / len(v) if isinstance(v, list) else v):.1f} %")
+        for name, v in found.items()
+        if name not in skip
+    ]
+    title = f"induction, copies of {found['length']} tokens, chance {100 * found['chance']:.1f} %"
+    return found, [Table(("model", "accuracy"), rows, title)]
+
+
+def facts(model: Any, task: Any, sequences: int) -> Shown:
+    """Probability and rank of the answers of a small fact set."""
+    from turnout.probe.behaviour import facts as measure
+    from turnout.probe.taps import Taps
+
+    if not hasattr(task, "encode"):
+        raise ConfigError(f"task {task.config.kind!r} has no text to encode; facts are for runs on text")
+    found = measure(Taps(model), task.encode)
+    rows = [(r["prompt"], r["answer"], f"{r['p']:.2e}", str(r["rank"])) for r in found]
+    return found, [Table(("prompt", "answer", "P(answer)", "rank of its first token"), rows)]
+
+
+def domains(model: Any, task: Any, sequences: int) -> Shown:
+    """Nearest-centroid accuracy of domains by feature."""
+    from turnout.probe.directional import StudySize
+    from turnout.probe.directional import domains as measure
+
+    taps, _ = _taps(model, task, sequences)
+    found = measure(taps, task, StudySize(texts=max(96, sequences)))
+    if not found:
+        raise ConfigError("this text has one domain only (a domain is a first folder below its path)")
+    rows = [(name, f"{100 * value:.1f} %") for name, value in found["accuracy"].items()]
+    return found, [Table(("feature", "accuracy"), rows, f"leave-one-out nearest centroid, texts {found['texts']}")]
+
+
+def geometry(model: Any, task: Any, sequences: int) -> Shown:
+    """Cosines of learned directions beside those of random ones."""
+    from turnout.probe.geometry import cosines, directions_of, random_cosines
+
+    taps, _ = _taps(model, task, sequences)
+    directions = directions_of(taps)
+    learned, null = cosines(directions), random_cosines(tuple(directions.shape))
+    rows = [(name, f"{v:.5f}", f"{null[name][0]:.5f} to {null[name][1]:.5f}") for name, v in learned.items()]
+    return {"learned": learned, "random": null}, [Table(("cosine", "learned", "random"), rows)]
+
+
+def steering(model: Any, task: Any, sequences: int) -> Shown:
+    """Probability of a class of tokens while the directions that write it are removed."""
+    from turnout.probe.directional import steering as measure
+    from turnout.probe.geometry import directions_of
+
+    taps, batches = _taps(model, task, sequences)
+    directions_of(taps)
+    found = measure(taps, task, batches, 5)
+    rows = [("intact", f"{found['plain']:.5f}"), ("its directions at r = 1", f"{found['steered']:.5f}")]
+    rows += [("random directions at r = 1", f"{value:.5f}") for value in found["random"]]
+    return found, [Table(("model", f"P({found['class']})"), rows, f"layer, head, direction: {found['picks']}")]
+
+
+def _taps(model: Any, task: Any, sequences: int) -> Any:
+    from turnout.probe.directional import held_out
+    from turnout.probe.taps import Taps
+
+    return Taps(model, context=task.length), held_out(task, sequences, 32)
+
+
+VIEWS: dict[str, Callable[[Any, Any, int], Shown]] = {
+    view.__name__: view for view in (honest, lens, attribution, copying, facts, domains, geometry, steering)
+}

@@ -1,0 +1,169 @@
+"""The claims on directional routing: a real record of every arm, judged by every claim; judgements of made-up ones."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from turnout.claims import directional_rows as rows
+from turnout.claims.directional import GROUP, SCALES, TITLES, arms, study_trained
+from turnout.claims.registry import VERDICTS, find_claims, get_claim
+from turnout.claims.reproduce import judge, reproduce, run_arm
+from turnout.errors import ConfigError
+from turnout.probe import directional as study
+from turnout.recipes import directional as recipes
+from turnout.train.jsonfile import to_json
+
+WORDS = "the cat sat on the mat and saw the other cat that sat on the mat . "
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """One seed of each arm, trained for six steps on three domains of a few kilobytes."""
+    root = tmp_path_factory.mktemp("text")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TURNOUT_CACHE", str(root / "cache"))
+        patch.setenv("TURNOUT_TEXT", str(root / "mixture"))
+        for i, name in enumerate(("books", "code", "talk")):
+            (root / "mixture" / name).mkdir(parents=True)
+            for part in range(2):
+                text = (WORDS[i * 7 :] + f"{name} {part} ") * 40
+                (root / "mixture" / name / f"{part}.txt").write_text(text)
+        small = replace(recipes.SIZES["cpu"], layers=2, width=32, length=16, batch=4, steps=6, warmup=1, hidden=8)
+        patch.setitem(recipes.SIZES, "cpu", small)
+        sizes = study.StudySize(honest=8, positions=4, sequences=8, batch=8, texts=48, copies=4, draws=2)
+        patch.setattr(study, "StudySize", lambda **_: sizes)
+        out = root / "results"
+        found: dict[str, list[dict[str, Any]]] = {}
+        for arm in arms():
+            if arm.name.endswith(", cpu"):
+                run_arm("DR1", arm.name, 0, device="cpu", out=out)
+                path = out / "runs" / "DR1" / f"{arm.name}-0.json"
+                found[arm.name] = [json.loads(path.read_text())]
+        assert run_arm("DR1", "prefix, cpu", 0, device="cpu", out=out) == "there already"
+        table = judge(get_claim("DR8"), out, "cpu")
+        assert {row["verdict"] for row in table} == {"too few seeds"}
+    return found
+
+
+def test_every_number_of_the_study_has_a_claim_and_its_arms() -> None:
+    assert [entry.id for entry in find_claims([GROUP])] == list(TITLES) == [f"DR{i}" for i in range(1, 13)]
+    names = {arm.name for arm in get_claim("DR1").arms()}
+    assert names == {f"{arm}, {scale}" for arm in recipes.ARMS for scale in SCALES}
+    assert all(arm.owner == "DR1" for arm in get_claim("DR5").arms())
+    assert get_claim("DR12").bench is not None
+
+
+def test_the_published_size_is_run_by_name_alone(tmp_path: Path) -> None:
+    from turnout.claims.reproduce import _jobs
+
+    for quick, size in ((True, "cpu"), (False, "gpu")):
+        jobs = _jobs(get_claim("DR1"), 1, "cpu", tmp_path, quick)
+        assert {job[1] for job in jobs} == {f"{arm}, {size}" for arm in recipes.ARMS}
+
+
+@pytest.mark.parametrize("claim_id", list(TITLES))
+def test_every_claim_reads_real_records_and_says_what_it_compared_with(
+    claim_id: str, records: dict[str, list[dict[str, Any]]]
+) -> None:
+    found = get_claim(claim_id).judge(records)
+    assert len(found) >= 2
+    for finding in found:
+        assert finding.verdict in VERDICTS and finding.n == 1
+        assert finding.statement.endswith("(cpu)") and finding.quoted and finding.measured and finding.control
+        assert "nan" not in finding.measured
+
+
+def test_a_study_is_plain_json_with_the_same_keys_for_each_routed_arm(records: dict[str, list[dict[str, Any]]]) -> None:
+    studies = {name: found[0]["study"] for name, found in records.items()}
+    routed = {name for name in studies if "routing" in studies[name]}
+    assert routed == {f"{arm}, cpu" for arm in recipes.ROUTERS}
+    assert len({tuple(studies[name]) for name in routed}) == 1
+    assert json.loads(to_json(studies["prefix, cpu"])) == studies["prefix, cpu"]
+    assert len(studies["baseline, cpu"]["honest"]["by_domain"]) == 3
+
+
+def test_reading_runs_that_do_not_exist_gives_no_rows() -> None:
+    assert get_claim("DR1").judge({}) == []
+    with pytest.raises(ConfigError, match="unknown claim"):
+        reproduce(["DR99"])
+
+
+def seeds(record: dict[str, Any], count: int = 3) -> list[dict[str, Any]]:
+    return [copy.deepcopy(record) | {"seed": i} for i in range(count)]
+
+
+def verdicts(found: list[Any]) -> list[str]:
+    return [finding.verdict for finding in found]
+
+
+def test_a_gain_that_only_teacher_forcing_shows_does_not_hold(records: dict[str, list[dict[str, Any]]]) -> None:
+    seen = {name: seeds(records[f"{name}, cpu"][0]) for name in ("baseline", "matched", "sequence", "prefix")}
+    for found in seen.values():
+        for i, record in enumerate(found):
+            record["study"]["honest"] |= {"teacher_forced": 2.0, "honest": 2.0 + 0.001 * i, "gap": 0.0, "last": 2.0}
+    leaky = seen["sequence"]
+    for record in leaky:
+        record["study"]["honest"] |= {"teacher_forced": 1.5, "honest": 2.1, "gap": 0.6, "gap_stderr": 0.01}
+    by_name = {finding.statement: finding.verdict for finding in rows.perplexity(seen)}
+    assert by_name["directional routing (sequence) lowers perplexity by 31 % or more"] == "does not hold"
+    reads = "the published router reads the future: prefix-honest loss is above teacher-forced loss"
+    assert by_name[reads] == "holds"
+    for record in leaky:
+        record["study"]["honest"]["honest"] = 1.5
+    by_name = {finding.statement: finding.verdict for finding in rows.perplexity(seen)}
+    assert by_name["directional routing (sequence) lowers perplexity by 31 % or more"] == "holds"
+
+
+@pytest.mark.parametrize(
+    ("zero", "mean", "want"),
+    [(2.0 + 5.0, 2.0 + 4.0, ["holds", "holds"]), (2.0 + 1.0, 2.1, ["holds with changes", "does not hold"]),
+     (2.1, 2.0, ["does not hold", "does not hold"])],
+)  # fmt: skip
+def test_routing_off_is_judged_by_its_factor_and_the_share_that_the_mean_destroys_too(
+    zero: float, mean: float, want: list[str], records: dict[str, list[dict[str, Any]]]
+) -> None:
+    found = seeds(records["prefix, cpu"][0])
+    for record in found:
+        record["study"]["routing"] |= {"plain": 2.0, "zero": zero, "mean": mean}
+    assert verdicts(rows.routing_off({"prefix": found})) == want
+
+
+def test_what_the_intact_model_cannot_do_cannot_be_tested(records: dict[str, list[dict[str, Any]]]) -> None:
+    found = seeds(records["prefix, cpu"][0])
+    assert verdicts(rows.induction({"prefix": found})) == ["cannot be tested as published"]
+    assert verdicts(rows.recall({"prefix": found})) == ["cannot be tested as published"]
+    for record in found:
+        record["study"]["copying"] |= {"plain": 0.9, "r, zero": 0.0}
+        record["study"]["facts"] |= {"plain": 0.5, "zero": 0.001}
+    assert verdicts(rows.induction({"prefix": found})) == ["holds"]
+    assert verdicts(rows.recall({"prefix": found})) == ["holds"]
+
+
+def test_costs_are_judged_by_the_fastest_way() -> None:
+    row = {"size": "433m", "what": "forward", "shape": [1, 2, 3, 4], "ms": {"attention": 1.0}, "n": 9}
+    record = {
+        "device_name": "some GPU", "models": [{"arm": "prefix", "text": "train 1"}],
+        "attention": [row | {"best": 1.02}],
+    }  # fmt: skip
+    assert verdicts(rows.costs([record])) == ["holds"]
+    record["attention"] = [row | {"best": 1.04}]
+    assert verdicts(rows.costs([record])) == ["does not hold"]
+
+
+def test_the_study_of_a_small_run_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(study, "study", lambda model, task, size, seed: seen.update(size=size, seed=seed) or {})
+
+    class Trainer:
+        model = task = None
+        device = type("Device", (), {"type": "cpu"})
+        config = type("Config", (), {"seed": 5})
+
+    assert study_trained(Trainer()) == {"study": {}}
+    assert seen["seed"] == 5 and seen["size"].positions == 16
