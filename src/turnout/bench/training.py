@@ -32,7 +32,7 @@ from turnout.train.throughput import Throughput
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainCase:
-    """Size of a step: `batch` sequences of `length` random tokens below `vocab`, gates open with probability `usage`."""
+    """Size of a step: `batch` sequences of `length` random tokens below `vocab`, a fraction `usage` of gates open."""
 
     length: int = 1024
     batch: int = 32
@@ -116,11 +116,8 @@ def measure_block(case: Case, *, device: torch.device, compiled: bool = True, se
         if compiled:
             block.compile(dynamic=False)
     routed = layer_call(blocks["R"], x, mode, case)
-    arms["routed:auto"] = Arm(
-        call=_traced_anew(routed) if compiled else routed,
-        flops=_flops(blocks["R"], case, case.rows / case.n),
-        n_bytes=0.0,
-    )
+    routed = _traced_anew(routed) if compiled else routed
+    arms["routed:auto"] = Arm(call=routed, flops=_flops(blocks["R"], case, case.rows / case.n), n_bytes=0.0)
     extra = {"compiled": compiled}
     return add_ratios(measure_arms("block", case, arms, device=device, seconds=seconds, extra=extra))
 
