@@ -52,6 +52,18 @@ def test_the_matrix_product_for_gpus_is_the_sum_over_taps(n_taps: int, n_tokens:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n_taps,n_tokens", [(1, 5), (4, 63), (8, 9)])
+def test_the_shifted_sums_for_compilers_are_the_sum_over_taps(n_taps: int, n_tokens: int, dtype: torch.dtype) -> None:
+    assert_as_exact_as_eager(
+        lambda x, w: conv.fused_shifts(torch.nn.functional.pad(x, (0, 0, n_taps - 1, 0)), w),
+        by_taps,
+        (randn(3, n_tokens, 6), randn(2, n_taps, seed=2)),
+        reduction=max(n_taps, 3 * n_tokens),
+        dtype=dtype,
+    )
+
+
 @given(st.integers(1, 70), st.integers(1, 20), st.integers(0, 1000))
 def test_segments_and_steps_are_the_whole(n_tokens: int, n_taps: int, seed: int) -> None:
     x, weight, state = randn(2, n_tokens, 4, seed=seed), randn(2, n_taps, seed=1), randn(2, n_taps - 1, 4, seed=2)

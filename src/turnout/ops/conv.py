@@ -75,6 +75,8 @@ def _shifted(x: Tensor, weight: Tensor, state: Tensor | None) -> tuple[Tensor, T
 
 def _choose(context: Tensor, weight: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     n_kernels, n_taps = weight.shape
+    if n_taps <= SHIFTED_TAPS and torch.compiler.is_compiling() and context.device.type == "cuda":
+        return fused_shifts
     if context.device.type == "cpu":
         return _CausalConv.apply if n_taps >= OWN_BACKWARD_FROM else _forward
     return _as_matrix if n_kernels < context.shape[2] and n_taps in GPU_MATRIX_TAPS else _forward
@@ -88,6 +90,17 @@ def _forward(context: Tensor, weight: Tensor) -> Tensor:
     """[B, T+K−1, E] → [B, T, E]."""
     kernel = _per_channel(weight, context.shape[2]).flip(1)[:, None]
     return conv1d(context.transpose(1, 2), kernel, groups=kernel.shape[0]).transpose(1, 2)
+
+
+def fused_shifts(context: Tensor, weight: Tensor) -> Tensor:
+    """Few taps inside compiled code: sums of shifted copies in float32, which a compiler fuses with what is around."""
+    n_taps, n_tokens = weight.shape[1], context.shape[1] - (weight.shape[1] - 1)
+    wide = context.to(torch.promote_types(context.dtype, torch.float32))
+    kernel = _per_channel(weight, context.shape[2]).to(wide.dtype)
+    y = wide[:, n_taps - 1 :] * kernel[:, 0]
+    for j in range(1, n_taps):
+        y = y + wide[:, n_taps - 1 - j : n_taps - 1 - j + n_tokens] * kernel[:, j]
+    return y.to(context.dtype)
 
 
 def _as_matrix(context: Tensor, weight: Tensor) -> Tensor:

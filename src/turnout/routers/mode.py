@@ -53,7 +53,7 @@ class RoutingMode:
         Raises:
             ConfigError: the mode samples and has no generator.
         """
-        if self.noise is not None:
+        if self.noise is not None and self.noise.shape == torch.Size(shape):
             return self.noise
         if self.generator is None:
             raise ConfigError(

@@ -26,10 +26,14 @@ class Options(Flags):
 
     kernels, layers, decode and patterns measure cases; breakeven finds the fraction of rows from which dense attention
     is the faster choice; peaks measures matrix products, copies and launches; targets prints the target table from
-    the rows that are there, and --measure measures first what this device can.
+    the rows that are there, and --measure measures first what this device can. inference and training measure the
+    model of a recipe (settings may be changed) beside dense attention and the static hybrid, with gates drawn at
+    --usage: inference the time to the first token, each token's time, bytes, memory and energy; training tokens a
+    second and utilisation; blocks the compiled training step of one block.
 
     Args:
-        what: kernels, layers, decode, patterns, breakeven, peaks or targets.
+        what: kernels, layers, decode, patterns, breakeven, peaks, targets, inference, training or blocks.
+        model: with inference and training, a recipe.
         cases: N,p;N,p;... with further fields by name: 8192,1/8,batch=4,step=forward+backward.
         explain: a case; say which implementation attend would choose for it and why, and measure nothing.
         impl: implementations of attend to measure, separated by commas; none = triton and auto on a GPU, auto on a CPU.
@@ -39,10 +43,19 @@ class Options(Flags):
         measure: with targets, measure before printing.
         out: folder for the rows; none = results/bench of this checkout, "-" = write nothing.
         table: with breakeven, the JSON table to update, that attend dispatches by.
+        contexts, batches: with inference and training, tokens and sequences, separated by commas.
+        usage: with inference, training and blocks, the fraction of gates that are open.
+        arms: with inference and training, some of dense, static_hybrid and routed, separated by commas.
+        vocab: with inference and training, token ids; none = the recipe's.
+        missing: with inference, training and blocks, only what has no row of this device yet.
     """
 
-    positional: ClassVar[tuple[str, ...]] = ("what",)
-    what: Literal["kernels", "layers", "decode", "patterns", "breakeven", "peaks", "targets"] = "targets"
+    positional: ClassVar[tuple[str, ...]] = ("what", "model")
+    overridable: ClassVar[bool] = True
+    what: Literal[
+        "kernels", "layers", "decode", "patterns", "breakeven", "peaks", "targets", "inference", "training", "blocks"
+    ] = "targets"
+    model: str | None = None
     cases: str | None = None
     explain: str | None = None
     impl: str | None = None
@@ -52,6 +65,15 @@ class Options(Flags):
     measure: bool = False
     out: str | None = None
     table: str | None = None
+    contexts: str | None = None
+    batches: str | None = None
+    usage: float | None = None
+    arms: str | None = None
+    vocab: int | None = None
+    missing: bool = False
+
+
+MODELS = ("inference", "training")
 
 
 def run(call: Call[Options]) -> Result:
@@ -65,10 +87,17 @@ def run(call: Call[Options]) -> Result:
         ("table", options.table, ("breakeven",)),
         ("flex", options.flex, ("kernels", "patterns")),
         ("impl", options.impl, ("kernels", "layers")),
+        *((name, getattr(options, name), MODELS) for name in ("model", "contexts", "batches", "arms", "vocab")),
+        *((name, getattr(options, name), (*MODELS, "blocks")) for name in ("usage", "missing")),
     ):
         if given and options.what not in where:
             raise ConfigError(f"--{flag} has no effect with {options.what}; it belongs to {' or '.join(where)}")
     device = _device(options.device)
+    if options.what in MODELS or options.what == "blocks":
+        from turnout.cli.bench_models import bench_models
+
+        return bench_models(call, device)
+    call.refuse_overrides("only inference and training measure a recipe's model")
     if options.explain is not None:
         return _explain(options, device)
     if options.what == "targets":

@@ -132,6 +132,7 @@ class TurnoutCache(Cache):
             cache = memory.cache
             if cache is not None and cache.k.shape[1] < needed:
                 room = self.room or max(needed, 2 * cache.k.shape[1], _FIRST_ROOM)
+                memory.pattern = _grown(memory.pattern, cache.k.shape[1], room)
                 memory.cache = _resized(cache, room)
 
     def advance(self, tokens: int) -> None:
@@ -144,7 +145,7 @@ class TurnoutCache(Cache):
             return
         (piece,) = self.pieces
         if piece.length != self.padded_length or not all(
-            _is_fixed(memory.local) and _is_fixed(memory.router) for memory in piece.state
+            all(map(_is_fixed, _replaced(memory))) for memory in piece.state
         ):
             return
         caches = self._caches()
@@ -166,12 +167,12 @@ class TurnoutCache(Cache):
     def step(self, model: CausalLM, x: Tensor, **options: Any) -> tuple[Tensor, list[Any]]:
         """One token a sequence, x [B, 1, E], in place: the same tensors hold the memory before and after."""
         (piece,) = self.pieces
-        before = [(memory.local, memory.router) for memory in piece.state]
+        before = [_replaced(memory) for memory in piece.state]
         y, routes = model.features(x, state=piece.state, **options)
-        for memory, (local, router) in zip(piece.state, before, strict=True):
-            _overwrite(local, memory.local)
-            _overwrite(router, memory.router)
-            memory.local, memory.router = local, router
+        for memory, buffers in zip(piece.state, before, strict=True):
+            for buffer, value in zip(buffers, _replaced(memory), strict=True):
+                _overwrite(buffer, value)
+            memory.local, memory.router, memory.directions = buffers
         position = self._caches()[0].position
         assert position is not None
         position += 1
@@ -230,6 +231,11 @@ class TurnoutCache(Cache):
         return [memory.cache for piece in self.pieces for memory in piece.state if memory.cache is not None]
 
 
+def _replaced(memory: MixerState) -> tuple[Any, Any, Any]:
+    """What a call replaces by new tensors; the cache and the pattern's memory are written in place."""
+    return memory.local, memory.router, memory.directions
+
+
 def _is_fixed(value: Any) -> bool:
     """Whether a memory is tensors only, whose shapes a step keeps: a count or a growing window is not."""
     if isinstance(value, tuple):
@@ -254,6 +260,17 @@ def _resized(cache: KVCache, room: int) -> KVCache:
     return larger
 
 
+def _grown(value: Any, old: int, room: int) -> Any:
+    """A pattern's memory [B, old, ...] with room for more tokens."""
+    if isinstance(value, tuple):
+        return tuple(_grown(part, old, room) for part in value)
+    if not isinstance(value, Tensor) or value.ndim < 2 or value.shape[1] != old:
+        return value
+    larger = value.new_zeros(value.shape[0], room, *value.shape[2:])
+    larger[:, :old] = value
+    return larger
+
+
 def _of_rows(value: Any, index: Tensor) -> Any:
     """Rows of a memory whose tensors have the batch first."""
     if isinstance(value, tuple):
@@ -273,9 +290,8 @@ def _select(piece: Piece, index: Tensor) -> Piece:
             kept.v[:, : cache.length] = cache.v[:, : cache.length].index_select(0, where)
             kept.length = cache.length
             cache = kept
-        state.append(
-            MixerState(cache=cache, local=_of_rows(memory.local, index), router=_of_rows(memory.router, index))
-        )
+        others = ("local", "router", "pattern", "directions")
+        state.append(MixerState(cache=cache, **{name: _of_rows(getattr(memory, name), index) for name in others}))
     return Piece(piece.rows[index], piece.length, state)
 
 
