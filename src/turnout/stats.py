@@ -96,3 +96,17 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
         return mean, math.inf
     variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
     return mean, t95(n - 1) * math.sqrt(variance / n)
+
+
+def predicted(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval in which one further value falls, given values of the same kind; NaN with fewer than two.
+
+    mean ± t(n - 1) · s · sqrt(1 + 1/n)        (the prediction interval of a normal sample)
+    """
+    n = len(values)
+    if n < 2:
+        return math.nan, math.nan
+    mean = math.fsum(values) / n
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    half = t95(n - 1) * spread * math.sqrt(1 + 1 / n)
+    return mean - half, mean + half

@@ -144,7 +144,7 @@ def test_reproduce_writes_runs_and_rows_and_does_not_repeat(tmp_path: Path, monk
             report(claims._run_one(job, i))
         return []
 
-    monkeypatch.setattr(claims, "_run_all", serial)
+    monkeypatch.setattr(claims, "run_all", serial)
     rows = reproduce(["T1"], device="cpu", seeds=3, out=tmp_path, report=lines.append)
     assert rows[0]["n"] == 3
     assert rows[0]["verdict"] == "holds"
@@ -164,7 +164,7 @@ def test_failed_runs_are_reported_after_the_others(tmp_path: Path, monkeypatch: 
     from turnout.claims import registry
 
     monkeypatch.setitem(registry.CLAIMS, "T1", tiny_claim())
-    monkeypatch.setattr(importlib_reproduce(), "_run_all", lambda work, jobs, report: ["T1 arm seed 0: boom"])
+    monkeypatch.setattr(importlib_reproduce(), "run_all", lambda work, jobs, report: ["T1 arm seed 0: boom"])
     write(tmp_path, "T1", [summary("arm", 1)])
     with pytest.raises(TurnoutError, match="boom"):
         reproduce(["T1"], device="cpu", seeds=2, out=tmp_path, report=lambda line: None)

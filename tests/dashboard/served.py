@@ -73,9 +73,9 @@ def train_line(step: int, **changed: object) -> str:
     """One training line as the loop writes it."""
     line = {
         "kind": "train", "step": step, "phase": "explore", "lambda": 0.0, "loss": 2.0 + 1 / (step + 1),
-        "task_loss": 2.0, "penalty": 0.0, "accuracy": 0.25, "usage": 0.5, "decided": 0.5, "usage_layers": [0.75, 0.25], "most_rows": 9,
-        "gates_per_seq": 128.0, "skipping": False, "capacity": None, "length": 128, "ms": 12.5, "tokens_per_s": 1e5,
-        "lr": 1e-3,
+        "task_loss": 2.0, "penalty": 0.0, "accuracy": 0.25, "usage": 0.5, "decided": 0.5, "usage_layers": [0.75, 0.25],
+        "most_rows": 9, "gates_per_seq": 128.0, "skipping": False, "capacity": None, "length": 128, "ms": 12.5,
+        "tokens_per_s": 1e5, "lr": 1e-3,
     }  # fmt: skip
     return json.dumps(line | changed) + "\n"
 

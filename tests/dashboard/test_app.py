@@ -129,7 +129,8 @@ def test_a_hostile_name_is_text_everywhere(served: Served) -> None:
 @pytest.mark.parametrize(
     "path",
     ["/run/..%2f..%2fetc", "/run/%2e%2e", "/run/..", "/run/%2fetc%2fpasswd", "/static/../app.py",
-     "/static/%2e%2e/app.py", "/static/..%2fapp.py", "/run/linear-0/export/..%2f..%2fmanifest.json", "/run/a%00b", "/claims/..%2fRA1",
+     "/static/%2e%2e/app.py", "/static/..%2fapp.py", "/run/linear-0/export/..%2f..%2fmanifest.json", "/run/a%00b",
+     "/claims/..%2fRA1",
      "/claims/RA1/runs/..%2f..%2fRA2", "/run/linear-0/manifest.json", "//etc/passwd", "/run/linear-0%0d%0aX:y"],
 )  # fmt: skip
 def test_no_path_leads_out_of_the_folder(served: Served, path: str) -> None:

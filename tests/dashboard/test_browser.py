@@ -1,4 +1,4 @@
-"""The dashboard in a real browser: every view, live updates, comparing, exports, the slider, keyboard, accessibility."""
+"""The dashboard in a real browser: every view, live updates, comparing, exports, slider, keyboard, accessibility."""
 
 from __future__ import annotations
 

@@ -120,11 +120,20 @@ def get_claim(claim_id: str) -> Claim:
 
 
 def find_claims(words: list[str]) -> list[Claim]:
-    """The claims of those ids, in order; the name of a group stands for all of its claims."""
+    """The claims of those ids, in order; the name of a group, or the letters that ids begin with, stand for several.
+
+    Raises:
+        ConfigError: a word means nothing (names the nearest id or group).
+    """
     claims = load_claims()
     groups = {entry.group for entry in claims.values()} - {""}
     found: dict[str, Claim] = {}
     for word in words:
-        members = [entry for entry in claims.values() if entry.group == word] if word in groups else [get_claim(word)]
-        found |= {entry.id: entry for entry in members}
+        members = [entry for entry in claims.values() if entry.group == word]
+        if not members and word not in claims:
+            # RA means RA1 to RA6; RP1 is one claim, although RP10 begins with it.
+            members = [entry for entry in claims.values() if entry.id.rstrip("0123456789") == word]
+        if not members and word not in claims:
+            raise ConfigError(f"unknown claim {word!r}{nearest(word, [*claims, *groups])}")
+        found |= {entry.id: entry for entry in members or [claims[word]]}
     return list(found.values())

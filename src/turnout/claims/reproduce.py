@@ -49,12 +49,9 @@ def reproduce(
     """
     root = Path(out) if out is not None else results_dir()
     claims = find_claims(ids) if ids else list(load_claims().values())
-    # Claims may share runs: each is done once.
-    work = list(
-        dict.fromkeys(j for c in claims for j in _jobs(c, seeds or (1 if quick else c.seeds), device, root, quick))
-    )
+    work = jobs_of(claims, root, quick=quick, device=device, seeds=seeds)
     report(f"{len(work)} runs to do for {', '.join(entry.id for entry in claims)} ({jobs} at a time)")
-    failures = _run_all(work, jobs, report)
+    failures = run_all(work, jobs, report)
     rows: list[dict[str, Any]] = []
     for entry in claims:
         rows += judge(entry, root, device)
@@ -67,6 +64,16 @@ def judge(entry: Claim, root: Path, device: str = "auto") -> list[dict[str, Any]
     """Judge a claim from the summaries below `root` and write its rows."""
     from turnout.train.jsonfile import write_json
 
+    rows = judged(entry, root)
+    if rows:
+        path = root / "claims" / f"{entry.id}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, rows)
+    return rows
+
+
+def judged(entry: Claim, root: Path) -> list[dict[str, Any]]:
+    """The rows that follow from the summaries below `root`; writes nothing."""
     seen = summaries(entry.id, root)
     for arm in entry.arms():
         if arm.owner:
@@ -80,15 +87,20 @@ def judge(entry: Claim, root: Path, device: str = "auto") -> list[dict[str, Any]
     command = f"turnout reproduce {entry.id}"
     devices = sorted({r.get("device_name", r.get("device", "")) for r in records})
     commits = sorted({r.get("commit", "unknown") for r in records})
-    rows = [
+    return [
         {"id": entry.id, "source": entry.source, **asdict(finding), "device": ", ".join(devices),
          "commit": ", ".join(commits), "command": command}
         for finding in findings
     ]  # fmt: skip
-    path = root / "claims" / f"{entry.id}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, rows)
-    return rows
+
+
+def jobs_of(
+    claims: list[Claim], root: Path, *, quick: bool = False, device: str = "auto", seeds: int | None = None
+) -> list[Job]:
+    """The runs that claims still need; those that claims share are there once."""
+    return list(
+        dict.fromkeys(j for c in claims for j in _jobs(c, seeds or (1 if quick else c.seeds), device, root, quick))
+    )
 
 
 def run_arm(claim_id: str, arm: str, seed: int, *, device: str = "auto", out: str | Path | None = None) -> str:
@@ -118,7 +130,7 @@ def _jobs(entry: Claim, seeds: int, device: str, root: Path, quick: bool = False
     return jobs
 
 
-def _run_all(work: list[Job], jobs: int, report: Report) -> list[str]:
+def run_all(work: list[Job], jobs: int, report: Report) -> list[str]:
     failures: list[str] = []
     if not work:
         return failures

@@ -6,6 +6,7 @@ file that a symbolic link leads outside, a pipe or a device is refused before it
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -19,6 +20,9 @@ from turnout.errors import DataError, nearest
 
 MARKS = ("manifest.json", "metrics.jsonl", "summary.json")
 LARGEST_JSON = 64 * 2**20
+
+
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class NotThere(DataError):
@@ -91,7 +95,7 @@ class RunsFolder:
             NotThere: no such run (names the nearest one), or it lies outside the runs folder.
         """
         path = self.root / name
-        if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name or not path.is_dir():
+        if not _is_name(name) or not path.is_dir():
             beside = [entry.name for entry in self.entries()]
             raise NotThere(f"there is no run {name!r} in {self.root}{nearest(name, beside)}")
         if not self._is_inside(path):
@@ -118,14 +122,11 @@ class RunsFolder:
         Raises:
             NotThere: missing, no regular file, or outside the runs folder.
         """
-        path = self.path(name) / file
         try:
-            # What is opened is the resolved path, and following a link at its end is refused: no gap between the two.
-            real = path.resolve(strict=True)
-            if not real.is_relative_to(self._real):
-                raise NotThere(f"{file} of run {name!r} is a link that leads outside {self.root}; it is not read")
-            descriptor = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            descriptor = self._descriptor(name, file)
         except OSError as error:
+            # Says first when the run itself is not there.
+            self.path(name)
             raise NotThere(f"{file} of run {name!r} cannot be read: {error.strerror}") from error
         with os.fdopen(descriptor, "rb") as stream:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -162,8 +163,35 @@ class RunsFolder:
             return []
         return sorted({int(stem[len("step-") :]) for stem in stems if stem[len("step-") :].isdecimal()})
 
+    def _descriptor(self, name: str, file: str) -> int:
+        """Open a file without following links; where there is one, only after looking up where it leads.
+
+        The quick way matters: a first look at 1,000 runs opens 3,000 files.
+        """
+        if not _is_name(name):
+            raise FileNotFoundError(errno.ENOENT, "there is no such run")
+        if "/" not in file:
+            try:
+                inside = os.open(self._real / name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+                try:
+                    return os.open(file, _READ, dir_fd=inside)
+                finally:
+                    os.close(inside)
+            except OSError as error:
+                if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+                    raise
+        real = (self._real / name / file).resolve(strict=True)
+        if not real.is_relative_to(self._real):
+            raise NotThere(f"{file} of run {name!r} is a link that leads outside {self.root}; it is not read")
+        return os.open(real, _READ)
+
     def _is_inside(self, path: Path) -> bool:
         try:
             return path.resolve().is_relative_to(self._real)
         except (OSError, RuntimeError):
             return False
+
+
+def _is_name(name: str) -> bool:
+    """May this be the name of a direct child of a folder?"""
+    return name not in ("", ".", "..") and not any(mark in name for mark in ("/", "\\", "\0"))

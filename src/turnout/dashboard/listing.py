@@ -1,4 +1,4 @@
-"""The table of runs: a line a run, from its manifest, summary or the end of its metrics, cached by the files' stamps."""
+"""The table of runs: a line a run, from its manifest, summary and last metrics, cached by stamps of the files."""
 
 from __future__ import annotations
 

@@ -20,6 +20,8 @@ from turnout.train.rundir import FORMAT
 
 KEPT_RUNS = 48
 KEPT_MAPS = 96
+# A figure is 1,000 pixels wide; more dots would hide each other.
+MOST_EVALS = 240
 
 
 @dataclass(kw_only=True, slots=True)
@@ -31,6 +33,7 @@ class Loaded:
         newer: words when a newer version wrote it (nothing else is read then), "" otherwise.
         searched: share of the metrics in which evaluations and events were looked for.
         sampled: are the training curves a sample of the lines?
+        evals: evaluations found, of which at most `MOST_EVALS` are drawn.
         size: bytes of metrics.jsonl.
     """
 
@@ -38,6 +41,7 @@ class Loaded:
     newer: str = ""
     searched: float = 1.0
     sampled: bool = False
+    evals: int = 0
     size: int = 0
 
 
@@ -141,6 +145,8 @@ class Loader:
             run.notes.append(f"metrics.jsonl cannot be read ({error.strerror}): no training curves.")
             return
         run.train, run.evals, run.events = sorted_lines(seen.lines)
+        loaded.evals = len(run.evals)
+        run.evals = thinned(run.evals, MOST_EVALS)
         loaded.searched, loaded.sampled, loaded.size = seen.searched, not seen.whole, seen.size
         if seen.damaged:
             run.notes.append(f"{seen.damaged:,} unreadable line(s) of metrics.jsonl are left out.")
@@ -152,3 +158,10 @@ class Loader:
                 f"The training loss is not a number in {len(lost)} of {len(run.train)} lines, first at step "
                 f"{number(lost[0], 'step'):,.0f}: the run diverged there; the curves leave those points out."
             )
+
+
+def thinned(lines: list[Line], most: int) -> list[Line]:
+    """At most `most` lines, evenly, always with the last one."""
+    if len(lines) <= most:
+        return lines
+    return [lines[(i + 1) * len(lines) // most - 1] for i in range(most)]
