@@ -57,9 +57,6 @@ def _points(rows: Iterable[Row]) -> dict[tuple[str, str, str], list[Point]]:
         if arm is None or row["status"] != "ok" or not row["ms"]:
             continue
         case = Case(**row["case"])
-        if case.part == "compiled block":
-            # A compiler saves bytes that the model of eager layers counts.
-            continue
         decode = row["kind"] == "decode"
         work = decode_work(case, arm, weights=False) if decode else layer_work(case, arm)
         key = (machine(row), row["kind"], case, row["arm"])

@@ -12,7 +12,6 @@ from typing import Any
 from turnout.errors import ConfigError, nearest
 
 PASSES = ("forward", "forward+backward")
-PARTS = ("mixer", "block", "compiled block")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -25,7 +24,7 @@ class Case:
         batch: sequences; heads: query heads H; kv_heads: H % G == 0; dim: head dim D.
         dtype: float32, bfloat16 or float16.
         step: "forward" or "forward+backward".
-        part: of a layer row: "mixer", "block", or "compiled block", every arm of which torch.compile has fused.
+        part: of a layer row, "mixer" or "block".
     """
 
     n: int
@@ -46,7 +45,7 @@ class Case:
             raise ConfigError(f"case p={self.p}; expected a fraction in (0, 1], such as 1/16")
         if self.heads % self.kv_heads:
             raise ConfigError(f"case heads={self.heads}, kv_heads={self.kv_heads}; expected kv_heads to divide heads")
-        for name, options in (("dtype", DTYPES), ("step", PASSES), ("part", PARTS)):
+        for name, options in (("dtype", DTYPES), ("step", PASSES), ("part", ("mixer", "block"))):
             if getattr(self, name) not in options:
                 raise ConfigError(f"case {name}={getattr(self, name)!r}{nearest(getattr(self, name), options)}")
 
@@ -72,7 +71,7 @@ class Case:
     def __str__(self) -> str:
         return (
             f"N={self.n} p={Fraction(self.p).limit_denominator(4096)} B={self.batch} H={self.heads}/{self.kv_heads} "
-            f"D={self.dim} {self.dtype} {self.step}" + (" compiled" if self.part == "compiled block" else "")
+            f"D={self.dim} {self.dtype} {self.step}"
         )
 
 

@@ -105,7 +105,7 @@ def layer_work(case: Case, arm: str) -> Work:
         # Convolution, and for a routed layer the router's read and the scatter of the rows.
         touched += (1 + TAPS / 2) * width + (width + 2 * p * width if arm == "routed" else 0.0)
     launches = LAUNCHES[arm]
-    if case.part != "mixer":
+    if case.part == "block":
         hidden = max(8, round(4 * width * 2 / 3 / 8) * 8)
         matmul += tokens * 6.0 * width * hidden
         touched += 8.0 * width + 6.0 * hidden
@@ -136,7 +136,7 @@ def decode_work(case: Case, arm: str, *, weights: bool = True) -> Work:
         some = 1 - (1 - p) ** case.batch
         moved += (2 * width * kv if arm != "local" else 0) + some * 2 * width**2
         launches += LAUNCHES[arm]
-        if case.part != "mixer":
+        if case.part == "block":
             moved += 3 * width * max(8, round(4 * width * 2 / 3 / 8) * 8)
             launches += BLOCK_LAUNCHES
     # A dense step is bytes. What picking sequences costs a routed one beyond them goes by its operations.

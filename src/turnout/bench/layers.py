@@ -37,12 +37,7 @@ def default_cases(device: torch.device) -> list[Case]:
     steps = ("forward", "forward+backward")
     if device.type == "cpu":
         return [default_case(device, p=p, step=step) for p in (1 / 64, 1 / 4) for step in steps]
-    return [
-        default_case(device, n=n, batch=batch, step=step, part=part)
-        for n, batch in GPU_SIZES
-        for step in steps
-        for part in ("block", "compiled block")
-    ]
+    return [default_case(device, n=n, batch=batch, step=step) for n, batch in GPU_SIZES for step in steps]
 
 
 def measure_layer(case: Case, *, device: torch.device, impl: str = "auto", seconds: float = 1.0) -> list[Row]:
@@ -60,9 +55,6 @@ def measure_layer(case: Case, *, device: torch.device, impl: str = "auto", secon
     mixer.router = ForcedRouter(mixer.router, taken)  # type: ignore[assignment]
     capacity = case.rows if device.type == "cuda" else None
     mode = RoutingMode(capacity=capacity, impl=impl)
-    if case.part == "compiled block":
-        for block in blocks.values():
-            block.compile(dynamic=False)
     arms: dict[str, Arm] = {}
     for backend in ("flash", "cudnn") if device.type == "cuda" else ("",):
         call = pinned(backend, layer_call(blocks["A"], x, RoutingMode(), case))
@@ -78,7 +70,7 @@ def measure_layer(case: Case, *, device: torch.device, impl: str = "auto", secon
 
 def layer_config(case: Case, kind: str) -> ModelConfig:
     """A short convolution without projections as local track and no biases; in a block also rotary positions."""
-    rotary = case.part != "mixer" and case.dim % 2 == 0
+    rotary = case.part == "block" and case.dim % 2 == 0
     return ModelConfig(
         layers=1, width=case.width, heads=case.heads, kv_heads=case.kv_heads, layout=kind,
         local="conv:kernel=4,project=false", positions="rope" if rotary else "none", form="llama",

@@ -41,8 +41,8 @@ class Target:
     device_kind: str = "cuda"
 
 
-def _wide(n: int, batch: int, part: str = "block") -> Case:
-    return Case(n=n, p=1 / 4, batch=batch, dim=64, step=BOTH, part=part)
+def _wide(n: int, batch: int) -> Case:
+    return Case(n=n, p=1 / 4, batch=batch, dim=64, step=BOTH, part="block")
 
 
 TARGETS = (
@@ -93,14 +93,6 @@ TARGETS = (
     Target(
         name="training block, E=1,024, p=1/4, N=32,768", kind="layer", case=_wide(32768, 1), least=2.3,
         baseline="dense:flash", arm="routed:auto",
-    ),
-    Target(
-        name="the same, torch.compile on every arm, N=8,192", kind="layer", case=_wide(8192, 4, "compiled block"),
-        least=1.5, baseline="dense:flash", arm="routed:auto",
-    ),
-    Target(
-        name="the same, torch.compile on every arm, N=32,768", kind="layer", case=_wide(32768, 1, "compiled block"),
-        least=2.3, baseline="dense:flash", arm="routed:auto",
     ),
     Target(
         name="CPU, N=2,048, p=1/64, mixer against mixer", kind="layer",
