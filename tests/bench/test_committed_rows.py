@@ -6,7 +6,7 @@ import pytest
 
 from turnout.bench.calibrate import calibrate, read_models
 from turnout.bench.rows import read_rows
-from turnout.bench.targets import target_rows
+from turnout.bench.targets import TARGETS, target_rows
 
 
 def test_every_committed_row_names_its_device_versions_and_commit() -> None:
@@ -17,7 +17,7 @@ def test_every_committed_row_names_its_device_versions_and_commit() -> None:
         assert row["status"] in ("ok", "wrong", "unsupported")
         assert (row["ms"] is not None and row["ms"] > 0) or row["status"] != "ok" or row["kind"] == "breakeven"
         assert not row.get("ratio") or row["status"] == "ok"
-    assert len(target_rows(rows)) == 13
+    assert len(target_rows(rows)) == len(TARGETS)
 
 
 def test_the_committed_cost_models_follow_from_the_committed_rows() -> None:

@@ -22,7 +22,7 @@ def verdict(name: str, rows: list) -> dict:
 
 def test_without_a_measurement_every_row_is_there_and_says_what_would_measure_it() -> None:
     rows = target_rows([])
-    assert [entry["case"] for entry in rows] == [target.name for target in TARGETS] and len(rows) == 13
+    assert [entry["case"] for entry in rows] == [target.name for target in TARGETS] and len(rows) == 15
     assert all(entry["measured"] is None and "turnout bench targets --measure" in entry["status"] for entry in rows)
     assert {*rows[0]} == {"case", "target", "measured", "baseline", "device", "commit", "bound", "status"}
 
@@ -89,4 +89,4 @@ def test_what_to_measure_depends_on_the_device() -> None:
     (cpu,) = cases_to_measure(torch.device("cpu"))
     assert cpu[0] == "layer" and cpu[1].n == 2048 and cpu[1].dtype == "float32"
     gpu = cases_to_measure(torch.device("cuda"))
-    assert len(gpu) == 10 and len(set(gpu)) == 10
+    assert len(gpu) == 12 and len(set(gpu)) == 12

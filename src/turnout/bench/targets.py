@@ -23,7 +23,7 @@ class Target:
 
     Attributes:
         name: the case, in words.
-        kind: of the measured rows: kernel, layer, decode or breakeven.
+        kind: of the measured rows: kernel, layer, block, decode or breakeven.
         case: what is measured.
         least: the number to reach; unit: "x" (a ratio), "TFLOP/s" or "p".
         baseline: the dense arm; "fastest dense" = the best of the run.
@@ -93,6 +93,13 @@ TARGETS = (
     Target(
         name="training block, E=1,024, p=1/4, N=32,768", kind="layer", case=_wide(32768, 1), least=2.3,
         baseline="dense:flash", arm="routed:auto",
+    ),
+    *(
+        Target(
+            name=f"the same compiled, 65,536 tokens, N={n:,}", kind="block", case=_wide(n, 65536 // n), least=least,
+            baseline="dense:flash", arm="routed:auto",
+        )
+        for n, least in ((8192, 1.5), (32768, 2.3))
     ),
     Target(
         name="CPU, N=2,048, p=1/64, mixer against mixer", kind="layer",
@@ -199,9 +206,9 @@ def _bound(target: Target, rows: Sequence[Row], row: Row, baseline: Row | None) 
         return None
     if target.unit == "TFLOP/s":
         return peaks.flops / 1e12
-    if baseline is None or target.kind == "layer":
+    if baseline is None or target.kind in ("layer", "block"):
         # A layer's floor is that of its matrix products.
-        return _layer_bound(row, baseline, peaks) if target.kind == "layer" else None
+        return _layer_bound(row, baseline, peaks)
     if target.kind == "decode":
         return baseline["ms"] / floor_ms(0.0, decode_bytes(target.case), peaks)
     return baseline["ms"] / floor_ms(useful_flops(target.case), least_bytes(target.case), peaks)

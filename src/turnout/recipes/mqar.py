@@ -22,7 +22,8 @@ def mqar(
     """Two layers, vocabulary 8,192, fresh data, filler zero as in the figure.
 
     Args:
-        mixer: attention, convolution, state space, static hybrid, routed; "unlearned" is routed by a `router` that does not train.
+        mixer: attention, convolution, state space, static hybrid, routed; "unlearned" is routed by a `router` that does
+            not train.
         random_filler: random tokens between the pairs, so that not every filler token has been seen before.
 
     # paper: MLPs are kept (the figure has none), positions are rotary instead of learned, one learning rate.
@@ -38,8 +39,8 @@ def mqar(
         seed=seed,
         task=MQARConfig(length=length, pairs=pairs, random_filler=random_filler),
         model=ModelConfig(
-            layers=2, width=width, heads=2, layout=LAYOUTS.get(mixer, "RR"), local="ssm" if mixer == STATE_SPACE else "conv:kernel=4",
-            routing=RoutingConfig(router=router, mix="add"), positions="rope",
+            layers=2, width=width, heads=2, layout=LAYOUTS.get(mixer, "RR"),
+            local="ssm" if mixer == STATE_SPACE else "conv:kernel=4", routing=RoutingConfig(router=router, mix="add"), positions="rope",
         ),
         schedule=schedule,
         optim=OptimConfig(batch=128, lr=lr, warmup=100, decay="cosine"),

@@ -158,6 +158,10 @@ def _measure(what: str, case: Case, options: Options, device: torch.device) -> l
     from turnout.bench.patterns import measure_patterns
 
     _progress(f"{what}: {case}")
+    if what == "block":
+        from turnout.bench.training import measure_block
+
+        return measure_block(case, device=device, seconds=options.seconds)
     if what == "decode":
         return measure_decode(case, device=device, seconds=options.seconds)
     if what == "patterns":
