@@ -10,7 +10,7 @@ from turnout.layers import AttentionMixer, LocalMixer, MixerState, RoutedMixer
 from turnout.layers.attention import AttentionTrack
 from turnout.layers.local import LOCAL_TRACKS
 from turnout.models.config import ModelConfig
-from turnout.routers.direction import DIRECTION_ROUTERS, DirectionContext, DirectionRouter
+from turnout.routers.direction import DirectionContext, build_directions
 from turnout.routers.mode import RoutingMode
 from turnout.routers.pattern import PATTERNS, Pattern, PatternContext
 from turnout.routers.query import QUERY_ROUTERS, Gating, Route, RouterContext
@@ -56,9 +56,11 @@ def build_mixer(config: ModelConfig, layer: int, seed: int) -> Mixer:
 
     def attention() -> AttentionTrack:
         rope = config.positions == "rope"
+        head_dim = config.width // config.heads
+        place = DirectionContext(width=config.width, heads=config.heads, head_dim=head_dim, layer=layer, seed=seed)
         return AttentionTrack(
             config.width, config.heads, config.n_kv_heads, rope=rope, bias=bias,
-            pattern=build_pattern(config, layer), directions=build_directions(config, layer, seed),
+            pattern=build_pattern(config, layer), directions=build_directions(config.directions, place),
             gate=config.output_gate,
         )  # fmt: skip
 
@@ -94,28 +96,6 @@ def build_pattern(config: ModelConfig, layer: int) -> Pattern | None:
     head_dim = config.width // config.heads
     context = PatternContext(width=config.width, heads=config.heads, kv_heads=config.n_kv_heads, head_dim=head_dim)
     return PATTERNS.build(spec, context=context)
-
-
-def build_directions(config: ModelConfig, layer: int, seed: int) -> DirectionRouter | None:
-    """The direction router of one layer, None for "none".
-
-    Raises:
-        ConfigError: unknown spec, or a router that reads the future and was not told to leak.
-    """
-    if config.directions == "none":
-        return None
-    context = DirectionContext(
-        width=config.width, heads=config.heads, head_dim=config.width // config.heads, layer=layer, seed=seed
-    )
-    router: DirectionRouter = DIRECTION_ROUTERS.build(config.directions, context=context)
-    if not router.causal and not router.leaks:
-        name = parse_spec(config.directions).name
-        raise ConfigError(
-            f"directions {config.directions!r} are not causal: r at every token reads later tokens, which leaks the "
-            f"future into a causal model; use the causal variant {router.causal_variant!r}, or write {name}:leak=true "
-            "to train what was published and measure its leak"
-        )
-    return router
 
 
 def _local_spec(text: str, bias: bool) -> Spec:

@@ -10,28 +10,39 @@ from torch import Tensor, nn
 
 from turnout.layers.flow import FLOWS, FlowContext
 from turnout.models.testbed_config import TestBedConfig
+from turnout.ops.attend.reference import suppress_directions
 from turnout.routers.content import CONTENT_SELECTORS, SelectorContext, rows_at, top_positions
+from turnout.routers.direction import DirectionContext, DirectionRouter, build_directions
 
 
 class Council(nn.Module):
-    """One pre-norm block whose query rows attend to the positions that were picked, and to themselves."""
+    """One pre-norm block whose query rows attend to the positions that were picked, and to themselves.
 
-    def __init__(self, width: int, heads: int) -> None:
+    Args:
+        width: E; heads: H.
+        directions: which directions of the heads' outputs are removed; None removes nothing.
+    """
+
+    def __init__(self, width: int, heads: int, directions: DirectionRouter | None = None) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.directions = heads, directions
         self.norm = nn.LayerNorm(width)
         self.q, self.kv, self.out = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
 
-    def forward(self, rows: Tensor, picked: Tensor) -> Tensor:
-        """rows [B, Q, E] read picked [B, Q, K, E]."""
+    def forward(self, rows: Tensor, picked: Tensor, x: Tensor | None = None, at: Tensor | None = None) -> Tensor:
+        """rows [B, Q, E] read picked [B, Q, K, E]; with directions, the rows are those of x [B, T, E] at [B, Q]."""
         inside = self.norm(torch.cat((picked, rows[:, :, None]), dim=2))
         q = self.q(inside[:, :, -1]).unflatten(-1, (self.heads, -1))
         k, v = self.kv(inside).unflatten(-1, (2, self.heads, -1)).unbind(-3)
         score = torch.einsum("bqhd,bqkhd->bqhk", q * q.shape[-1] ** -0.5, k)
-        rows = rows + self.out(torch.einsum("bqhk,bqkhd->bqhd", score.softmax(-1), v).flatten(-2))
+        o = torch.einsum("bqhk,bqkhd->bqhd", score.softmax(-1), v)
+        if self.directions is not None and x is not None and at is not None:
+            amount, _ = self.directions(x, rows=at[:, None])
+            o = suppress_directions(o, self.directions.unit(), amount)
+        rows = rows + self.out(o.flatten(-2))
         return rows + self.mlp(rows)
 
 
@@ -63,7 +74,8 @@ class TestBed(nn.Module):
             self.norm = nn.LayerNorm(width) if config.norm else nn.Identity()
             context = SelectorContext(width=width, length=length, vocab=vocab, heads=config.heads)
             self.selector = CONTENT_SELECTORS.build(config.selector, context=context)
-            self.council = Council(width, config.heads)
+            place = DirectionContext(width=width, heads=config.heads, head_dim=width // config.heads, seed=seed)
+            self.council = Council(width, config.heads, build_directions(config.directions, place))
             self.head = nn.Linear(width, vocab, bias=False)
 
     def represent(self, tokens: Tensor) -> Tensor:
@@ -93,4 +105,4 @@ class TestBed(nn.Module):
             more = torch.arange(self.config.expand + 1, device=at.device)
             picks = (evidence[..., None] + more).clamp(max=tokens.shape[1] - 1)
         picked = rows_at(x, picks.flatten(1)).unflatten(1, picks.shape[1:])
-        return score, self.head(self.council(rows_at(x, at), picked))
+        return score, self.head(self.council(rows_at(x, at), picked, x, at))

@@ -23,6 +23,7 @@ class TestBedConfig:
         positions: "none" or "learned", added to the embeddings.
         init_std: standard deviation of the embeddings.
         norm: LayerNorm before the selector.
+        directions: spec of the council's direction router, "token", "prefix", ...; "none" removes nothing.
     """
 
     # pytest collects classes by this prefix.
@@ -37,6 +38,7 @@ class TestBedConfig:
     positions: str = "learned"
     init_std: float = 0.02
     norm: bool = True
+    directions: str = "none"
 
     def __post_init__(self) -> None:
         if self.positions not in BED_POSITIONS:

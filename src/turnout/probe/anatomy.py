@@ -80,6 +80,10 @@ class Anatomy:
     """
 
     def __init__(self, model: nn.Module, *, context: int | None = None) -> None:
+        inner = getattr(model, "model", None)
+        if isinstance(inner, CausalLM):
+            # A model of ours in Hugging Face's clothes.
+            model = inner
         self.model, self.ours = model, isinstance(model, CausalLM)
         families = {"turnout": TURNOUT} if self.ours else HUGGING_FACE
         fitting = [layout for layout in families.values() if submodule(model, layout.blocks) is not None]

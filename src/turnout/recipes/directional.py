@@ -101,6 +101,7 @@ def directional_run(size: str, arm: str, path: str = "", seed: int = 0) -> RunCo
         optim=OptimConfig(
             batch=base.batch, accumulate=base.accumulate, lr=base.lr, warmup=base.warmup, decay="cosine",
             weight_decay=0.1, directions_lr=0.5, precision="fp32" if size == "cpu" else "bf16",
+            loss_chunk=8192 if big else 0,
         ),
         loop=LoopConfig(
             eval_every=1000 if big else base.steps, eval_sequences=64, final_sequences=256, skip_below=0.0,

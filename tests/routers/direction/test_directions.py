@@ -13,6 +13,8 @@ from routing_laws import LENGTH, VOCAB, assert_same, awake, in_pieces, sequences
 from turnout.errors import ConfigError, ShapeError, UnsupportedError
 from turnout.layers import AttentionMixer
 from turnout.models import CausalLM, DecodeStep, ModelConfig
+from turnout.models.testbed import TestBed
+from turnout.models.testbed_config import TestBedConfig
 from turnout.probe.causality import certify
 from turnout.routers.direction import DIRECTION_ROUTERS, DirectionContext, DirectionRouter
 from turnout.routers.mode import DENSE, SKIP, RoutingMode
@@ -260,6 +262,54 @@ def test_a_zero_direction_is_refused() -> None:
     model.blocks[1].mixer.attention.directions.vectors.data[0, 0] = 0
     with pytest.raises(ShapeError, match=r"layer 1 have lengths 0\.\..*a zero vector has no direction"):
         model(sequences()[0])
+
+
+def test_a_nan_is_found_where_it_enters() -> None:
+    model = directed("token", layout="A")
+    model.blocks[1].mixer.attention.directions.net[0].weight.data[0, 0] = float("nan")
+    with pytest.raises(ShapeError, match="r of layer 1 holds NaN"):
+        model(sequences()[0])
+
+
+def test_directions_may_be_replaced_by_unit_vectors_of_the_same_shape() -> None:
+    router = build("static")
+    unit = torch.nn.functional.normalize(torch.randn(4, 2, 4, dtype=torch.float64), dim=-1)
+    router.set_directions(unit)
+    assert_same(router.unit(), unit, terms=4)
+    router.set_directions(unit.bfloat16())
+    for bad in (unit * 1.01, unit * 0):
+        with pytest.raises(ShapeError, match=r"expected 1: use torch\.nn\.functional\.normalize"):
+            router.set_directions(bad)
+    with pytest.raises(ShapeError, match=r"\[4, 1, 4\]; expected \[H, K, D\] = \[4, 2, 4\]"):
+        router.set_directions(unit[:, :1])
+
+
+@pytest.mark.parametrize("name", DIRECTION_ROUTERS.names())
+def test_directions_go_with_content_routing(name: str) -> None:
+    tokens, at = torch.randint(VOCAB, (3, 12)), torch.tensor([[5, 11]] * 3)
+    beds = {
+        text: TestBed(TestBedConfig(width=16, heads=4, k=2, directions=text), vocab=VOCAB, length=12).double()
+        for text in ("none", spec(name))
+    }
+    with torch.no_grad():
+        plain, cut = beds["none"](tokens, at)[1], beds[spec(name)](tokens, at)[1]
+        assert not torch.equal(plain, cut)
+        beds[spec(name)].council.directions.register_forward_hook(lambda m, args, out: (out[0] * 0, out[1]))
+        other = beds[spec(name)]
+        other.load_state_dict({**other.state_dict(), **beds["none"].state_dict()})
+        assert_same(other(tokens, at)[1], plain, terms=200)
+
+
+def test_a_stacked_test_bed_may_have_directions() -> None:
+    config = TestBedConfig(width=16, heads=4, k=2, directions="token:k=2,hidden=8")
+    beds = [TestBed(config, vocab=VOCAB, length=12, seed=i) for i in range(2)]
+    params, buffers = torch.func.stack_module_state(beds)
+    tokens, at = torch.randint(VOCAB, (3, 12)), torch.tensor([[5, 11]] * 3)
+
+    def call(p: Any, b: Any) -> Tensor:
+        return torch.func.functional_call(beds[0], (p, b), (tokens, at))[1]
+
+    assert torch.func.vmap(call, randomness="same")(params, buffers).shape == (2, 3, 2, VOCAB)
 
 
 def test_counted_operations_include_the_router_and_the_products() -> None:

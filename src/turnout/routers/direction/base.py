@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from turnout.errors import ConfigError, ShapeError
+from turnout.routers.direction.checks import all_true
 from turnout.spec import Registry
 
 DIRECTION_ROUTERS = Registry("direction router", "turnout.routers.direction")
@@ -70,14 +71,33 @@ class DirectionRouter(nn.Module):
 
     def unit(self) -> Tensor:
         """d, [H, K, D]; on the CPU a vector without a direction is refused. Cost O(H·K·D)."""
-        if self.vectors.device.type == "cpu":
-            size = self.vectors.detach().norm(dim=-1)
-            if not bool(((size > 0) & size.isfinite()).all()):
-                raise ShapeError(
-                    f"direction vectors of layer {self.context.layer} have lengths {size.min():.3g}..{size.max():.3g}; "
-                    "expected > 0 and finite: a zero vector has no direction"
-                )
+        size = self.vectors.detach().norm(dim=-1)
+        if not all_true((size > 0) & size.isfinite()):
+            raise ShapeError(
+                f"direction vectors of layer {self.context.layer} have lengths {size.min():.3g}..{size.max():.3g}; "
+                "expected > 0 and finite: a zero vector has no direction"
+            )
         return nn.functional.normalize(self.vectors, dim=-1)
+
+    @torch.no_grad()
+    def set_directions(self, directions: Tensor) -> None:
+        """Replace the directions, to test others than the learned ones.
+
+        Args:
+            directions: [H, K, D], of unit length.
+        Raises:
+            ShapeError: another shape, or vectors whose length is not 1 to the precision of their dtype.
+        """
+        if directions.shape != self.vectors.shape:
+            raise ShapeError(f"directions {list(directions.shape)}; expected [H, K, D] = {list(self.vectors.shape)}")
+        size = directions.double().norm(dim=-1)
+        off = (size - 1).abs()
+        if not bool((off <= 4 * directions.shape[-1] ** 0.5 * torch.finfo(directions.dtype).eps).all()):
+            raise ShapeError(
+                f"directions have lengths {size.min():.6g}..{size.max():.6g}; expected 1: "
+                "use torch.nn.functional.normalize(directions, dim=-1)"
+            )
+        self.vectors.copy_(directions)
 
     def init_state(self, batch: int, *, device: torch.device, dtype: torch.dtype) -> Any:
         """Memory before the first token; None when it has none."""
@@ -97,7 +117,13 @@ class DirectionRouter(nn.Module):
         Returns:
             r, and the state after the last token.
         """
-        return self.decide(source, state, rows)
+        amount, state = self.decide(source, state, rows)
+        if not all_true(amount.isfinite()):
+            raise ShapeError(
+                f"r of layer {self.context.layer} holds NaN; its input or the router's weights are not finite: look at "
+                "the layers below, or lower the learning rate"
+            )
+        return amount, state
 
     def constant(self, amount: Tensor, source: Tensor, rows: Tensor | None) -> Tensor:
         """r [H, K] for every token or row."""
