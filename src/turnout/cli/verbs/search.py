@@ -68,7 +68,7 @@ def run(call: Call[Options]) -> Result:
         model.to(pick_device(options.device)), task, space_of(model.config, actions), price=options.price,
         batch=options.sequences, cost_length=options.cost_length,
     )  # fmt: skip
-    out = Path(options.out) if options.out else folder / f"search-{options.method}-{options.seed}"
+    out = Path(options.out) if options.out else folder.path / f"search-{options.method}-{options.seed}"
     found = search(
         scorer, method=options.method, evaluations=options.evaluations, seed=options.seed, budget=options.budget,
         path=out / "evaluations.jsonl", report=lambda line: print(line, file=sys.stderr, flush=True),
