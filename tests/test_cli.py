@@ -19,7 +19,10 @@ import torch
 
 import turnout
 from turnout.cli import VERBS, main
+from turnout.config import from_dict
 from turnout.train import checkpoint
+from turnout.train.config import RunConfig
+from turnout.train.loop import Trainer
 from turnout.train.rundir import RunDir
 
 SMALL = [
@@ -453,3 +456,32 @@ def test_the_study_has_a_page_of_its_own(cli: Cli, tmp_path: Path) -> None:
     code, out, _ = cli("report", "routing-paradox", "--out", tmp_path / "study.html")
     assert code == 0 and "study.html" in out
     assert "The routing paradox" in (tmp_path / "study.html").read_text()
+
+
+# How far a run looks, and what a search finds on it
+
+
+def test_reach_and_search_read_a_run_and_leave_a_config_that_trains(cli: Cli, tmp_path: Path) -> None:
+    short = ["--schedule.steps", "4", "--loop.final_sequences", "8", "--loop.eval_sequences", "8"]
+    text = Path(__file__).parent / "fixtures" / "railway.txt"
+    words = ["--task.length", "64", "--task.val_frac", "0.25", "--optim.batch", "2", *short]
+    code, out, err = cli("train", "pattern_cpu", "--task.path", text, "--name", "far", "--runs", tmp_path, *words)
+    assert code == 0, err
+    code, out, err = cli("reach", "far", "--runs", tmp_path, "--pattern", "window:size=8", "--json")
+    assert code == 0, err
+    assert [row["farthest"] for row in json.loads(out)["reachable"]] == [7, 14]
+    assert {path.name for path in (tmp_path / "far" / "reach").iterdir()} == {
+        "distance.svg",
+        "reach.svg",
+        "distance.csv",
+    }
+    actions = "full/sinks:size=4,sinks=1/forget:gate=fixed,shortest=2,longest=2"
+    code, out, err = cli("search", "far", "--runs", tmp_path, "--actions", actions, "--evaluations", 16, "--json",
+                         "--sequences", 2)  # fmt: skip
+    assert code == 0, err
+    found = json.loads(out)
+    folder = tmp_path / "far" / "search-grpo-0"
+    config = from_dict(RunConfig, json.loads((folder / "config.json").read_text()))
+    assert config.model.pattern == found["pattern"]
+    assert len((folder / "evaluations.jsonl").read_text().splitlines()) > 3
+    assert Trainer(config).train()["steps"] == 4

@@ -95,6 +95,7 @@ def test_a_killed_search_goes_on_to_the_same_end(method: str, tmp_path: Path) ->
         made.calls = 0
     again = search(made, method=method, evaluations=60, seed=1, path=cut)
     assert again == whole
+    assert whole.curve == sorted(whole.curve)
     assert cut.read_text() == (tmp_path / "whole.jsonl").read_text()
     if isinstance(made, Known):
         assert made.calls == len(lines) - 5

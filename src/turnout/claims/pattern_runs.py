@@ -5,11 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from turnout.probe.distance import attention_distances
 from turnout.train.evaluate import evaluate
 from turnout.train.loop import Trainer
 
 LONGER = 4
 _LONGER_SEQUENCES = 64
+# What the attention of a dense model is held against.
+CUTS = (
+    "window:size=64",
+    "sinks:size=60,sinks=4",
+    "window:size=256",
+    "alibi",
+    "forget:gate=fixed,shortest=4,longest=64",
+)
 
 
 class _Curve:
@@ -29,9 +38,22 @@ def train_one(config: Any, device: str) -> dict[str, Any]:
     trainer = Trainer(replace(config, device=device, threads=1), view=curve)
     record = trainer.train()
     record |= {"slices": trainer.last_eval["slices"], "curve": curve.points, "pattern": config.model.pattern}
+    if config.task.kind == "text" and config.model.pattern == "full":
+        record["distances"] = _distances(trainer, CUTS)
     if config.task.kind == "text":
         longer = config.task.with_length(LONGER * config.task.length).build(config.seed)
         precision = config.optim.precision
         seen = evaluate(trainer.model, longer, sequences=_LONGER_SEQUENCES, batch=4, precision=precision)
         record["longer"] = {"length": longer.length, "loss": seen["loss"], "slices": seen["slices"]}
     return record
+
+
+def _distances(trainer: Trainer, cuts: tuple[str, ...]) -> dict[str, Any]:
+    """Spans by domain and what patterns would cut from the attention of this model."""
+    found = attention_distances(trainer.model, trainer.task, patterns=cuts, sequences=32)
+    return {
+        "edges": found.edges,
+        "share": {name: mass.mean((0, 1)).tolist() for name, mass in found.mass.items()},
+        "span": {name: found.mean_span(name) for name in found.mass},
+        "lost": found.lost,
+    }

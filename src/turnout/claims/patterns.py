@@ -249,6 +249,35 @@ def _judge_mqar(seen: Summaries) -> list[Finding]:
     return findings
 
 
+def _judge_spans(seen: Summaries) -> list[Finding]:
+    """Where a dense model looks, by domain, and what patterns would cut there."""
+    told = [r["distances"] for r in seen.get("dense", []) if r.get("distances")]
+    domains = [name for name in (told[0]["span"] if told else {}) if name != "all"]
+    if "conversation" not in domains:
+        return []
+    findings = []
+    chat = [t["span"]["conversation"] for t in told]
+    for domain in (name for name in domains if name != "conversation"):
+        gaps = [t["span"][domain] - c for t, c in zip(told, chat, strict=True)]
+        mean, half = mean_interval(gaps)
+        by_layer = {spec: [share for t in told for share in t["lost"][spec][domain]] for spec in told[0]["lost"]}
+        cuts = [f"{spec} {100 * sum(shares) / len(shares):.1f} %" for spec, shares in by_layer.items()]
+        span = sum(t["span"][domain] for t in told) / len(told)
+        findings.append(
+            Finding(
+                statement=f"a dense model looks farther in {domain} than in conversation (90 % of a head's attention)",
+                quoted="decay is fine for a chat room, bad for a dense paper",
+                measured=f"{span:.0f} against {sum(chat) / len(chat):.0f} tokens",
+                n=len(gaps),
+                interval=f"{mean:+.1f} ± {half:.1f} tokens",
+                control="the same model and rows, by domain",
+                verdict="holds" if mean - half > 0 else "does not hold",
+                detail=f"attention that patterns would cut in {domain}: " + ", ".join(cuts),
+            )
+        )
+    return findings
+
+
 def _mechanism(row: dict[str, Any]) -> str:
     name: str = row["arm"].split(":")[1]
     return f"{name}, pruned" if "prune" in row["arm"] else name
@@ -298,6 +327,9 @@ claim(Claim(id="TH2", source="2503.02130", title="decay hard-coded, learned, fro
             arms=lambda: [replace(arm, owner="TH1") for arm in _text_arms()], judge=_judge_forgetting))  # fmt: skip
 claim(Claim(id="TH3", source="this library", title="loss by position", seeds=3, group=GROUP,
             arms=lambda: [replace(arm, owner="TH1") for arm in _text_arms()], judge=_judge_positions))  # fmt: skip
+claim(Claim(id="TH10", source=SOURCE, title="how far a dense model looks, by domain", seeds=3, group=GROUP,
+            arms=lambda: [replace(arm, owner="TH1") for arm in _text_arms() if arm.name == "dense"],
+            judge=_judge_spans))  # fmt: skip
 claim(Claim(id="TH4", source="this library", title="which patterns lose which associations", arms=_mqar_arms,
             judge=_judge_mqar, seeds=3, group=GROUP))  # fmt: skip
 claim(Claim(id="TH8", source="this library", title="patterns are never slower than dense", bench=_bench,

@@ -33,6 +33,7 @@ VERBS = {
     "bench": "measure kernels, layers and decoding against dense attention, and print the target table",
     "plan": "predict times of a layer or a model, and say from where on routing pays",
     "probe": "what each layer holds that routing needs, beside an untrained twin",
+    "reach": "how far a trained model looks, and what a pattern would not let it see",
     "search": "find how far each head of a trained model needs to read",
     "ablate": "what a trained model loses without its routing, its heads or its layers, beside the controls",
     "certify": "check that no output depends on a later token, bit for bit",

@@ -23,7 +23,7 @@ class Found:
 
     Attributes:
         choice, score, pattern: the winner; pattern is what a config takes.
-        curve: best reward after each evaluation.
+        curve: best reward before the first and after each evaluation; -inf while nothing is feasible.
         evaluations: forward passes spent (a gradient step counts as three).
         base: loss of the first action everywhere.
     """
@@ -70,11 +70,14 @@ def search(
     elif not log.lines:
         log.append({"ms": scorer.ms})
     runner = _relaxed if method == "relaxed" else _proposals
-    seen = runner(scorer, log, method, evaluations, seed, report)
+    # What the model was trained with is known before the first proposal.
+    first = scorer.space.uniform(0)
+    start = Score(loss=scorer.base, cost=scorer.cost(first), reward=scorer.reward(scorer.base, scorer.cost(first)))
+    seen = [(first, start), *runner(scorer, log, method, evaluations, seed, report)]
     feasible = [(score, choice) for choice, score in seen if score.cost <= budget]
     if not feasible:
         raise ConfigError(
-            f"search budget={budget}: none of {len(seen)} choices was cheap enough; spend more evaluations, raise the "
+            f"search budget={budget}: none of {len(seen) - 1} choices was cheap enough; spend more evaluations, raise the "
             f"price (now {scorer.price}) or the budget"
         )
     score, choice = max(feasible, key=lambda pair: pair[0].reward)
