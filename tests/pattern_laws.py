@@ -20,6 +20,7 @@ LIVELY = {
     "sinks": "sinks:size=3,sinks=2",
     "dilated": "dilated:branches=(4/1+8/2)",
     "strided": "strided:block=2,near=1,stride=3",
+    "top_blocks": "top_blocks:block=2,keep=1",
     "alibi": "alibi:slope=2",
     "retnet": "retnet:shift=1",
     "forget": "forget:shortest=1,longest=8",

@@ -11,7 +11,7 @@ from torch import Tensor
 from turnout.errors import UnsupportedError
 from turnout.layers.dilation import on_grid
 from turnout.layers.reading import HIDDEN, log_weights
-from turnout.routers.pattern.reach import Reach
+from turnout.routers.pattern.reach import Reach, TopBlocks
 
 
 def explicit_log_weights(reach: Reach, heads: int, kv_heads: int, length: int, device: torch.device) -> Tensor:
@@ -21,10 +21,12 @@ def explicit_log_weights(reach: Reach, heads: int, kv_heads: int, length: int, d
     its own bound.
 
     Raises:
-        UnsupportedError: contextual positions, which are no function of the pair.
+        UnsupportedError: contextual positions or chosen blocks, which are no function of the pair.
     """
     if reach.contextual is not None:
         raise UnsupportedError("contextual positions hang on the scores; there is no weight of a pair of positions")
+    if isinstance(reach.blocks, TopBlocks):
+        raise UnsupportedError("chosen blocks hang on queries and keys; there is no weight of a pair of positions")
     size = heads // kv_heads
     if reach.parts:
         parts = [explicit_log_weights(part, n, n // size, length, device) for n, part in reach.parts]

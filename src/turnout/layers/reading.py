@@ -18,7 +18,7 @@ from turnout.ops.attend.decode import decode_attend
 from turnout.ops.attend.reference import suppress_directions
 from turnout.routers.direction import Cut
 from turnout.routers.pattern.decay import log_threshold
-from turnout.routers.pattern.reach import Blend, Blocks, Prune, Reach
+from turnout.routers.pattern.reach import Blend, Blocks, Prune, Reach, TopBlocks
 
 # Score of a key that is not read: its weight is exactly 0 in every dtype, and no softmax is over nothing.
 HIDDEN = -3e4
@@ -124,8 +124,10 @@ def _shorten(x: Tensor, cap: float) -> Tensor:
     return x * (cap / norm.clamp(min=cap)).to(x.dtype)
 
 
-def _key_lists(q: Tensor, k: Tensor, rows: Tensor | None, blocks: Blocks) -> dict[str, Any]:
+def _key_lists(q: Tensor, k: Tensor, rows: Tensor | None, blocks: Blocks | TopBlocks) -> dict[str, Any]:
     """`keys`, `key_block`, `row_block` of `attend`: one list for a block of rows where rows are all, else one a row."""
+    if isinstance(blocks, TopBlocks):
+        return _best_blocks(q, k, rows, blocks)
     n_rows, n_keys, groups = q.shape[1], k.shape[1], k.shape[2]
     aligned = rows is None and n_rows == n_keys
     at = positions(q, k, rows).transpose(1, 2)
@@ -139,6 +141,25 @@ def _key_lists(q: Tensor, k: Tensor, rows: Tensor | None, blocks: Blocks) -> dic
     lists = torch.where(at[..., None] < 0, -1, lists).clamp(min=-1)
     lists = lists.expand(q.shape[0], -1, groups, -1)
     return {"keys": lists, "key_block": blocks.size, "row_block": blocks.size if aligned else 1}
+
+
+@torch.no_grad()
+def _best_blocks(q: Tensor, k: Tensor, rows: Tensor | None, blocks: TopBlocks) -> dict[str, Any]:
+    """`keys` and `key_block` of `attend`: for each row and kv head its own block and the best whole ones before it."""
+    n_batch, n_rows, groups = q.shape[0], q.shape[1], k.shape[2]
+    whole = k.shape[1] // blocks.size
+    at = positions(q, k, rows).expand(n_batch, -1, -1).transpose(1, 2).expand(-1, -1, groups)
+    own = torch.where(at < 0, -1, at // blocks.size)[..., None]
+    keep = min(blocks.keep, whole)
+    if not keep:
+        return {"keys": own, "key_block": blocks.size}
+    means = k[:, : whole * blocks.size].unflatten(1, (whole, blocks.size)).float().mean(2)
+    asked = q.unflatten(2, (groups, -1)).float().sum(3)
+    score = torch.einsum("brgd,bngd->brgn", asked, means)
+    early = torch.arange(whole, device=q.device) < own
+    best = score.masked_fill(~early, -torch.inf).topk(keep, dim=-1)
+    chosen = torch.where(best.values == -torch.inf, -1, best.indices)
+    return {"keys": torch.cat((chosen, own), -1).view(n_batch, n_rows, groups, keep + 1), "key_block": blocks.size}
 
 
 def _parts(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor | None, impl: str) -> Tensor:

@@ -159,6 +159,7 @@ CHANGED: dict[str, dict[str, str]] = {
     "sinks:size=3,sinks=2": {"size": "4", "sinks": "1"},
     "dilated:branches=(4/1+8/2),detach=true": {"branches": "4/1+16/2", "detach": "false"},
     "strided:block=2,near=1,stride=3": {"block": "1", "near": "2", "stride": "2"},
+    "top_blocks:block=2,keep=1": {"block": "3", "keep": "2"},
     "alibi:slope=8,prune=0.001,cap=0.5": {"slope": "1", "prune": "0.9", "cap": "0.3"},
     "retnet:shift=0.1,prune=0.001,cap=0.5": {"shift": "2", "prune": "0.9", "cap": "0.3"},
     "power_law:low=0.25,high=2.0,scale=1.0": {"low": "0.5", "high": "3", "scale": "2"},

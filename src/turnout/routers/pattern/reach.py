@@ -24,6 +24,14 @@ class Blocks:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TopBlocks:
+    """Blocks of `size` keys: a row sees its own and the `keep` earlier ones whose mean key fits its query best."""
+
+    size: int
+    keep: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Dilation:
     """Branches (segment, rate): inside a segment, head h joins every rate-th position, from h mod rate on.
 
@@ -72,7 +80,7 @@ class Reach:
     sinks: int = 0
     log_decay: Tensor | None = None
     prune: Prune | None = None
-    blocks: Blocks | None = None
+    blocks: Blocks | TopBlocks | None = None
     dilation: Dilation | None = None
     bias: Bias | None = None
     contextual: Tensor | None = None
