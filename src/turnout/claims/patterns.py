@@ -249,6 +249,59 @@ def _judge_mqar(seen: Summaries) -> list[Finding]:
     return findings
 
 
+def _small_arms() -> list[Arm]:
+    """One megabyte read about twenty times: which pattern needs fewest tokens, and what regularisation changes."""
+    specs = {**DENSE, **FIXED, **LEARNED}
+    names = ("dense", "window 64", "fixed decay", "forgetting", "dilated", "KERPLE")
+    arms = [_text_arm(f"{name}, 1 MB", specs[name], max_mb=1.0) for name in names]
+    strong = [
+        _text_arm(f"{name}, 1 MB, weight decay 1", specs[name], max_mb=1.0, weight_decay=1.0)
+        for name in ("dense", "forgetting")
+    ]
+    return [*arms, *strong]
+
+
+def tokens_to(record: dict[str, Any], target: float) -> float:
+    """Tokens seen when the loss of an evaluation first reached `target`, interpolated; infinite where it never did."""
+    config = record["config"]
+    size = config["optim"]["batch"] * config["optim"]["accumulate"] * config["task"]["length"]
+    before = (0.0, float("inf"))
+    for step, loss in record["curve"]:
+        if loss <= target:
+            share = 1.0 if before[1] == float("inf") else (before[1] - target) / max(before[1] - loss, 1e-12)
+            return float((before[0] + share * (step - before[0])) * size)
+        before = (float(step), loss)
+    return float("inf")
+
+
+def _judge_efficiency(seen: Summaries) -> list[Finding]:
+    """Tokens until the best loss of dense, and the best loss of the curve (more passes may make it worse again)."""
+    if "dense, 1 MB" not in seen:
+        return []
+    best = {arm: [min(loss for _, loss in r["curve"]) for r in records] for arm, records in seen.items()}
+    target = max(best["dense, 1 MB"])
+    findings = []
+    for arm, records in seen.items():
+        if arm == "dense, 1 MB":
+            continue
+        base = {r["seed"]: tokens_to(r, target) for r in seen["dense, 1 MB"]}
+        ratios = [base[r["seed"]] / tokens_to(r, target) for r in records if r["seed"] in base]
+        mean, half = mean_interval(ratios)
+        findings.append(
+            Finding(
+                statement=f"{arm}: needs fewer tokens than dense to reach its best loss ({target:.3f} nats/byte)",
+                quoted="human-like data efficiency is the frontier",
+                measured=f"{mean:.2f}x as fast; best loss {words(best[arm])}",
+                n=len(ratios),
+                interval=f"± {half:.2f}x",
+                control=f"dense {words(best['dense, 1 MB'])} at {sum(base.values()) / len(base) / 1e6:.1f} M tokens",
+                verdict="holds" if mean - half > 1 else "does not hold",
+                detail=f"last loss after all passes {words([r['loss'] for r in records])}",
+            )
+        )
+    return findings
+
+
 def _judge_spans(seen: Summaries) -> list[Finding]:
     """Where a dense model looks, by domain, and what patterns would cut there."""
     told = [r["distances"] for r in seen.get("dense", []) if r.get("distances")]
@@ -327,6 +380,8 @@ claim(Claim(id="TH2", source="2503.02130", title="decay hard-coded, learned, fro
             arms=lambda: [replace(arm, owner="TH1") for arm in _text_arms()], judge=_judge_forgetting))  # fmt: skip
 claim(Claim(id="TH3", source="this library", title="loss by position", seeds=3, group=GROUP,
             arms=lambda: [replace(arm, owner="TH1") for arm in _text_arms()], judge=_judge_positions))  # fmt: skip
+claim(Claim(id="TH7", source=SOURCE, title="tokens to a loss on one megabyte of text", seeds=3, group=GROUP,
+            arms=_small_arms, judge=_judge_efficiency))  # fmt: skip
 claim(Claim(id="TH10", source=SOURCE, title="how far a dense model looks, by domain", seeds=3, group=GROUP,
             arms=lambda: [replace(arm, owner="TH1") for arm in _text_arms() if arm.name == "dense"],
             judge=_judge_spans))  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 
 from oracles import assert_as_exact_as_eager
 from pattern_laws import HEADS, KV_HEADS, WIDTH, build, lively, oracle_attend
-from routing_laws import assert_same, awake, in_pieces, sequences, terms_of, tiny
+from routing_laws import VOCAB, assert_same, awake, in_pieces, sequences, terms_of, tiny
 from turnout.errors import ConfigError, UnsupportedError
 from turnout.layers.reading import read
 from turnout.models import CausalLM, DecodeStep
@@ -271,3 +271,10 @@ def test_the_counted_keys_are_those_that_are_read() -> None:
             v.zero_()[:, s] = 1.0
             seen += (read(q, k, v, reach)[0, :, :, 0] > 0).double()
         assert PATTERNS.build(spec, context=context).mean_keys(LENGTH) == pytest.approx(float(seen.mean())), name
+
+
+@pytest.mark.parametrize("spec", [*lively(), "alibi:prune=0.1"])
+def test_the_cost_can_be_counted_without_weights(spec: str) -> None:
+    with torch.device("meta"):
+        model = CausalLM(tiny(layout="A", pattern=spec), vocab=VOCAB)
+    assert 0 < model.block_flops(32, [1.0, 1.0]) <= CausalLM(tiny(layout="A"), vocab=VOCAB).block_flops(32, [1.0, 1.0])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from turnout.errors import ConfigError
 from turnout.routers.pattern.base import PATTERNS, PatternContext
 from turnout.routers.pattern.decay import ConstantDecay
@@ -25,5 +23,5 @@ class AlibiPattern(ConstantDecay):
         if not slope > 0:
             raise ConfigError(f"pattern alibi: slope={slope}; expected > 0 (a negative one would grow with distance)")
         total = context.total or context.heads
-        heads = torch.arange(context.first, context.first + context.heads, dtype=torch.float64) + 1
-        super().__init__(context, slope * 2.0 ** (-8 * heads / total), prune=prune, cap=cap)
+        heads = range(context.first + 1, context.first + context.heads + 1)
+        super().__init__(context, [slope * 2.0 ** (-8 * h / total) for h in heads], prune=prune, cap=cap)

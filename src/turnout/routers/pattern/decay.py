@@ -6,6 +6,7 @@ S positions, H heads.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,18 +25,20 @@ class ConstantDecay(Pattern):
     """Row t reads s with log weight -(t - s) · rate_h added to the score.
 
     Args:
-        rates: of each head, >= 0, [H].
+        rates: of each head, >= 0.
         prune: largest share of a row's weight that may be skipped, in [0, 1); 0 skips nothing.
         cap: with `prune`, norm to which queries and keys are shortened; this is what bounds the share.
     """
 
     rates: Tensor
 
-    def __init__(self, context: PatternContext, rates: Tensor, *, prune: float, cap: float) -> None:
+    def __init__(self, context: PatternContext, rates: Sequence[float], *, prune: float, cap: float) -> None:
         super().__init__(context)
-        if not bool((rates >= 0).all()):
-            raise ConfigError(f"decay rates {rates.tolist()}; expected >= 0: a decay never grows with distance")
-        self.register_buffer("rates", rates, persistent=False)
+        if min(rates) < 0:
+            raise ConfigError(f"decay rates {list(rates)}; expected >= 0: a decay never grows with distance")
+        self.register_buffer("rates", torch.tensor(rates, dtype=torch.float64), persistent=False)
+        # Also known where tensors have no values, as on the device that counts operations.
+        self.known = tuple(rates)
         self.pruning = check_prune(prune, cap)
 
     def reach(self, x: Tensor, *, at: Tensor, length: int, state: Any, mode: RoutingMode) -> Reach:
@@ -46,7 +49,7 @@ class ConstantDecay(Pattern):
         if self.pruning is None:
             return (length + 1) / 2
         least = -log_threshold(self.pruning, self.context.head_dim**-0.5)
-        windows = [min(length, int(least / rate) + 1) if rate > 0 else length for rate in self.rates.tolist()]
+        windows = [min(length, int(least / rate) + 1) if rate > 0 else length for rate in self.known]
         return sum((w * length - w * (w - 1) / 2) / length for w in windows) / len(windows)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+import math
 
 from turnout.errors import ConfigError
 from turnout.routers.pattern.base import PATTERNS, PatternContext
@@ -24,5 +24,5 @@ class RetnetPattern(ConstantDecay):
     def __init__(self, context: PatternContext, *, shift: float = 5.0, prune: float = 0.0, cap: float = 6.0) -> None:
         if not shift > 0:
             raise ConfigError(f"pattern retnet: shift={shift}; expected > 0, so that gamma = 1 - 2^-shift is in (0, 1)")
-        heads = torch.arange(context.first, context.first + context.heads, dtype=torch.float64)
-        super().__init__(context, -torch.log1p(-(2.0 ** (-shift - heads))), prune=prune, cap=cap)
+        heads = range(context.first, context.first + context.heads)
+        super().__init__(context, [-math.log1p(-(2.0 ** (-shift - h))) for h in heads], prune=prune, cap=cap)

@@ -39,7 +39,7 @@ class SpanPattern(Pattern):
                 f"pattern span: longest={longest}, ramp={ramp}, cost={cost}, start={start}; expected longest >= 1, "
                 "ramp >= 1, cost >= 0 and 0 <= start <= 1"
             )
-        self.longest, self.ramp, self.cost = longest, ramp, cost
+        self.longest, self.ramp, self.cost, self.start = longest, ramp, cost, start
         self.z = nn.Parameter(torch.full((context.heads,), float(start)))
 
     def reach(self, x: Tensor, *, at: Tensor, length: int, state: Any, mode: RoutingMode) -> Reach:
@@ -68,7 +68,8 @@ class SpanPattern(Pattern):
         return (self.ramp + self.z.detach().double().clamp(0, 1) * self.longest).tolist()
 
     def mean_keys(self, length: int) -> float:
-        return keys_in_window(length, math.ceil(max(self.spans())))
+        longest = self.ramp + self.start * self.longest if self.z.is_meta else max(self.spans())
+        return keys_in_window(length, math.ceil(longest))
 
     def check_length(self, length: int) -> None:
         check_window("span", "ramp", self.ramp, length)

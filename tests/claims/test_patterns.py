@@ -1,0 +1,84 @@
+"""Judgements of the claims about patterns, from records with known answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from turnout.claims.pattern_search import METHODS
+from turnout.claims.patterns import tokens_to
+from turnout.claims.registry import get_claim
+
+DOMAINS = ("academic", "conversation", "reference")
+
+
+def record(seed: int, losses: dict[str, float], **more: Any) -> dict[str, Any]:
+    slices = {"domain": [{"value": name, "n": 10, "accuracy": 0.5, "loss": loss} for name, loss in losses.items()]}
+    loss = sum(losses.values()) / len(losses)
+    return {"seed": seed, "loss": loss, "slices": slices, "ms_per_step_dense": 1.0, "steps": 5, **more}
+
+
+def arm(chat: float, dense_text: float) -> list[dict[str, Any]]:
+    noise = (0.0, 0.001, -0.001)
+    return [
+        record(s, {"academic": dense_text + n, "conversation": chat - n, "reference": dense_text + n})
+        for s, n in enumerate(noise)
+    ]
+
+
+@pytest.mark.parametrize(("dense_text", "verdict"), [(1.2, "holds"), (1.05, "does not hold")])
+def test_decay_fails_on_dense_text_only_where_it_costs_more_there(dense_text: float, verdict: str) -> None:
+    rows = get_claim("TH1").judge({"dense": arm(1.0, 1.0), "fixed decay": arm(1.05, dense_text)})
+    assert [row.verdict for row in rows] == [verdict]
+    assert "conversation +0.05" in rows[0].measured and rows[0].n == 3
+
+
+def test_learning_is_better_only_beyond_its_interval() -> None:
+    seen = {"fixed decay": arm(1.1, 1.1), "learned constant decay": arm(1.1, 1.1), "forgetting": arm(1.0, 1.0)}
+    rows = {row.statement: row.verdict for row in get_claim("TH2").judge(seen)}
+    assert rows["learned constant decay has a lower loss than fixed decay"] == "does not hold"
+    assert rows["forgetting has a lower loss than fixed decay"] == "holds"
+
+
+def test_tokens_to_a_loss_are_interpolated_between_evaluations() -> None:
+    one = {"config": {"optim": {"batch": 2, "accumulate": 1}, "task": {"length": 10}}, "curve": [[10, 3.0], [20, 1.0]]}
+    assert tokens_to(one, 2.0) == pytest.approx(15 * 20)
+    assert tokens_to(one, 3.5) == pytest.approx(10 * 20)
+    assert tokens_to(one, 0.5) == float("inf")
+
+
+def test_a_search_must_beat_chance_and_the_uniform_pattern_of_its_cost() -> None:
+    def rows(reward: float, loss: float) -> list[dict[str, Any]]:
+        return [
+            {"method": m, "seed": s, "held_reward": (reward if m == "grpo" else 0.0) + 0.001 * s,
+             "held_loss": (loss if m == "grpo" else 2.0) + 0.001 * s, "cost": 0.5, "pattern": "p", "curve": []}
+            for m in METHODS for s in range(3)
+        ]  # fmt: skip
+
+    uniform = {"full": {"held_loss": 1.0, "cost": 1.0}, "window:size=8": {"held_loss": 1.5, "cost": 0.4}}
+    for reward, loss, verdicts in ((0.1, 1.2, ["holds", "holds"]), (0.0, 1.6, ["does not hold", "does not hold"])):
+        bench = {"rows": rows(reward, loss), "uniform": uniform, "evaluations": 16, "held_base": 1.0}
+        found = get_claim("TH5").judge({"bench": [bench]})
+        mine = [f.verdict for f in found if "grpo" in f.statement]
+        assert mine == verdicts
+
+
+def test_a_pattern_slower_than_dense_anywhere_does_not_hold() -> None:
+    def row(name: str, ratio: float) -> dict[str, Any]:
+        return {"arm": f"pattern:{name}", "case": {"n": 4096, "step": "forward"}, "ratio": {"dense:flash": ratio}}
+
+    rows = [row("window:size=9", 3.0), row("window:size=8", 2.0), row("alibi", 1.2), row("alibi", 0.9),
+            row("alibi:prune=0.1", 1.4)]  # fmt: skip
+    found = {f.statement.split(" through")[0]: f.verdict for f in get_claim("TH8").judge({"bench": [{"rows": rows}]})}
+    assert found == {"window": "holds", "alibi": "does not hold", "alibi, pruned": "holds"}
+
+
+def test_every_arm_of_the_claims_is_a_config_that_can_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    from turnout.models import CausalLM
+
+    monkeypatch.setenv("TURNOUT_TEXT", "text")
+    for name in ("TH1", "TH4", "TH7"):
+        for one in get_claim(name).arms():
+            config = one.config(0)
+            CausalLM(config.model, vocab=8).check_length(config.task.length)
