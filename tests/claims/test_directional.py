@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from turnout.claims import directional_rows as rows
-from turnout.claims.directional import GROUP, SCALES, TITLES, arms, study_trained
+from turnout.claims.directional import GROUP, SCALES, TITLES, arms, record_run
 from turnout.claims.registry import VERDICTS, find_claims, get_claim
 from turnout.claims.reproduce import judge, reproduce, run_arm
 from turnout.errors import ConfigError
 from turnout.probe import directional as study
 from turnout.recipes import directional as recipes
 from turnout.train.jsonfile import to_json
+from turnout.train.loop import train
 
 WORDS = "the cat sat on the mat and saw the other cat that sat on the mat . "
 
@@ -156,14 +157,22 @@ def test_costs_are_judged_by_the_fastest_way() -> None:
     assert verdicts(rows.costs([record])) == ["does not hold"]
 
 
-def test_the_study_of_a_small_run_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_folder_becomes_the_record_of_its_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
-    monkeypatch.setattr(study, "study", lambda model, task, size, seed: seen.update(size=size, seed=seed) or {})
-
-    class Trainer:
-        model = task = None
-        device = type("Device", (), {"type": "cpu"})
-        config = type("Config", (), {"seed": 5})
-
-    assert study_trained(Trainer()) == {"study": {}}
+    monkeypatch.setattr(study, "study", lambda model, task, size, seed: seen.update(size=size, seed=seed) or {"a": 1})
+    monkeypatch.setenv("TURNOUT_CACHE", str(tmp_path / "cache"))
+    small = replace(recipes.SIZES["cpu"], layers=1, width=16, length=8, batch=2, steps=2, warmup=1, hidden=4)
+    monkeypatch.setitem(recipes.SIZES, "433m", small)
+    (tmp_path / "text").mkdir()
+    for i in range(4):
+        (tmp_path / "text" / f"{i}.txt").write_text(WORDS * 30)
+    config = recipes.directional_run("433m", "prefix", str(tmp_path / "text"), seed=5)
+    folder, _ = train(replace(config, device="cpu"), root=tmp_path)
+    path = record_run(folder.path, "prefix, 433m", out=tmp_path / "results", device="cpu")
+    record = json.loads(path.read_text())
+    assert path.name == "prefix, 433m-5.json" and record["study"] == {"a": 1} and record["seed"] == 5
     assert seen["seed"] == 5 and seen["size"].positions == 16
+    with pytest.raises(ConfigError, match="is another model than arm 'token, 433m'"):
+        record_run(folder.path, "token, 433m")
+    with pytest.raises(ConfigError, match="did you mean 'prefix, 433m'"):
+        record_run(folder.path, "prefix, 433")

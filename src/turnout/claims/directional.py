@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from turnout.claims import directional_rows as rows
 from turnout.claims.registry import Arm, Claim, Finding, Summaries, claim
+from turnout.errors import ConfigError, DataError, nearest
 from turnout.recipes.directional import ARMS, directional_run
 from turnout.train.config import JointConfig
 
@@ -41,11 +43,51 @@ TITLES: dict[str, tuple[str, Judge]] = {
 
 def study_trained(trainer: Any) -> dict[str, Any]:
     """What a finished run adds to its record: the whole study, at the size of its model."""
+    return _study(trainer.model, trainer.task, trainer.config.seed)
+
+
+def _study(model: Any, task: Any, seed: int) -> dict[str, Any]:
     from turnout.probe.directional import StudySize, study
 
-    small = trainer.device.type == "cpu"
+    small = model.embed.weight.device.type == "cpu"
     size = StudySize(honest=64, positions=16, sequences=64, texts=96, copies=50, draws=3) if small else StudySize()
-    return {"study": study(trainer.model, trainer.task, size, seed=trainer.config.seed)}
+    return {"study": study(model, task, size, seed=seed)}
+
+
+def record_run(folder: str | Path, arm: str, *, device: str = "auto", out: str | Path | None = None) -> Path:
+    """Study a finished run folder and write it down as the record of an arm, "sequence, 433m".
+
+    For runs that take hours: `turnout train directional_433m --schedule.steps 800` can be stopped and resumed.
+
+    Raises:
+        ConfigError: no arm of that name, or the run is of another model; DataError: the run is not finished.
+    """
+    from turnout.claims.store import results_dir
+    from turnout.config import to_dict
+    from turnout.train.jsonfile import write_json
+    from turnout.train.loop import load_model, pick_device
+    from turnout.train.manifest import device_name
+    from turnout.train.rundir import RunDir
+
+    wanted = next((one for one in arms() if one.name == arm), None)
+    if wanted is None:
+        raise ConfigError(f"unknown arm {arm!r}{nearest(arm, [one.name for one in arms()])}")
+    run = RunDir.open(Path(folder))
+    if not run.model_path.exists():
+        raise DataError(f"run {run.path} is not finished, so it has no trained weights; resume it")
+    model, config, task = load_model(run)
+    if config.model != wanted.config(config.seed).model:
+        raise ConfigError(f"run {run.path} is another model than arm {arm!r}; train it with that arm's recipe")
+    where = pick_device(device)
+    record = {
+        **(run.summary() or {}), "config": to_dict(config), "claim": "DR1", "arm_name": arm, "seed": config.seed,
+        "device_name": device_name(where), **_study(model.to(where), task, config.seed),
+    }  # fmt: skip
+    root = Path(out) if out is not None else results_dir()
+    path = root / "runs" / "DR1" / f"{arm}-{config.seed}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, record)
+    return path
 
 
 def arms(owner: str = "") -> list[Arm]:
