@@ -21,6 +21,7 @@ __all__ = ["VERBS", "main"]
 VERBS = {
     "demo": "train a small model that learns which tokens need attention, and write its report",
     "train": "train a recipe, or go on with an interrupted run",
+    "sweep": "train many seeds or settings of a recipe, and print one table",
     "eval": "score a trained run, also at another length or with a control for a router",
     "generate": "continue text with a trained run or an exported model",
     "export": "write a run as a folder that Hugging Face's Auto classes read",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from turnout.models.config import ModelConfig
 from turnout.models.recompute import recomputed
 from turnout.routers.mode import SKIP, RoutingMode
 from turnout.routers.query import Route
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -148,6 +150,10 @@ class CausalLM(nn.Module):
                 x, route, _ = block(x, mode=mode, state=state[i] if state else None, hint=hint)
             routes.append(route)
         return x, routes
+
+    def during(self, call: Callable[[], T]) -> T:
+        """`call()`, inside what counts as a forward pass of this module: where shards gather its own weights."""
+        return call()
 
     def compile_blocks(self) -> None:
         """Compile each block; blocks of one kind share their code. Weights keep their names.

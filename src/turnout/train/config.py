@@ -21,6 +21,7 @@ LOG_USAGE = "log_usage"
 PRECISIONS = ("fp32", "tf32", "bf16", "bf16_stream")
 DECAYS = ("constant", "cosine", "wsd")
 OPTIMIZERS = ("adamw", "muon")
+PARALLEL = ("ddp", "fsdp")
 
 
 def _require(ok: bool, what: str, expected: str) -> None:
@@ -233,7 +234,8 @@ class LoopConfig:
         capacity: rows per sequence in the skipping phase; None = exact on a CPU, and on a GPU the smallest power of two
             at or above twice the largest count seen (static shapes; rows past it are dropped and counted).
         cuda_graph: replay each step as one CUDA graph (GPU only).
-        savings: measure milliseconds against dense attention and the static hybrid at the end.
+        savings: measure milliseconds against dense attention and the static hybrid at the end (one process only).
+        parallel: how several processes (torchrun) share the model: "ddp" = a copy each, "fsdp" = a part each.
     """
 
     log_every: int = 25
@@ -245,8 +247,11 @@ class LoopConfig:
     capacity: int | None = None
     cuda_graph: bool = True
     savings: bool = True
+    parallel: str = "ddp"
 
     def __post_init__(self) -> None:
+        if self.parallel not in PARALLEL:
+            raise ConfigError(f"loop.parallel={self.parallel!r}{nearest(self.parallel, PARALLEL)}")
         for name in ("log_every", "eval_every", "eval_sequences", "final_sequences"):
             _require(getattr(self, name) >= 1, f"loop.{name}={getattr(self, name)}", ">= 1")
         _require(self.checkpoint_every >= 0, f"loop.checkpoint_every={self.checkpoint_every}", ">= 0")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -21,45 +22,15 @@ from turnout.tasks import Batch, Task, TextConfig
 from turnout.train import checkpoint
 from turnout.train.config import RunConfig
 from turnout.train.evaluate import evaluate, gate_map
+from turnout.train.jsonfile import read_json
 from turnout.train.kept import KeptWeights
 from turnout.train.manifest import build_manifest, git_commit
 from turnout.train.rundir import RunDir
 from turnout.train.schedule import Interval, wsd
 from turnout.train.schedules import build_schedule
 from turnout.train.step import Stepper
+from turnout.train.surroundings import Interrupted, View, pick_device
 from turnout.train.throughput import Throughput
-
-
-class View(Protocol):
-    """What shows progress: gets every metrics line."""
-
-    def update(self, record: dict[str, Any]) -> None: ...
-
-
-class Interrupted(Exception):
-    """Ctrl-C: the interval was finished and a checkpoint written; resume to go on.
-
-    Attributes:
-        step: steps done.
-        run: the folder to resume, None when there is none.
-    """
-
-    def __init__(self, step: int, run: RunDir | None) -> None:
-        super().__init__(
-            f"stopped after step {step}; {'resume to go on' if run else 'without a run folder it is lost'}"
-        )
-        self.step, self.run = step, run
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of a config; "auto" is a GPU when there is one.
-
-    Raises:
-        ConfigError: "cuda" without a GPU.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device=cuda, but PyTorch sees no GPU; use device=cpu, or install a CUDA build of torch")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 class Trainer:
@@ -81,6 +52,7 @@ class Trainer:
         self.schedule = build_schedule(config.schedule)
         self.task = self._build_task()
         self.model = CausalLM(config.model, vocab=self.task.vocab, seed=config.seed).to(self.device)
+        self._spread()
         self._check_task()
         self.gates = torch.Generator(self.device).manual_seed(config.seed * 7919 + 17)
         self.stepper = Stepper(self.model, config.optim, generator=self.gates, cuda_graph=config.loop.cuda_graph)
@@ -95,6 +67,9 @@ class Trainer:
         self.last_eval: dict[str, Any] = {}
         self.last_ms: float | None = None
         self._stop = False
+
+    def _spread(self) -> None:
+        """Spread the model over processes; here there is one."""
 
     def _build_task(self) -> Task:
         config = self.config.task
@@ -143,18 +118,29 @@ class Trainer:
                 for _ in range(min(loop.log_every, self.schedule.steps_left() or loop.log_every)):
                     self._one_step()
                 # Reading waits for the device, so that queued steps are not counted as done.
-                seen = self.stepper.read()
+                seen = self._read()
                 self._after_interval(seen, time.perf_counter() - began, self.step_count - first)
                 if stop_after is not None and self.step_count >= stop_after:
                     return {}
-                if self._stop:
+                if self._asked_to_stop():
                     self.save()
                     raise Interrupted(self.step_count, self.run_dir)
         return self._finish()
 
+    def _read(self) -> dict[str, Any]:
+        """What the steps since the last look showed, in all processes."""
+        return self.stepper.read()
+
+    def _asked_to_stop(self) -> bool:
+        return self._stop
+
+    def _draw(self, size: int) -> Batch:
+        """The next micro-batch, or this process's part of it."""
+        return self.task.train_batch(size)
+
     def _one_step(self) -> None:
         size, optim = self.batch_size(), self.config.optim
-        batches = [self._to_device(self.task.train_batch(size)) for _ in range(optim.accumulate)]
+        batches = [self._to_device(self._draw(size)) for _ in range(optim.accumulate)]
         mode = RoutingMode(skip=self.skipping, capacity=self.capacity, sample=True, generator=self.gates)
         self.stepper.step(batches, self.schedule, mode, self._lr())
         self.step_count += 1
@@ -205,7 +191,7 @@ class Trainer:
         self._choose_execution(seen)
         self._follow_length()
         every = self.config.loop.checkpoint_every
-        if self.run_dir and every and self.step_count - self.saved_at >= every and not self.schedule.done:
+        if every and self.step_count - self.saved_at >= every and not self.schedule.done:
             self.save()
 
     def _check_finite(self, seen: dict[str, Any], steps: int) -> None:
@@ -242,7 +228,7 @@ class Trainer:
         self.skipping = (skipping and self.schedule.content) or (not learned and max(usage) < below)
         if self.config.loop.capacity is not None:
             self.capacity = self.config.loop.capacity
-        elif self.device.type == "cuda" and self.skipping:
+        elif self.skipping and self._static_shapes():
             wanted = 2 ** max(3, math.ceil(math.log2(max(1, 2 * seen["most_rows"]))))
             wanted = min(wanted, self.task.length)
             # Grow at once; shrink only by a factor of four, because every new shape is captured again.
@@ -250,6 +236,10 @@ class Trainer:
                 self.capacity = wanted
         else:
             self.capacity = None
+
+    def _static_shapes(self) -> bool:
+        """Whether the number of rows must be known before they are."""
+        return self.device.type == "cuda"
 
     def _follow_length(self) -> None:
         if self.schedule.done or self.schedule.length in (None, self.task.length):
@@ -274,14 +264,18 @@ class Trainer:
             kept = ("length", "accuracy", "n", "correct", "loss", "usage", "gates_per_seq", "most_rows")
             self.stages.append({k: record[k] for k in kept} | {"step": self.step_count, "ms_per_step": self.last_ms})
         self._log(record)
-        if self.run_dir is not None:
+        if self._draws_gates():
             sequences = max(1, min(64, count))
             batch = min(size, sequences)
             gates = gate_map(self.model, self.task, sequences=sequences, batch=batch, precision=precision)
-            self.run_dir.write_gates({**where, **gates}, final=final)
+            if self.run_dir is not None:
+                self.run_dir.write_gates({**where, **gates}, final=final)
         self.last_eval = record
         graded = seen["accuracy"] if self.task.chance is not None else None
         return [] if final else self.schedule.on_eval(graded, seen["loss"])
+
+    def _draws_gates(self) -> bool:
+        return self.run_dir is not None
 
     def _eval_batch(self) -> int:
         tokens = 2**18 if self.device.type == "cuda" else 2**15
@@ -295,8 +289,9 @@ class Trainer:
         self.save()
         self._evaluate(final=True)
         summary = self.summary()
+        weights = self._weights()
         if self.run_dir is not None:
-            checkpoint.save_tensors(self.run_dir.model_path, self.model.state_dict())
+            checkpoint.save_tensors(self.run_dir.model_path, weights)
             if self.config.loop.savings:
                 from turnout.bench.savings import measure_run
 
@@ -332,24 +327,34 @@ class Trainer:
             "stages": self.stages,
         }  # fmt: skip
 
-    def save(self) -> None:
-        """Write a checkpoint; resuming from it repeats what an uninterrupted run would do, bit for bit on a CPU."""
-        if self.run_dir is None:
-            return
-        tensors = {
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """All weights, whole."""
+        return self.model.state_dict()
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint holds beside counters."""
+        return {
             **checkpoint.with_prefix("model", self.model.state_dict()),
             **checkpoint.flatten_optimizer(self.stepper.optimizer, self.model.named_parameters()),
             **checkpoint.flatten_generators({"gates": self.gates}),
             **self.kept.tensors(),
         }
-        state = {
+
+    def save(self) -> None:
+        """Write a checkpoint; resuming from it repeats what an uninterrupted run would do, bit for bit on a CPU."""
+        if self.run_dir is None:
+            return
+        self.run_dir.sync()
+        checkpoint.save(self.run_dir.checkpoint_dir, self.step_count, self._tensors(), self._state())
+        self.saved_at = self.step_count
+
+    def _state(self) -> dict[str, Any]:
+        """Counters of a checkpoint: what JSON holds."""
+        return {
             "schedule": self.schedule.state_dict(), "task": self.task.state_dict(), "skipping": self.skipping,
             "capacity": self.capacity, "clock": self.clock, "stages": self.stages, "last_ms": self.last_ms,
-            "metrics": self.run_dir.position(),
+            "metrics": 0 if self.run_dir is None else self.run_dir.position(),
         }  # fmt: skip
-        self.run_dir.sync()
-        checkpoint.save(self.run_dir.checkpoint_dir, self.step_count, tensors, state)
-        self.saved_at = self.step_count
 
     def load(self) -> None:
         """Continue from the folder's checkpoint; metrics written after it are forgotten and written again.
@@ -363,6 +368,11 @@ class Trainer:
             # Killed before the first checkpoint: start over in the same folder.
             self.run_dir.rewind(-1)
             return
+        if "parts" in read_json(self.run_dir.checkpoint_dir / "latest.json"):
+            raise CheckpointError(
+                f"the checkpoint in {self.run_dir.checkpoint_dir} was written by several processes; go on with "
+                "torchrun --nproc-per-node N -m turnout train --resume ..., for any N from 1 on"
+            )
         step, tensors, state = checkpoint.load(self.run_dir.checkpoint_dir, str(self.device))
         weights = checkpoint.section("model", tensors)
         checkpoint.check_tensors(self.model.state_dict(), weights)
@@ -370,13 +380,17 @@ class Trainer:
         checkpoint.restore_optimizer(self.stepper.optimizer, self.model.named_parameters(), tensors)
         checkpoint.restore_generators({"gates": self.gates}, tensors)
         self.kept.load(tensors)
+        self._continue(step, state)
+        self.run_dir.rewind(step, state["metrics"])
+
+    def _continue(self, step: int, state: dict[str, Any]) -> None:
+        """Take the counters of a checkpoint."""
         self.schedule.load_state_dict(state["schedule"])
         self.task = self._build_task()
         self.task.load_state_dict(state["task"])
         self.skipping, self.capacity, self.clock = state["skipping"], state["capacity"], state["clock"]
         self.stages, self.last_ms = state["stages"], state["last_ms"]
         self.step_count = self.saved_at = step
-        self.run_dir.rewind(step, state["metrics"])
 
     def _log(self, record: dict[str, Any]) -> None:
         if self.run_dir is not None:
@@ -427,6 +441,10 @@ def train(
     if isinstance(config.task, TextConfig):
         # A run folder must find its text from any working directory.
         config = replace(config, task=replace(config.task, path=str(Path(config.task.path).expanduser().resolve())))
+    if {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        from turnout.train.distributed import train_together
+
+        return train_together(config, root=root, name=name, resume=resume, view=view, command=command)
     # What can refuse the config does so before a folder exists.
     trainer = Trainer(config, None, view)
     run = trainer.run_dir = RunDir.create(

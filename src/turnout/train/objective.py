@@ -6,6 +6,7 @@ Wrappers of `torch.distributed` see every forward pass only if it goes through a
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,38 +43,47 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch, mode: RoutingMode) -> Outcome:
         """Mean cross-entropy over the batch's targets."""
-        model, config = self.model, self.config
+        config = self.config
         device = batch.tokens.device.type
         half = config.precision in ("bf16", "bf16_stream")
         with torch.autocast(device, torch.bfloat16, enabled=half, cache_enabled=False):
-            every = batch.at.shape[1] == batch.tokens.shape[1]
             targets = batch.targets.masked_fill(batch.at < 0, IGNORED)
             if not config.loss_chunk and config.precision != "bf16_stream":
-                out = model(batch.tokens, mode=mode, at=None if every else batch.at, hint=batch.hint)
-                return _graded(out.logits, targets, out.routes)
-            x = model.embed(batch.tokens)
-            if config.precision == "bf16_stream":
-                x = x.to(torch.bfloat16)
-            x, routes = model.features(x, mode=replace(mode, tokens=batch.tokens), hint=batch.hint)
-            if not every:
-                x = x.gather(1, batch.at.clamp(min=0)[..., None].expand(-1, -1, x.shape[-1]))
-            # Uncompiled, a norm of a bf16 stream by fp32 weights has no fused kernel.
-            x = model.norm(x.float() if config.precision == "bf16_stream" else x)
-            if not config.loss_chunk:
-                return _graded(model.head(x), targets, routes)
-            head = model.head
-            graded = linear_cross_entropy(
-                x.flatten(0, 1), head.weight, head.bias, targets.flatten(), chunk=config.loss_chunk,
-                compiled=config.compile,
-            )  # fmt: skip
-            return Outcome(*graded, routes)
+                at = None if _every(batch) else batch.at
+                out = self.model(batch.tokens, mode=mode, at=at, hint=batch.hint)
+                return Outcome(*_graded(out.logits, targets), out.routes)
+            return Outcome(*self.model.during(lambda: self._by_parts(batch, mode, targets)))
+
+    def _by_parts(self, batch: Batch, mode: RoutingMode, targets: Tensor) -> tuple[Any, ...]:
+        """The fields of an `Outcome`, from the parts of the model instead of its logits."""
+        model, config = self.model, self.config
+        x = model.embed(batch.tokens)
+        if config.precision == "bf16_stream":
+            x = x.to(torch.bfloat16)
+        x, routes = model.features(x, mode=replace(mode, tokens=batch.tokens), hint=batch.hint)
+        if not _every(batch):
+            x = x.gather(1, batch.at.clamp(min=0)[..., None].expand(-1, -1, x.shape[-1]))
+        # Uncompiled, a norm of a bf16 stream by fp32 weights has no fused kernel.
+        x = model.norm(x.float() if config.precision == "bf16_stream" else x)
+        if not config.loss_chunk:
+            return *_graded(model.head(x), targets), routes
+        head = model.head
+        graded = linear_cross_entropy(
+            x.flatten(0, 1), head.weight, head.bias, targets.flatten(), chunk=config.loss_chunk,
+            compiled=config.compile,
+        )  # fmt: skip
+        return *graded, routes
 
 
-def _graded(logits: Tensor, targets: Tensor, routes: list[Route | None]) -> Outcome:
+def _every(batch: Batch) -> bool:
+    return batch.at.shape[1] == batch.tokens.shape[1]
+
+
+def _graded(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     with torch.autocast(logits.device.type, enabled=False):
         wide = logits.float()
         loss = nn.functional.cross_entropy(wide.flatten(0, 1), targets.flatten())
         with torch.no_grad():
             real = targets >= 0
             correct = ((wide.argmax(-1) == targets) & real).sum()
-    return Outcome(loss, correct, real.sum(), routes)
+    return loss, correct, real.sum()

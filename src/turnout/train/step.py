@@ -110,7 +110,8 @@ class Stepper:
         limit = self.config.clip or float("inf")
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True)
         self.optimizer.step()
-        self.sums["grad_norm"] += norm
+        # A norm of shards is itself a sharded tensor.
+        self.sums["grad_norm"] += norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         self.sums["steps"] += 1
 
     def _forward_backward(self, batch: Batch, kind: str, mode: RoutingMode, scale: float) -> None:

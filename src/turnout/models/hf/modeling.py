@@ -6,7 +6,7 @@ B sequences, T tokens, E width, V vocabulary, G routing groups.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -138,11 +138,11 @@ class TurnoutForCausalLM(PreTrainedModel, GenerationMixin):
         if cache is None and use_cache:
             cache = TurnoutCache()
         if cache is None:
-            y, routes = self._whole(x, attention_mask)
+            y, routes = self._whole(x, input_ids, attention_mask)
         else:
             # The cache is written in place, which autograd cannot follow.
             with torch.no_grad():
-                y, routes = self._cached(x, attention_mask, cache)
+                y, routes = self._cached(x, input_ids, attention_mask, cache)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else None
         if isinstance(logits_to_keep, Tensor):
             y = y[:, logits_to_keep]
@@ -164,21 +164,24 @@ class TurnoutForCausalLM(PreTrainedModel, GenerationMixin):
             self._gates = torch.Generator(device).manual_seed(self.config.gate_seed)
         return RoutingMode(skip=False, sample=True, generator=self._gates)
 
-    def _whole(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, list[Route | None]]:
+    def _whole(self, x: Tensor, ids: Tensor | None, mask: Tensor | None) -> tuple[Tensor, list[Route | None]]:
         """Sequences without a past."""
-        mode = self._mode(x.device)
+        mode = replace(self._mode(x.device), tokens=ids)
         self.model.checkpointing = self.gradient_checkpointing and self.training
         if mask is None or torch.compiler.is_compiling() or bool(mask.all()):
             return self.model.features(x, mode=mode)
         first, count = spans(mask)
+        mode = replace(mode, tokens=None if ids is None else to_front(ids, first))
         y, routes = self.model.features(to_front(x, first), mode=mode)
         return to_back(y, first, count), [route_back(route, first, count) for route in routes]
 
-    def _cached(self, x: Tensor, mask: Tensor | None, cache: TurnoutCache) -> tuple[Tensor, list[Route | None]]:
+    def _cached(
+        self, x: Tensor, ids: Tensor | None, mask: Tensor | None, cache: TurnoutCache
+    ) -> tuple[Tensor, list[Route | None]]:
         """Sequences behind a cache, each piece of it on its own."""
         if not isinstance(cache, TurnoutCache):
             raise ConfigError(f"past_key_values is a {type(cache).__name__}; expected a TurnoutCache, or none")
-        mode, length = self._mode(x.device), x.shape[1]
+        mode, length = replace(self._mode(x.device), tokens=ids), x.shape[1]
         if cache.stepping and length == 1 and torch.compiler.is_compiling():
             return cache.step(self.model, x, mode=mode)
         past = cache.get_seq_length()
@@ -201,6 +204,8 @@ class TurnoutForCausalLM(PreTrainedModel, GenerationMixin):
         if past == 0 and not bool(count.all()):
             raise ShapeError("attention_mask has a sequence without a real token; expected at least one in each")
         front = to_front(x, first) if padded else x
+        if padded and ids is not None:
+            mode = replace(mode, tokens=to_front(ids, first))
         parts = cache.split(self.model, count.cpu(), x)
         if len(parts) == 1 and not padded:
             (piece, _), *_ = parts
@@ -221,7 +226,8 @@ class TurnoutForCausalLM(PreTrainedModel, GenerationMixin):
             if not count:
                 continue
             rows = piece.rows.to(x.device)
-            out, found = self.model.features(x[rows, :count], mode=mode, state=piece.state)
+            here = mode if mode.tokens is None else replace(mode, tokens=mode.tokens[rows, :count])
+            out, found = self.model.features(x[rows, :count], mode=here, state=piece.state)
             piece.length += count
             y = y.to(out.dtype)
             y[rows, :count] = out
