@@ -1,4 +1,4 @@
-"""The gallery: the figures of docs/gallery, drawn from committed results by one command, light and dark in one file each.
+"""The gallery: the figures of docs/gallery, drawn from committed results by one command, light and dark in one file.
 
 `keep` takes the last gate maps of a run into results/gates, `draw` draws everything that the results allow.
 """
@@ -92,7 +92,7 @@ def draw(out: Path, root: Path | None = None) -> list[Path]:
     lines = [
         "# Gallery",
         "",
-        "Drawn by `turnout gallery` from the committed results; the numbers are in the CSV files.",
+        "Drawn by `turnout gallery` from committed results; the numbers are in the CSV files.",
         "",
     ]
     for piece in PIECES:
@@ -162,9 +162,8 @@ def layers_figure(runs: list[Mapping[str, Any]] | list[dict[str, Any]]) -> Figur
             marks.append(text(str(layer), at, top - 8, class_="tick", text_anchor="middle"))
         for i, run in enumerate(runs):
             y = top + i * high
-            marks.append(
-                text(f"seed {run['seed']}", left - 12, y + high / 2 + 4, class_="row-label", text_anchor="end")
-            )
+            name = f"seed {run['seed']}"
+            marks.append(text(name, left - 12, y + high / 2 + 4, class_="row-label", text_anchor="end"))
             for layer, usage in enumerate(run["usage_layers"]):
                 step = gatemap.level(usage)
                 x = left + layer * each
@@ -198,6 +197,8 @@ PIECES = (
           words="Recall at distance 126: of 512 gates one stays open, in the last place that can answer: the query."),
     Piece(name="gate-map-510", draw=_gate_map("one-gate-510"),
           words="The same run at distance 510, after its length grew: one gate of 2,048."),
+    Piece(name="gate-map-510-published", draw=_gate_map("published-recipe-510"),
+          words="The published recipe at the same distance: a whole layer stays open."),
     Piece(name="open-layers", draw=_open_layers,
           words="What was published as 25 % usage is one of four layers left fully open, not a quarter of the tokens."),
     Piece(name="landscape", draw=_study("landscape"),

@@ -152,7 +152,7 @@ def transition_curves(runs: Runs) -> Figure | None:
             rows.append([name, rate, points[0][0], sum(values) / len(values), min(values), max(values)])
 
     def draw(width: float) -> str:
-        box = Box(left=46, top=28, width=width - (330 if width > 600 else 150), height=260)
+        box = Box(left=46, top=28, width=width - (390 if width > 600 else 150), height=260)
         x = linear_scale([0.0, *(row[2] for row in rows)], box.left, box.right, floor=0.0)
         panel = Panel(box=box, x=x, y=linear_scale([0.0, 1.0], box.bottom, box.top, floor=0.0))
         panel.axes(title="held-out P@k", y_unit="%", x_label="optimiser steps")
