@@ -15,6 +15,7 @@ import pytest
 from dashboard.served import Served, eval_line, event_line, serving, train_line
 from report.fake_run import Fake, write_fake_run
 from turnout.claims.store import results_dir
+from turnout.report.theme import AIR
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip("axe_core_python", reason="axe-core-python is not installed")
@@ -255,7 +256,7 @@ def test_figures_are_saved_as_svg_png_and_csv(browser: Any, served: Served, tmp_
         waiting.value.save_as(saved)
         assert saved.name == f"training.{label.lower()}" and saved.read_bytes().startswith(start)
     size = int.from_bytes((tmp_path / "training.png").read_bytes()[16:20], "big")
-    assert size == 2 * 980
+    assert size == 2 * (980 + 2 * AIR)
     context.close()
 
 

@@ -28,6 +28,7 @@ VERBS = {
     "show": "print the resolved config of a recipe, or the result of a run",
     "list": "name the recipes, routers, directions, local tracks, tasks, runs or claims",
     "report": "write one HTML page about one run, or about several compared",
+    "gallery": "draw the figures of docs/gallery from the committed results",
     "dashboard": "look at runs in a browser, live while they train",
     "reproduce": "measure published claims again",
     "claims": "print the table of claims and their verdicts",

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from turnout.claims.store import results_dir
-from turnout.dashboard import bench, budget, pareto
+from turnout.dashboard import budget, pareto
 from turnout.dashboard.folder import NotThere, RunsFolder
 from turnout.dashboard.listing import SORTS, STATES, Listing, RunLine, selected
 from turnout.dashboard.loader import Loaded, Loader
 from turnout.dashboard.savings import savings_table
-from turnout.report import controls, costs, details, gatemap, reading, savings, training
+from turnout.report import bench, controls, costs, details, gatemap, reading, savings, training
 from turnout.report.figure import Cell, Data, Figure
 from turnout.report.gates import GateSnapshot
 from turnout.report.groups import Group, colour_variables, group_runs, provenance

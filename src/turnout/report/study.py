@@ -38,7 +38,7 @@ def write_study(out: Path, root: Path | None = None) -> Path:
         raise UnsupportedError("the report needs jinja2; install it with: pip install 'turnout[report]'") from error
     root = root or results_dir()
     claims = sorted(entry.id for entry in load_claims().values() if entry.group == GROUP)
-    runs = _largest({name: records for claim_id in claims for name, records in summaries(claim_id, root).items()})
+    runs = largest({name: records for claim_id in claims for name, records in summaries(claim_id, root).items()})
     if not runs:
         raise DataError(f"{root} holds no run of the study; measure it with: turnout reproduce {GROUP}")
     figures = [landscape(runs), transition_curves(runs), spectra(runs), pareto(runs, summaries("RPC", root))]
@@ -59,7 +59,7 @@ def write_study(out: Path, root: Path | None = None) -> Path:
     return out
 
 
-def _largest(runs: Runs) -> Runs:
+def largest(runs: Runs) -> Runs:
     """Every arm at the largest scale measured, under its name without the scale; only trained or scored arms."""
     found: Runs = {}
     for scale in SCALES:
@@ -152,7 +152,7 @@ def transition_curves(runs: Runs) -> Figure | None:
             rows.append([name, rate, points[0][0], sum(values) / len(values), min(values), max(values)])
 
     def draw(width: float) -> str:
-        box = Box(left=46, top=28, width=width - (330 if width > 600 else 150), height=260)
+        box = Box(left=46, top=28, width=width - (390 if width > 600 else 150), height=260)
         x = linear_scale([0.0, *(row[2] for row in rows)], box.left, box.right, floor=0.0)
         panel = Panel(box=box, x=x, y=linear_scale([0.0, 1.0], box.bottom, box.top, floor=0.0))
         panel.axes(title="held-out P@k", y_unit="%", x_label="optimiser steps")

@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from turnout.errors import DataError
+
+AIR = 14
 Theme = Literal["light", "dark", "auto"]
 Colours = Mapping[str, str]
 
@@ -58,6 +61,8 @@ def standalone(svg: str, *, theme: Theme, light: Colours | None = None, dark: Co
         svg: the element, as `picture` writes it.
         theme: "light" or "dark": every colour is written out; "auto": the reader's system decides (browsers only).
         light, dark: further variables, such as those of the groups of a comparison.
+    Raises:
+        DataError: the element was not drawn by `picture`.
     """
     day, night = page_colours()
     day, night = {**day, **(light or {})}, {**night, **(dark or {})}
@@ -74,9 +79,13 @@ def standalone(svg: str, *, theme: Theme, light: Colours | None = None, dark: Co
         panel = colours["--panel"]
     head, _, rest = svg.partition(">")
     size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', head)
-    dimensions = f' width="{size[1]}" height="{size[2]}"' if size else ""
-    paper = f'<rect width="100%" height="100%" style="fill:{panel}"/>'
-    return f"{head}{dimensions}><style>{rules}</style>{paper}{rest}\n"
+    if size is None:
+        raise DataError("the figure has no viewBox from 0 0; draw it with turnout.report.plot.picture")
+    # On a page the figure has air around it; a file has to bring its own.
+    width, height = float(size[1]) + 2 * AIR, float(size[2]) + 2 * AIR
+    head = head.replace(size[0], f'viewBox="-{AIR} -{AIR} {width:g} {height:g}" width="{width:g}" height="{height:g}"')
+    paper = f'<rect x="-{AIR}" y="-{AIR}" width="{width:g}" height="{height:g}" style="fill:{panel}"/>'
+    return f"{head}><style>{rules}</style>{paper}{rest}\n"
 
 
 def _resolved(text: str, colours: Colours, *, dark: bool) -> str:

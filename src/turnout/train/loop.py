@@ -6,7 +6,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +31,7 @@ from turnout.train.schedules import build_schedule
 from turnout.train.step import Stepper
 from turnout.train.surroundings import Interrupted, View, pick_device
 from turnout.train.throughput import Throughput
+from turnout.train.tracking import tracked
 
 
 class Trainer:
@@ -429,12 +430,14 @@ def train(
     resume: bool = False,
     view: View | None = None,
     command: str | None = None,
+    track: Sequence[str] = (),
 ) -> tuple[RunDir, dict[str, Any]]:
     """Train `config` in a run folder below `root` and return the folder and the summary.
 
     Args:
         name: of the folder; None makes one from the recipe's name and the seed.
         resume: go on with an interrupted run of that name (the config must be the same).
+        track: trackers that get a copy of every metrics line, see `turnout.train.tracking`.
     Raises:
         ConfigError: impossible config, or the folder exists; DataError: files; Interrupted: Ctrl-C.
     """
@@ -460,7 +463,8 @@ def train(
         return run, finished
     if resume:
         trainer.load()
-    return run, trainer.train()
+    with tracked(view, track, run, trainer.step_count) as trainer.view:
+        return run, trainer.train()
 
 
 def load_model(run: RunDir) -> tuple[CausalLM, RunConfig, Task]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,6 +25,7 @@ class Options(Flags):
         name: of the run folder; without it the recipe's name, the seed and a number.
         runs: folder of all runs.
         resume: go on with the run --name, or with the last unfinished one (of the recipe with these settings).
+        track: also log to these, comma-separated: tensorboard, trackio, wandb (offline).
         dry_run: print size, operations, steps and memory; write nothing.
     """
 
@@ -33,6 +35,7 @@ class Options(Flags):
     name: str | None = None
     runs: str = "runs"
     resume: bool = False
+    track: str = ""
     dry_run: bool = False
 
 
@@ -44,13 +47,22 @@ def run(call: Call[Options]) -> Result:
         from turnout.cli.plan import plan
 
         return plan(config)
-    folder, summary = train_run(config, root, name, call, resume=options.resume)
+    from turnout.train.tracking import parse_trackers
+
+    names = parse_trackers(options.track)
+    folder, summary = train_run(config, root, name, call, resume=options.resume, track=names)
     done = Table(("result", "value"), summary_rows(summary))
     return Result(summary, [done, f"run     {folder.path}", f"report  turnout report {folder.path}"])
 
 
 def train_run(
-    config: RunConfig, root: str, name: str | None, call: Call[Any], *, resume: bool = False
+    config: RunConfig,
+    root: str,
+    name: str | None,
+    call: Call[Any],
+    *,
+    resume: bool = False,
+    track: Sequence[str] = (),
 ) -> tuple[RunDir, dict[str, Any]]:
     """Train under a live view; Ctrl-C becomes a KeyboardInterrupt that says how to go on."""
     from turnout.train.live import LiveView
@@ -59,7 +71,7 @@ def train_run(
 
     with LiveView(build_schedule(config.schedule).total_steps, enabled=False if call.options.json else None) as view:
         try:
-            return train(config, root=root, name=name, resume=resume, view=view, command=call.command)
+            return train(config, root=root, name=name, resume=resume, view=view, command=call.command, track=track)
         except Interrupted as stop:
             hint = f"; {resume_hint(stop.run)}" if stop.run else ""
             raise KeyboardInterrupt(f"stopped after step {stop.step}, all of it saved{hint}") from stop

@@ -63,7 +63,7 @@ def dispatch_figure(table: Mapping[str, Any]) -> Figure | None:
 
     def draw(width: float) -> str:
         wide = width > 600
-        box = Box(left=50, top=30, width=width - (330 if wide else 70), height=260)
+        box = Box(left=50, top=30, width=width - (360 if wide else 70), height=260)
         x = log_scale([n for _, points in lines for n, _ in points], box.left, box.right, kind="log2")
         panel = Panel(box=box, x=x, y=linear_scale([0.0, 1.0], box.bottom, box.top, floor=0.0))
         panel.axes(title="Break-even: share of rows that attend (%)", y_unit="%", x_label="keys (log₂ scale)")
