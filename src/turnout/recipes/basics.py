@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from turnout.models.config import ModelConfig
+from turnout.models.config import ModelConfig, RoutingConfig
 from turnout.recipes.registry import recipe
 from turnout.tasks import RecallConfig, RecallHardConfig, TextConfig
 from turnout.train.config import BudgetConfig, CurriculumConfig, LoopConfig, OptimConfig, RunConfig
@@ -38,7 +38,8 @@ def text(path: str, seed: int = 0) -> RunConfig:
         name="text",
         seed=seed,
         task=TextConfig(path=path),
-        model=ModelConfig(positions="rope", form="llama"),
+        # A router that sees one byte can only take all spaces or none; this one sees the past too.
+        model=ModelConfig(positions="rope", form="llama", routing=RoutingConfig(router="ema")),
         schedule=BudgetConfig(usage=0.1, steps=3000),
         optim=OptimConfig(batch=16, warmup=100, decay="cosine"),
         loop=LoopConfig(final_sequences=1024),

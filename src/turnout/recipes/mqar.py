@@ -39,8 +39,8 @@ def mqar(
         seed=seed,
         task=MQARConfig(length=length, pairs=pairs, random_filler=random_filler),
         model=ModelConfig(
-            layers=2, width=width, heads=2, layout=LAYOUTS.get(mixer, "RR"),
-            local="ssm" if mixer == STATE_SPACE else "conv:kernel=4", routing=RoutingConfig(router=router, mix="add"), positions="rope",
+            layers=2, width=width, heads=2, layout=LAYOUTS.get(mixer, "RR"), positions="rope",
+            local="ssm" if mixer == STATE_SPACE else "conv:kernel=4", routing=RoutingConfig(router=router, mix="add"),
         ),
         schedule=schedule,
         optim=OptimConfig(batch=128, lr=lr, warmup=100, decay="cosine"),

@@ -16,7 +16,7 @@ USAGE = 1 / 6
     "six layers on bytes: learned routing against its controls at one sixth of the usage",
     needs={"path": "task.path"},
 )
-def text_gpu(path: str, router: str = "linear", layout: str = "R", seed: int = 0, steps: int = 1500) -> RunConfig:
+def text_gpu(path: str, router: str = "ema", layout: str = "R", seed: int = 0, steps: int = 1500) -> RunConfig:
     """16,384 bytes a step at length 512; minutes on one GPU.
 
     Args:
@@ -43,7 +43,7 @@ def text_gpu(path: str, router: str = "linear", layout: str = "R", seed: int = 0
     "four small layers on bytes, a minute on one CPU core: learned routing against its controls at a quarter",
     needs={"path": "task.path"},
 )
-def text_cpu(path: str, router: str = "linear", layout: str = "R", seed: int = 0) -> RunConfig:
+def text_cpu(path: str, router: str = "ema", layout: str = "R", seed: int = 0) -> RunConfig:
     """2,048 bytes a step at length 128.
 
     Args:
