@@ -71,7 +71,7 @@ def _judge(seen: Summaries, what: str, asked: float) -> list[Finding]:
 
 def _learned(seen: Summaries, name: str, what: str, asked: float) -> Finding:
     learned = seen[name]
-    loss, half = mean_interval([r["loss"] for r in learned])
+    _, half = mean_interval([r["loss"] for r in learned])
     equal = {other: seen[other] for other in ("static hybrid", "random", "frozen") if other in seen}
     gaps = {other: _gap(records, learned) for other, records in equal.items()}
     verdict = "too few seeds"
