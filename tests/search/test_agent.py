@@ -72,10 +72,10 @@ def test_rewards_add_up_to_the_gain_of_the_episode() -> None:
 
 
 def test_an_agent_finds_the_rule_that_chance_does_not() -> None:
-    index, questions = hidden_rule(40, 0)
+    index, questions = hidden_rule(24, 0)
     policy = Policy(seed=0)
-    reinforce(policy, index, questions[:16], seed=0, passes=12, group=6, rate=2e-2)
-    held = questions[16:]
+    reinforce(policy, index, questions[:12], seed=0, passes=8, group=4, rate=5e-2)
+    held = questions[12:]
     best = gain(oracle, index, held)
     assert gain(policy.greedy, index, held) > 0.8 * best > 0
     assert gain(chance(0), index, held) < 0.3 * best

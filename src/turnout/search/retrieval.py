@@ -40,6 +40,8 @@ class Index:
         self.documents = list(documents)
         self.terms = [Counter(word for word in words(text) if word not in STOP) for text in documents]
         self.capitalised = [frozenset(match.lower() for match in _CAPITALISED.findall(text)) for text in documents]
+        # The beginning of a paragraph is its title.
+        self.openings = [frozenset(words(text[:60])) for text in documents]
         lengths = np.array([max(1, sum(counts.values())) for counts in self.terms], dtype=np.float64)
         norm = K1 * (1 - B + B * lengths / lengths.mean())
         postings: dict[str, list[tuple[int, int]]] = {}
@@ -140,7 +142,7 @@ class Episode:
             about = [
                 1.0, self.index.idf[term] / 10, len(places) / self.keep, 1 / (1 + places[0]),
                 float(term in self.index.capitalised[best]), math.log1p(self.index.terms[best][term]),
-                float(term in self.first_words(best)), self.steps / self.limit,
+                float(term in self.index.openings[best]), self.steps / self.limit,
             ]  # fmt: skip
             for i, operator in enumerate(OPERATORS):
                 row = np.zeros(N_FEATURES)
@@ -148,10 +150,6 @@ class Episode:
                 rows.append(row)
                 found.append((operator, term))
         return found, np.stack(rows)
-
-    def first_words(self, document: int) -> frozenset[str]:
-        """The beginning of a document, where the title is."""
-        return frozenset(words(self.index.documents[document][:60]))
 
     def step(self, action: tuple[str, str] | None) -> tuple[float, bool]:
         """Take an action: (gain of nDCG, whether the episode is over).
