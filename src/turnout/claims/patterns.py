@@ -224,6 +224,12 @@ def _mqar_arms() -> list[Arm]:
     return [arm(name, spec.replace("1024/16", "512/16")) for name, spec in specs.items()]
 
 
+def _longer(records: list[dict[str, Any]], key: str) -> str:
+    """A number of the longer evaluation of every seed, one if they agree."""
+    values = [r["longer"][key] for r in records if r.get("longer")]
+    return ", ".join(dict.fromkeys(f"{100 * v:.2f} %" if key == "accuracy" else f"{v:,}" for v in values))
+
+
 def _judge_mqar(seen: Summaries) -> list[Finding]:
     findings = []
     for arm, records in seen.items():
@@ -243,7 +249,7 @@ def _judge_mqar(seen: Summaries) -> list[Finding]:
                 interval=f"± {half:.2f} %",
                 control=f"dense {', '.join(f'{a:.2f}' for a in dense)} %",
                 verdict="holds" if reached == kept else "does not hold",
-                detail=f"{records[0]['steps']} steps",
+                detail=f"{records[0]['steps']} steps; at {_longer(records, 'length')} tokens {_longer(records, 'accuracy')}",
             )
         )
     return findings
