@@ -249,7 +249,7 @@ def _judge_mqar(seen: Summaries) -> list[Finding]:
                 interval=f"± {half:.2f} %",
                 control=f"dense {', '.join(f'{a:.2f}' for a in dense)} %",
                 verdict="holds" if reached == kept else "does not hold",
-                detail=f"{records[0]['steps']} steps; at {_longer(records, 'length')} tokens {_longer(records, 'accuracy')}",
+                detail=f"{records[0]['steps']} steps; {_longer(records, 'length')} tokens {_longer(records, 'accuracy')}",
             )
         )
     return findings
