@@ -9,7 +9,8 @@ from turnout.probe.distance import attention_distances
 from turnout.train.evaluate import evaluate
 from turnout.train.loop import Trainer
 
-LONGER = 4
+# So many times the trained length: 4,096 tokens.
+LONGER = {"text": 4, "mqar": 8}
 _LONGER_SEQUENCES = 64
 # What the attention of a dense model is held against.
 CUTS = (
@@ -33,18 +34,18 @@ class _Curve:
 
 
 def train_one(config: Any, device: str) -> dict[str, Any]:
-    """The summary of a run, with its loss by slice, its curve, and on text an evaluation at four times the length."""
+    """The summary of a run, with its loss by slice, its curve, and an evaluation at a longer length."""
     curve = _Curve()
     trainer = Trainer(replace(config, device=device, threads=1), view=curve)
     record = trainer.train()
     record |= {"slices": trainer.last_eval["slices"], "curve": curve.points, "pattern": config.model.pattern}
     if config.task.kind == "text" and config.model.pattern == "full":
         record["distances"] = _distances(trainer, CUTS)
-    if config.task.kind == "text":
-        longer = config.task.with_length(LONGER * config.task.length).build(config.seed)
-        precision = config.optim.precision
-        seen = evaluate(trainer.model, longer, sequences=_LONGER_SEQUENCES, batch=4, precision=precision)
-        record["longer"] = {"length": longer.length, "loss": seen["loss"], "slices": seen["slices"]}
+    length = LONGER.get(config.task.kind, 1) * config.task.length
+    longer = config.task.with_length(length).build(config.seed)
+    precision = config.optim.precision
+    seen = evaluate(trainer.model, longer, sequences=_LONGER_SEQUENCES, batch=4, precision=precision)
+    record["longer"] = {"length": length, "loss": seen["loss"], "accuracy": seen["accuracy"], "slices": seen["slices"]}
     return record
 
 

@@ -224,6 +224,12 @@ def _mqar_arms() -> list[Arm]:
     return [arm(name, spec.replace("1024/16", "512/16")) for name, spec in specs.items()]
 
 
+def _longer(records: list[dict[str, Any]]) -> str:
+    """Accuracy of every seed at a longer length."""
+    told = [r["longer"] for r in records if r.get("longer")]
+    return "; ".join(f"{one['length']:,} tokens {100 * one['accuracy']:.2f} %" for one in told)
+
+
 def _judge_mqar(seen: Summaries) -> list[Finding]:
     findings = []
     for arm, records in seen.items():
@@ -243,7 +249,7 @@ def _judge_mqar(seen: Summaries) -> list[Finding]:
                 interval=f"± {half:.2f} %",
                 control=f"dense {', '.join(f'{a:.2f}' for a in dense)} %",
                 verdict="holds" if reached == kept else "does not hold",
-                detail=f"{records[0]['steps']} steps",
+                detail=f"{records[0]['steps']} steps; longer, {_longer(records)}",
             )
         )
     return findings

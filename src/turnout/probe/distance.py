@@ -6,7 +6,7 @@ B batch, L layers, H query heads, T rows, S keys, N distance bins.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -101,8 +101,6 @@ def reachable(config: ModelConfig, length: int) -> list[dict[str, Any]]:
     A position counts where some head of the layer reads it with a weight above `NEGLIGIBLE`, undecayed scores equal;
     sight passes from layer to layer through the positions between. Learned patterns are taken as they start.
     """
-    seen = torch.zeros(length, dtype=torch.bool)
-    seen[-1] = True
     found = []
     sights = [_sight(config, layer, length) for layer in range(config.layers)]
     for depth in range(1, config.layers + 1):
@@ -129,8 +127,6 @@ def _passed(
     config: ModelConfig, spec: str, layer: int, length: int, device: torch.device, *, one: bool = False
 ) -> Tensor:
     """Share of an undecayed weight that a pattern lets through, [H, T, S]; `one`: spec is that of the layer alone."""
-    from dataclasses import replace
-
     made = replace(config, pattern=spec, **({"layers": 1, "layout": "A"} if one else {"layout": "A"}))
     pattern = build_pattern(made, 0 if one else layer)
     if pattern is None:

@@ -77,8 +77,8 @@ def search(
     feasible = [(score, choice) for choice, score in seen if score.cost <= budget]
     if not feasible:
         raise ConfigError(
-            f"search budget={budget}: none of {len(seen) - 1} choices was cheap enough; spend more evaluations, raise the "
-            f"price (now {scorer.price}) or the budget"
+            f"search budget={budget}: none of {len(seen) - 1} choices was cheap enough; spend more evaluations, "
+            f"raise the price (now {scorer.price}) or the budget"
         )
     score, choice = max(feasible, key=lambda pair: pair[0].reward)
     curve, best = [], -float("inf")

@@ -148,7 +148,7 @@ def test_gated_windows_close_the_share_of_heads_that_is_asked_and_keep_the_usefu
     """Head 0 must copy a far value, head 1 a near one: the budget of one window goes to head 1."""
     torch.manual_seed(0)
     context = PatternContext(width=WIDTH, heads=2, kv_heads=2, head_dim=DIM)
-    pattern = PATTERNS.build("gated_window:size=2,sinks=0,closed=0.5,steps=60,speed=50", context=context)
+    pattern = PATTERNS.build("gated_window:size=2,sinks=0,closed=0.5,steps=30,speed=50", context=context)
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(pattern.parameters(), lr=2e-3)
     x = torch.zeros(4, 12, WIDTH)
@@ -156,7 +156,7 @@ def test_gated_windows_close_the_share_of_heads_that_is_asked_and_keep_the_usefu
     q[..., 0] = 9.0
     k = torch.zeros(4, 12, 2, DIM)
     k[:, 0, 0, 0] = 9.0
-    for _ in range(120):
+    for _ in range(60):
         v = torch.randn(4, 12, 2, DIM, generator=generator)
         k[:, :, 1, 0] = torch.arange(12) * 3.0
         mode = RoutingMode(sample=True, generator=generator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -278,3 +279,22 @@ def test_the_cost_can_be_counted_without_weights(spec: str) -> None:
     with torch.device("meta"):
         model = CausalLM(tiny(layout="A", pattern=spec), vocab=VOCAB)
     assert 0 < model.block_flops(32, [1.0, 1.0]) <= CausalLM(tiny(layout="A"), vocab=VOCAB).block_flops(32, [1.0, 1.0])
+
+
+@pytest.mark.parametrize("spec", lively())
+def test_training_reads_no_value_on_the_host(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the device without values any look at one fails; a captured step on a GPU must not look either."""
+
+    def stand_in(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
+        decay = options.get("log_decay")
+        return q + 0 * (k.sum() + v.sum()) + (0 if decay is None else 0 * decay.sum())
+
+    monkeypatch.setattr("turnout.layers.reading.attend", stand_in)
+    # Torch has no autocast for this device.
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    with torch.device("meta"):
+        model = CausalLM(tiny(layout="A", pattern=spec), vocab=VOCAB).train()
+        logits = model(torch.zeros(2, 16, dtype=torch.int64), mode=RoutingMode(skip=False)).logits
+        extra = model.pattern_penalty()
+        (logits.sum() + (0.0 if extra is None else extra)).backward()
+    assert model.embed.weight.grad is not None
