@@ -25,7 +25,7 @@ WORDS = "the cat sat on the mat and saw the other cat that sat on the mat . "
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """One seed of each arm, trained for six steps on three domains of a few kilobytes."""
+    """One seed of each arm, trained for two steps on three domains of a few kilobytes."""
     root = tmp_path_factory.mktemp("text")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TURNOUT_CACHE", str(root / "cache"))
@@ -35,9 +35,9 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
             for part in range(2):
                 text = (WORDS[i * 7 :] + f"{name} {part} ") * 40
                 (root / "mixture" / name / f"{part}.txt").write_text(text)
-        small = replace(recipes.SIZES["cpu"], layers=2, width=32, length=16, batch=4, steps=6, warmup=1, hidden=8)
+        small = replace(recipes.SIZES["cpu"], layers=2, width=16, length=16, batch=4, steps=2, warmup=1, hidden=8)
         patch.setitem(recipes.SIZES, "cpu", small)
-        sizes = study.StudySize(honest=8, positions=4, sequences=8, batch=8, texts=48, copies=4, draws=2)
+        sizes = study.StudySize(honest=8, positions=4, sequences=8, batch=8, texts=48, copies=4, draws=1)
         patch.setattr(study, "StudySize", lambda **_: sizes)
         out = root / "results"
         found: dict[str, list[dict[str, Any]]] = {}

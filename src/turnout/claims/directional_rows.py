@@ -35,6 +35,10 @@ def values(records: list[Record], *path: str | int) -> list[float]:
     return found
 
 
+def _half(half: float, unit: str = "") -> str:
+    return f"± {half:.3f}{unit}" if math.isfinite(half) else "one seed"
+
+
 def _verdict(holds: bool, partly: bool = False) -> str:
     return "holds" if holds else "holds with changes" if partly else "does not hold"
 
@@ -116,7 +120,7 @@ def _gain(seen: Summaries) -> list[Finding]:
         Finding(
             statement="causal directional routing (prefix) beats a baseline with as many parameters",
             quoted="(ours) the control that is missing", measured=f"perplexity {100 * mean:.2f} % lower",
-            n=len(gains["matched"]), interval=f"± {100 * half:.2f} %",
+            n=len(gains["matched"]), interval=_half(100 * half, " %"),
             control="lower than " + "; ".join(f"{n} by {words(g, '.2f', 100)} %" for n, g in gains.items()),
             verdict=_verdict(mean > (half if math.isfinite(half) else 0.0)),
         )
@@ -135,7 +139,7 @@ def _last(seen: Summaries) -> list[Finding]:
         Finding(
             statement="no gain where nothing can leak: loss at the last token of a window, published router",
             quoted="no gain on multiple-choice benchmarks", measured=f"{mean:+.3f} nats better than the baseline",
-            n=len(gains), interval=f"± {half:.3f}",
+            n=len(gains), interval=_half(half),
             control="; ".join(f"{name} {words(values(r, 'honest', 'last'))}" for name, r in seen.items()),
             verdict=_verdict(mean <= (half if math.isfinite(half) else 0.0)),
             detail="64 windows a seed; the benchmarks themselves need a larger model",
@@ -166,16 +170,16 @@ def _ablation(seen: Summaries, action: str, statement: str, quoted: str) -> list
             verdict=_verdict(factor >= 100, factor >= 2),
             detail="holds from a factor of 100 on, with changes from 2",
         ))  # fmt: skip
-        share = [
-            math.log(max(m, 1e-9)) / math.log(z) for m, z in zip(times("mean"), times(action), strict=True) if z > 1
-        ]
-        if share and action == "zero":
+        # Of next to nothing no share can be taken.
+        pairs = zip(times("mean"), times(action), strict=True)
+        share = [math.log(m) / math.log(z) for m, z in pairs if z > 1.05]
+        if len(share) == len(plain) and action == "zero":
             found.append(Finding(
                 statement=f"what routing-off destroys is what r says about the input, not a constant map ({name})",
                 quoted="(implied) routing is what the model computes with",
-                measured=f"the mean of r keeps all but {words(share, '.1f', 100)} % of the loss that r = 0 adds",
+                measured=f"r at its mean adds {words(share, '.1f', 100)} % of the loss that r = 0 adds",
                 n=len(share), interval=f"shares {', '.join(f'{100 * s:.1f}' for s in share)} %",
-                control="mean ablation is the control itself", verdict=_verdict(_mean(share) >= 0.5),
+                control="the data-set mean of r is itself the control", verdict=_verdict(_mean(share) >= 0.5),
             ))  # fmt: skip
     return found
 

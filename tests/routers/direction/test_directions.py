@@ -93,7 +93,7 @@ def test_steps_and_segments_are_the_whole_sequence(name: str, layout: str, granu
         assert_same(logits, whole, terms=2 * terms_of(model.config))
 
 
-@pytest.mark.parametrize("pattern", ["window:size=4", "alibi"])
+@pytest.mark.parametrize("pattern", ["window:size=4", "alibi", "top_blocks:block=2,keep=2"])
 @pytest.mark.parametrize("layout", ["A", "R"])
 def test_directions_go_with_patterns(layout: str, pattern: str) -> None:
     model = directed("prefix", layout=layout, pattern=pattern)
