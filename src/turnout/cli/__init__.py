@@ -23,6 +23,7 @@ VERBS = {
     "train": "train a recipe, or go on with an interrupted run",
     "sweep": "train many seeds or settings of a recipe, and print one table",
     "eval": "score a trained run, also at another length or with a control for a router",
+    "gather": "stream a dataset of the Hugging Face hub to local text",
     "generate": "continue text with a trained run or an exported model",
     "export": "write a run as a folder that Hugging Face's Auto classes read",
     "show": "print the resolved config of a recipe, or the result of a run",

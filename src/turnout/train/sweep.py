@@ -95,8 +95,8 @@ def run_sweep(
     done = {point.name: _read(point, root) for point in found}
     wanted = [point for point in found if done[point.name] is None]
     outcomes = {p.name: Outcome(p, summary) for p in found if (summary := done[p.name]) is not None}
-    for point, error in _BACKENDS[backend](recipe, wanted, root, jobs):
-        outcomes[point.name] = Outcome(point, _read(point, root), error)
+    for point, complaint in _BACKENDS[backend](recipe, wanted, root, jobs):
+        outcomes[point.name] = Outcome(point, _read(point, root), complaint)
         write_tables(root, recipe, [outcomes[p.name] for p in found if p.name in outcomes])
         tell(outcomes[point.name])
     ordered = [outcomes[point.name] for point in found]

@@ -10,9 +10,9 @@ import torch
 
 from turnout.cli import main
 from turnout.errors import CheckpointError
-from turnout.models.pretrained import load_pretrained
 from turnout.recipes import get_recipe
 from turnout.train.loop import load_model, train
+from turnout.train.pretrained import load_pretrained
 from turnout.train.rundir import RunDir
 
 SETTINGS = {

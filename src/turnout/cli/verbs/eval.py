@@ -27,12 +27,16 @@ class Options(Flags):
     """Evaluate the trained weights of a run, with deterministic decisions. Without options: the run's final evaluation.
 
     Args:
-        run: name or path of a finished run.
+        run: name or path of a finished run; with --lambada and --lm-eval also a folder that turnout export wrote.
         length: tokens a sequence; without it the length trained last.
         sequences: how many; without it as many as the run's final evaluation.
         router: put this control in the place of the trained router: always, never, random:p=0.01, periodic:period=64,
             oracle, or shuffled (the trained decisions given to another sequence).
         honest: add the perplexity of each position with only its prefix given to the model, beside the usual one.
+        lengths: score text in windows of these lengths too, separated by commas.
+        routed: group the losses of single tokens by how many layers attended.
+        lambada: score the last words of the passages in this file (.jsonl or text) instead.
+        lm_eval: score these tasks of lm-eval (extra eval) instead, separated by commas.
         device: auto, cpu or cuda.
         runs: folder of all runs.
     """
@@ -43,6 +47,10 @@ class Options(Flags):
     sequences: int | None = None
     router: str | None = None
     honest: bool = False
+    lengths: str | None = None
+    routed: bool = False
+    lambada: str | None = None
+    lm_eval: str | None = None
     device: str = "auto"
     runs: str = "runs"
 
@@ -53,6 +61,10 @@ def run(call: Call[Options]) -> Result:
     from turnout.train.loop import load_model, pick_device
 
     options = call.options
+    if options.lambada is not None or options.lm_eval is not None:
+        from turnout.cli.eval_text import text_measures
+
+        return text_measures(options)
     folder = trained(find_run(options.run, options.runs))
     if options.sequences is not None and options.sequences < 1:
         raise ConfigError(f"--sequences={options.sequences}; expected >= 1")
@@ -82,6 +94,18 @@ def run(call: Call[Options]) -> Result:
 
         data["honest"], more = honest(model.eval(), task, min(sequences, HONEST_SEQUENCES))
         tables += more
+    if options.lengths is not None:
+        from turnout.cli.eval_text import by_length
+
+        data["lengths"], table = by_length(
+            model, task, options.lengths, sequences=sequences, precision=precision, seed=config.seed
+        )
+        tables.append(table)
+    if options.routed:
+        from turnout.cli.eval_text import by_route
+
+        data["by_route"], table = by_route(model, task, sequences=sequences)
+        tables.append(table)
     return Result(data, tables)
 
 

@@ -103,8 +103,8 @@ def load(word: str, runs: str) -> tuple[CausalLM, Tokenizer, int]:
     Raises:
         DataError: no such thing, no text model, or a tokenizer that does not belong to the model.
     """
-    from turnout.models.pretrained import is_pretrained, load_pretrained
     from turnout.tasks.tokenizer import read_tokenizer
+    from turnout.train.pretrained import is_pretrained, load_pretrained
 
     if is_pretrained(word):
         model, config = load_pretrained(word)

@@ -13,13 +13,15 @@ from turnout.cli.result import Result
 from turnout.errors import UnsupportedError
 
 STUDY = "routing-paradox"
+BILL = "inference"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options(Flags):
     """Write a report: accuracy, usage and cost over steps, the gate map, measured savings.
 
-    `turnout report routing-paradox` writes the page of that study from the committed results.
+    `turnout report routing-paradox` writes the page of that study from the committed results; `turnout report
+    inference` that of the inference bill and of the trained language models.
 
     Args:
         run: names or paths of runs; several are compared on one page.
@@ -39,6 +41,11 @@ def run(call: Call[Options]) -> Result:
         from turnout.report.study import write_study
 
         page = write_study(Path(call.options.out or f"{STUDY}.html"))
+        return Result({"report": page, "runs": []}, [f"report  {page}"])
+    if call.options.run == (BILL,) and not is_run(BILL, call.options.runs):
+        from turnout.report.bill import write_bill
+
+        page = write_bill(Path(call.options.out or f"{BILL}.html"))
         return Result({"report": page, "runs": []}, [f"report  {page}"])
     folders = [find_run(word, call.options.runs).path for word in call.options.run]
     page = report_writer()(folders, Path(call.options.out) if call.options.out else None)

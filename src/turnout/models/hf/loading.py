@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from turnout.errors import CheckpointError
-from turnout.models.pretrained import INDEX, shard_names
+from turnout.models.weight_files import INDEX, shard_names
 
 
 def check_files(folder: Any) -> None:

@@ -17,10 +17,10 @@ from turnout.config import from_dict
 from turnout.errors import CheckpointError, ConfigError
 from turnout.models.causal_lm import CausalLM
 from turnout.models.config import ModelConfig
+from turnout.models.weight_files import shard_names
 from turnout.train.checkpoint import check_tensors, load_tensors
 
 PREFIX = "model."
-INDEX = "model.safetensors.index.json"
 
 
 def is_pretrained(path: str | Path) -> bool:
@@ -58,29 +58,6 @@ def load_pretrained(folder: str | Path) -> tuple[CausalLM, dict[str, Any]]:
     check_tensors(model.state_dict(), weights)
     model.load_state_dict(weights)
     return model.eval(), config
-
-
-def shard_names(folder: Path) -> list[str]:
-    """File names of the weights.
-
-    Raises:
-        CheckpointError: the index is damaged, or a file that it names is missing.
-    """
-    index = folder / INDEX
-    if not index.is_file():
-        names = ["model.safetensors"]
-    else:
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"{index} is damaged ({error}); copy the folder again, or export it again") from error
-    missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
-    if missing:
-        raise CheckpointError(
-            f"{folder} lacks {len(missing)} of {len(names)} files of weights ({', '.join(missing[:3])}); copy the "
-            "whole folder again, or export it again"
-        )
-    return names
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
