@@ -1,6 +1,7 @@
 # make demo   train, route, report: the whole library in a few minutes on two CPU cores
 # make test   lint, types and tests
 # make test-browser   the dashboard's tests in a headless Chromium
+# make test-notebooks   run docs/notebooks
 # make test-gpu   the tests that need an NVIDIA GPU
 # All build .venv first (make install) and need only Python 3.11 or newer with pip.
 
@@ -39,6 +40,10 @@ test: lint
 # The dashboard in a headless Chromium: every view, live, exports, keyboard, accessibility.
 test-browser: install
 	$(BIN)/pytest -q -m browser
+
+# The notebooks of docs/notebooks, from their first cell to their last.
+test-notebooks: install
+	$(BIN)/pytest -q -m notebook
 
 # On a machine with an NVIDIA GPU: the compiled kernels, their memory, graphs and determinism.
 test-gpu: install
