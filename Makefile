@@ -13,7 +13,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
 PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c '$(NEW_ENOUGH)' 2>/dev/null && echo "$$p" && break; done)
 
-.PHONY: install demo test test-browser test-gpu lint clean
+.PHONY: install demo test test-browser test-notebooks test-gpu lint clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
