@@ -77,7 +77,9 @@ def test_a_kept_map_is_that_of_the_length_that_was_asked_for(tmp_path: Path) -> 
 def test_the_verb_keeps_draws_and_names_what_belongs_together(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_fake_run(tmp_path / "runs" / "a", Fake(name="a", layers=2, steps=400))
+    run = write_fake_run(tmp_path / "runs" / "a", Fake(name="a", layers=2, steps=400))
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps(manifest | {"format": 1}))
     words = [
         "gallery",
         "--runs",
