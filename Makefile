@@ -1,6 +1,7 @@
 # make demo   train, route, report: the whole library in a few minutes on two CPU cores
 # make test   lint, types and tests
 # make test-browser   the dashboard's tests in a headless Chromium
+# make test-notebooks   run docs/notebooks
 # make test-gpu   the tests that need an NVIDIA GPU
 # All build .venv first (make install) and need only Python 3.11 or newer with pip.
 
@@ -12,7 +13,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
 PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c '$(NEW_ENOUGH)' 2>/dev/null && echo "$$p" && break; done)
 
-.PHONY: install demo test test-browser test-gpu lint clean
+.PHONY: install demo test test-browser test-notebooks test-gpu lint clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -39,6 +40,10 @@ test: lint
 # The dashboard in a headless Chromium: every view, live, exports, keyboard, accessibility.
 test-browser: install
 	$(BIN)/pytest -q -m browser
+
+# The notebooks of docs/notebooks, from their first cell to their last.
+test-notebooks: install
+	$(BIN)/pytest -q -m notebook
 
 # On a machine with an NVIDIA GPU: the compiled kernels, their memory, graphs and determinism.
 test-gpu: install

@@ -19,7 +19,7 @@ from turnout.dashboard.folder import NotThere, RunsFolder
 from turnout.dashboard.listing import SORTS, STATES, Listing, RunLine, selected
 from turnout.dashboard.loader import Loaded, Loader
 from turnout.dashboard.savings import savings_table
-from turnout.report import bench, controls, costs, details, gatemap, reading, savings, training
+from turnout.report import bench, bill, controls, costs, details, gatemap, reading, savings, training
 from turnout.report.figure import Cell, Data, Figure
 from turnout.report.gates import GateSnapshot
 from turnout.report.groups import Group, colour_variables, group_runs, provenance
@@ -343,8 +343,7 @@ def inference_view(site: Site, query: Query) -> View:
     """The bill of inference, from whatever rows are committed."""
     rows, notes = bench.read_rows(site.results / "bench")
     mine = bench.of_verb(rows, "inference")
-    figure = bench.bill_figure(mine)
     table = bench.plain_table(mine, "inference")
     values = {"rows": mine, "table": table, "notes": notes, "where": str(site.results / "bench")}
-    return View(template="inference.html.j2", title="Inference bill", values=values, figures=[figure] if figure else [],
+    return View(template="inference.html.j2", title="Inference bill", values=values, figures=bill.bill_figures(mine),
                 tables=[table] if mine else [])  # fmt: skip

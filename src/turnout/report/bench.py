@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 from turnout.report.figure import Cell, Data, Figure
 from turnout.report.palette import layer_inks
 from turnout.report.plot import Box, Panel, both_sizes, picture
-from turnout.report.run import flatten, number
-from turnout.report.svg import linear_scale, log_scale, tag, text
+from turnout.report.run import flatten
+from turnout.report.svg import linear_scale, log_scale
 
 Row = dict[str, Any]
 _NOISE = ("versions", "commit", "created", "threads", "host_cores", "status", "reason", "points", "ratio")
@@ -150,59 +149,6 @@ def plain_table(rows: Sequence[Row], name: str) -> Data:
     columns = [key for key in columns if any(row.get(key) not in (None, "") for row in flat)]
     cells = [[_cell(row.get(key)) for key in columns] for row in flat]
     return Data(name=name, columns=columns, rows=cells)
-
-
-def bill_figure(rows: Sequence[Row]) -> Figure | None:
-    """Whatever the rows have in common that is a time or a cost, as one dot a row on a log axis."""
-    keys = ("ms_per_token", "ms", "tokens_per_s", "usd_per_million_tokens", "joules_per_token")
-    key = next((k for k in keys if sum(not math.isnan(number(row, k)) for row in rows) >= 2), None)
-    if key is None:
-        return None
-    shown = [row for row in rows if number(row, key) > 0]
-    names = [_name(row) for row in shown]
-    values = [number(row, key) for row in shown]
-    inks = {
-        arm: ink for arm, ink in zip(dict.fromkeys(str(r.get("arm", "")) for r in shown), layer_inks(12), strict=False)
-    }
-
-    def draw(width: float) -> str:
-        left, pitch = (360.0, 20.0) if width > 600 else (170.0, 20.0)
-        box = Box(left=left, top=26, width=width - left - 70, height=pitch * len(shown))
-        panel = Panel(box=box, x=log_scale(values, box.left, box.right), y=linear_scale([0, 1], box.top, box.bottom))
-        marks = [text(f"{key.replace('_', ' ')} (log scale)", 4, 14, class_="panel-title")]
-        for value in panel.x.ticks(6):
-            marks.append(tag("line", class_="grid", x1=panel.x(value), x2=panel.x(value), y1=box.top, y2=box.bottom))
-            marks.append(text(f"{value:g}", panel.x(value), box.bottom + 15, class_="tick", text_anchor="middle"))
-        panel.marks = marks
-        for i, (row, name, value) in enumerate(zip(shown, names, values, strict=True)):
-            y = box.top + (i + 0.5) * pitch
-            item = inks.get(str(row.get("arm", "")))
-            colour = f"light-dark({item.light},{item.dark})" if item else "var(--accent)"
-            cut = name if width > 600 or len(name) < 26 else name[:24] + "…"
-            marks.append(text(cut, box.left - 8, y + 4, class_="row-label", text_anchor="end"))
-            marks.append(tag("circle", class_="dot", cx=panel.x(value), cy=y, r=4.0, style=f"fill:{colour}"))
-            marks.append(text(f"{value:.3g}", panel.x(value) + 8, y + 4, class_="tick"))
-        label = f"{key} of {len(shown)} measured cases"
-        return picture(width, box.bottom + 26, marks, label=label)
-
-    wide, narrow = both_sizes(draw)
-    return Figure(
-        title=f"Inference: {key.replace('_', ' ')}",
-        wide=wide,
-        narrow=narrow,
-        caption="One dot a measured case, in the order of the file. The table below has every column.",
-        data=Data(
-            name="inference_bill", columns=["case", key], rows=[[n, v] for n, v in zip(names, values, strict=True)]
-        ),
-    )
-
-
-def _name(row: Row) -> str:
-    case = row.get("case")
-    parts = [str(row.get("arm", ""))]
-    if isinstance(case, dict):
-        parts += [f"{key} {case[key]}" for key in ("n", "length", "batch", "p", "step", "model") if key in case]
-    return ", ".join(part for part in parts if part)
 
 
 def _cell(value: Any) -> Cell:

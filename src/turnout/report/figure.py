@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from turnout.report.theme import standalone
 from turnout.train.atomic import write_file
 
 Cell = str | float | int | bool | None
@@ -81,6 +82,10 @@ class Figure:
     narrow: str
     caption: str
     data: Data
+
+    def _repr_svg_(self) -> str:
+        """The figure in a notebook."""
+        return standalone(self.wide, theme="light")
 
 
 def _written(cell: Cell) -> str:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,13 @@ from turnout.claims.routing_paradox import GROUP
 from turnout.claims.store import read_json, results_dir, summaries
 from turnout.errors import DataError
 from turnout.report import bench, gatemap
-from turnout.report.figure import Data, Figure
+from turnout.report.figure import Cell, Data, Figure
 from turnout.report.gates import parse_gates
 from turnout.report.numbers import percent
 from turnout.report.palette import layer_inks
-from turnout.report.plot import both_sizes, picture
+from turnout.report.plot import Box, Panel, both_sizes, picture
 from turnout.report.run import Run, load_run
-from turnout.report.svg import tag, text
+from turnout.report.svg import linear_scale, tag, text
 from turnout.report.theme import standalone
 from turnout.train.atomic import write_file
 from turnout.train.jsonfile import write_json
@@ -192,6 +193,59 @@ def layers_figure(runs: list[Mapping[str, Any]] | list[dict[str, Any]]) -> Figur
     )
 
 
+def _leak(root: Path) -> Figure | None:
+    """Teacher-forced beside prefix-honest loss of every arm of directional routing."""
+    arms = {
+        name: [record["study"]["honest"] for record in records if record.get("study", {}).get("honest")]
+        for name, records in summaries("DR1", root).items()
+    }
+    means = {
+        name: tuple(math.fsum(row[key] for row in rows) / len(rows) for key in ("teacher_forced", "honest"))
+        for name, rows in arms.items()
+        if rows
+    }
+    if not means:
+        return None
+
+    def drawn(width: float) -> str:
+        left, pitch = 150.0, 30.0
+        box = Box(left=left, top=34, width=width - left - 110, height=pitch * len(means))
+        x = linear_scale([value for pair in means.values() for value in pair], box.left, box.right)
+        panel = Panel(box=box, x=x, y=linear_scale([0.0, 1.0], box.top, box.bottom, floor=0.0))
+        panel.marks.append(text("loss (nats per token): hollow teacher-forced, filled prefix-honest", 4, 16,
+                                class_="panel-title"))  # fmt: skip
+        for value in x.ticks(6):
+            panel.marks.append(tag("line", class_="grid", x1=x(value), x2=x(value), y1=box.top, y2=box.bottom))
+            panel.marks.append(text(f"{value:g}", x(value), box.bottom + 16, class_="tick", text_anchor="middle"))
+        for i, (name, (forced, honest)) in enumerate(means.items()):
+            y = box.top + (i + 0.5) * pitch
+            colour = "var(--bad)" if honest - forced > 1e-3 else "var(--accent)"
+            panel.marks.append(text(name, left - 12, y + 4, class_="row-label", text_anchor="end"))
+            line = f"M{x(forced):.1f} {y:.1f}L{x(honest):.1f} {y:.1f}"
+            panel.marks.append(tag("path", class_="whisker", d=line, style=f"stroke:{colour}"))
+            hollow = f"fill:var(--panel);stroke:{colour};stroke-width:1.6"
+            panel.marks.append(tag("circle", class_="dot", cx=x(forced), cy=y, r=4.4, style=hollow))
+            panel.marks.append(tag("circle", class_="dot", cx=x(honest), cy=y, r=4.4, style=f"fill:{colour}"))
+            gap = f"gap {honest - forced:+.4f}"
+            panel.marks.append(text(gap, max(x(forced), x(honest)) + 10, y + 4, class_="tick"))
+        told = "; ".join(f"{name}: {forced:.4f} and {honest:.4f}" for name, (forced, honest) in means.items())
+        return picture(width, box.bottom + 30, panel.marks, label=f"Teacher-forced and prefix-honest loss. {told}.")
+
+    wide, narrow = both_sizes(drawn)
+    seeds = {len(rows) for rows in arms.values() if rows}
+    rows: list[list[Cell]] = [
+        [name, len(arms[name]), forced, honest, honest - forced] for name, (forced, honest) in means.items()
+    ]
+    return Figure(
+        title="The leak of directional routing",
+        wide=wide,
+        narrow=narrow,
+        caption="Teacher-forced: the whole window at once, where a router that pools over it sees the future. "
+        f"Prefix-honest: every prefix on its own, as in generation. Means over {min(seeds)} to {max(seeds)} seeds.",
+        data=Data(name="leak", columns=["arm", "seeds", "teacher_forced", "honest", "gap"], rows=rows),
+    )
+
+
 PIECES = (
     Piece(name="gate-map-126", draw=_gate_map("one-gate-126"),
           words="Recall at distance 126: of 512 gates one stays open, in the last place that can answer: the query."),
@@ -205,6 +259,8 @@ PIECES = (
           words="What routes by content and what sits on its chance line, one row a mechanism."),
     Piece(name="transitions", draw=_study("transition_curves"),
           words="Routing is learned in a jump, with attention before the router and without."),
+    Piece(name="leak", draw=_leak,
+          words="Only the published router scores better when it may see what comes after."),
     Piece(name="break-even", draw=_break_even,
           words="Below its line the routed kernel is faster than the fastest dense attention."),
 )  # fmt: skip
