@@ -19,7 +19,7 @@ from turnout.dashboard.folder import NotThere, RunsFolder
 from turnout.dashboard.listing import SORTS, STATES, Listing, RunLine, selected
 from turnout.dashboard.loader import Loaded, Loader
 from turnout.dashboard.savings import savings_table
-from turnout.report import bench, bill, controls, costs, details, gatemap, reading, savings, training
+from turnout.report import bench, bill_curves, controls, costs, details, gatemap, reading, savings, training
 from turnout.report.figure import Cell, Data, Figure
 from turnout.report.gates import GateSnapshot
 from turnout.report.groups import Group, colour_variables, group_runs, provenance
@@ -345,5 +345,5 @@ def inference_view(site: Site, query: Query) -> View:
     mine = bench.of_verb(rows, "inference")
     table = bench.plain_table(mine, "inference")
     values = {"rows": mine, "table": table, "notes": notes, "where": str(site.results / "bench")}
-    return View(template="inference.html.j2", title="Inference bill", values=values, figures=bill.bill_figures(mine),
+    return View(template="inference.html.j2", title="Inference bill", values=values, figures=bill_curves.bill_figures(mine),
                 tables=[table] if mine else [])  # fmt: skip
