@@ -103,7 +103,7 @@ def _dq_block(
     v = key_tile(v_base, stride_vt, kv_row, kv_column, first_key, n_keys, D, BD, BN, MASKED, TMA)
     score = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     if DECAY:
-        score = fold_scores(score, row_hi, row_lo, hi_base, lo_base, key, n_keys, scale, DECAY)
+        score = fold_scores(score, row_hi, row_lo, hi_base, lo_base, key, first_key, n_keys, scale, DECAY)
         weight = tl.exp2(score - lse[:, None])
     else:
         weight = tl.exp2(score * scale - lse[:, None])
@@ -241,7 +241,7 @@ def dq_kernel(
 
 @triton.jit
 def _dkdv_tile(
-    dk, dv, dc, k, v, key, key_hi, key_lo, first, n_packed, batch64, packed_head, rows_base, starts_base, q_base,
+    dk, dv, dc, k, v, key, of_key, first_hi, first_lo, first, n_packed, batch64, packed_head, rows_base, starts_base, q_base,
     grad_base, q_matrix, grad_matrix, q_row, q_column, lse_base, delta_base, stride_qt, stride_qh, hi_base, lo_base,
     n_rows, n_keys, window, sinks, scale,
     HEADS: tl.constexpr, PACK: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
@@ -288,7 +288,8 @@ def _dkdv_tile(
     if DECAY:
         row_hi = tl.load(hi_base + row, mask=row >= 0, other=0.0)
         row_lo = tl.load(lo_base + row, mask=row >= 0, other=0.0)
-        score = score * scale + ((row_hi[None, :] - key_hi[:, None]) + (row_lo[None, :] - key_lo[:, None]))
+        of_row = (row_hi - first_hi) + (row_lo - first_lo)
+        score = score * scale + (of_row[None, :] + of_key[:, None])
         weight = tl.exp2(score - lse[None, :])
     else:
         weight = tl.exp2(score * scale - lse[None, :])
@@ -405,12 +406,15 @@ def dkdv_kernel(
         grad_base = grad_ptr + (batch64 * n_rows * HEADS + packed_head * PACK) * D
         row_base = (batch64 * PACKED_HEADS + packed_head) * n_rows * PACK
         lse_base, delta_base = lse_ptr + row_base, delta_ptr + row_base
-        hi_base, lo_base, key_hi, key_lo = hi_ptr, lo_ptr, hi_ptr, lo_ptr
+        hi_base, lo_base, of_key, first_hi, first_lo = hi_ptr, lo_ptr, hi_ptr, hi_ptr, lo_ptr
         if DECAY:
             hi_base = hi_ptr + (batch64 * HEADS + packed_head) * n_keys
             lo_base = lo_ptr + (batch64 * HEADS + packed_head) * n_keys
             key_hi = tl.load(hi_base + key, mask=key < n_keys, other=0.0)
             key_lo = tl.load(lo_base + key, mask=key < n_keys, other=0.0)
+            # As in fold_scores: what a pair adds is split at the block's first key.
+            first_hi, first_lo = tl.load(hi_base + first_key), tl.load(lo_base + first_key)
+            of_key = (first_hi - key_hi) + (first_lo - key_lo)
         dc = tl.zeros([BN], tl.float32)
         if KEY_BLOCK > 0:
             # Tiles that chose the block, in ascending order: entries bound[n] to bound[n + 1] of the inverse list.
@@ -424,7 +428,7 @@ def dkdv_kernel(
                 first = tl.load(entry_ptr + pair * n_entries + entry) * TILE
                 stop = tl.minimum(first + TILE, n_packed)
                 dk, dv, dc = _dkdv_tile(
-                    dk, dv, dc, k, v, key, key_hi, key_lo, first, stop, batch64, packed_head,
+                    dk, dv, dc, k, v, key, of_key, first_hi, first_lo, first, stop, batch64, packed_head,
                     rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
                     lse_base, delta_base, stride_qt, stride_qh, hi_base,
                     lo_base, n_rows, n_keys, window, sinks, scale,
@@ -444,7 +448,7 @@ def dkdv_kernel(
                 full_stop = tl.minimum(tl.maximum(full_stop, mask_end), start + each)
             for first in tl.range(start, tl.minimum(mask_end, stop), BM):
                 dk, dv, dc = _dkdv_tile(
-                    dk, dv, dc, k, v, key, key_hi, key_lo, first, n_packed, batch64, packed_head,
+                    dk, dv, dc, k, v, key, of_key, first_hi, first_lo, first, n_packed, batch64, packed_head,
                     rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
                     lse_base, delta_base, stride_qt, stride_qh, hi_base,
                     lo_base, n_rows, n_keys, window, sinks, scale,
@@ -452,7 +456,7 @@ def dkdv_kernel(
                 )  # fmt: skip
             for first in tl.range(mask_end, tl.minimum(full_stop, stop), BM):
                 dk, dv, dc = _dkdv_tile(
-                    dk, dv, dc, k, v, key, key_hi, key_lo, first, n_packed, batch64, packed_head,
+                    dk, dv, dc, k, v, key, of_key, first_hi, first_lo, first, n_packed, batch64, packed_head,
                     rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
                     lse_base, delta_base, stride_qt, stride_qh, hi_base,
                     lo_base, n_rows, n_keys, window, sinks, scale,
@@ -460,7 +464,7 @@ def dkdv_kernel(
                 )  # fmt: skip
             for first in tl.range(full_stop, stop, BM):
                 dk, dv, dc = _dkdv_tile(
-                    dk, dv, dc, k, v, key, key_hi, key_lo, first, n_packed, batch64,
+                    dk, dv, dc, k, v, key, of_key, first_hi, first_lo, first, n_packed, batch64,
                     packed_head, rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
                 lse_base, delta_base, stride_qt,
                     stride_qh, hi_base, lo_base, n_rows, n_keys, window, sinks, scale,

@@ -46,7 +46,7 @@ def _fold_block(
     key = first_key + tl.arange(0, BN)
     k = key_tile(k_base, stride_kt, kv_row, kv_column, first_key, n_keys, D, BD, BN, MASKED, TMA)
     score = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    score = fold_scores(score, row_hi, row_lo, hi_base, lo_base, key, n_keys, scale, DECAY)
+    score = fold_scores(score, row_hi, row_lo, hi_base, lo_base, key, first_key, n_keys, scale, DECAY)
     if MASKED:
         seen = visible(
             row[:, None], key[None, :], low if low is None else low[:, None], window, sinks, WINDOW, SINKS, STARTS

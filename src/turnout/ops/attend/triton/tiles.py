@@ -89,15 +89,19 @@ def visible(row, key, low, window, sinks, WINDOW: tl.constexpr, SINKS: tl.conste
 
 
 @triton.jit
-def fold_scores(score, row_hi, row_lo, hi_base, lo_base, key, n_keys, scale, DECAY: tl.constexpr):
+def fold_scores(score, row_hi, row_lo, hi_base, lo_base, key, first_key, n_keys, scale, DECAY: tl.constexpr):
     """Scores of rows × keys: base 2 and with the decay c_t − c_s if there is one, else unscaled products.
 
-    c is a sum of two float32, so that the difference of two large sums carries only its own rounding.
+    c is a sum of two float32, so that the difference of two large sums carries only its own rounding. It is split at
+    the tile's first key f into (c_t − c_f) + (c_f − c_s): one number a row and one a key, and one sum a pair.
     """
     if DECAY:
+        first_hi, first_lo = tl.load(hi_base + first_key), tl.load(lo_base + first_key)
         key_hi = tl.load(hi_base + key, mask=key < n_keys, other=0.0)
         key_lo = tl.load(lo_base + key, mask=key < n_keys, other=0.0)
-        score = score * scale + ((row_hi[:, None] - key_hi[None, :]) + (row_lo[:, None] - key_lo[None, :]))
+        of_row = (row_hi - first_hi) + (row_lo - first_lo)
+        of_key = (first_hi - key_hi) + (first_lo - key_lo)
+        score = score * scale + (of_row[:, None] + of_key[None, :])
     return score
 
 
