@@ -45,7 +45,7 @@ def test_the_tallest_tiles_fit_their_devices(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_decay_has_room_in_the_tiles_for_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    check([(kernel, getattr(LEAN[2, 128], kernel), 2, 128, "decay", 90) for kernel in KERNELS], monkeypatch)
+    check([(kernel, getattr(LEAN["hopper"][2, 128], kernel), 2, 128, "decay", 90) for kernel in KERNELS], monkeypatch)
 
 
 @EVERY
@@ -67,10 +67,10 @@ def test_every_tile_fits_its_devices(name: str, monkeypatch: pytest.MonkeyPatch)
 def test_every_tile_for_options_fits_every_device(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
     check(
         [
-            (kernel, getattr(plan, kernel), itemsize, width, option, capability)
+            (kernel, getattr(plan, kernel), itemsize, width, option, CAPABILITY[name])
             for kernel in KERNELS
-            for (itemsize, width), plan in LEAN.items()
-            for capability in CAPABILITY.values()
+            for name, plans in LEAN.items()
+            for (itemsize, width), plan in plans.items()
         ],
         monkeypatch,
     )

@@ -96,14 +96,23 @@ TABLES: dict[str, dict[str, Table]] = {
     name: {kernel: table[kernel] | _SINGLE[kernel] for kernel in table}
     for name, table in (("hopper", _HOPPER), ("ampere", _AMPERE))
 }
-# Masks, decay and lists hold registers of their own: one tile that leaves room for them, on every part.
-LEAN: dict[tuple[int, int], Plan] = {
+# Masks, decay and lists hold registers of their own: one tile that leaves room for them.
+_LEAN: dict[tuple[int, int], Plan] = {
     (2, 64): Plan(Tile(64, 64, 8, 2), Tile(64, 64, 8, 2), Tile(32, 64, 8, 1)),
     (2, 128): Plan(Tile(64, 32, 4, 2), Tile(64, 64, 8, 2), Tile(32, 64, 8, 1)),
     (2, 256): Plan(Tile(64, 32, 8, 2), Tile(16, 32, 8, 1), Tile(16, 32, 8, 1)),
     (4, 64): Plan(Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), Tile(16, 32, 8, 1)),
     (4, 128): Plan(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)),
     (4, 256): Plan(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)),
+}
+# Products that read shared memory leave twice the keys room in registers.
+LEAN: dict[str, dict[tuple[int, int], Plan]] = {
+    "ampere": _LEAN,
+    "hopper": _LEAN
+    | {
+        (2, 64): Plan(Tile(64, 64, 4, 3, tma=1), Tile(64, 64, 4, 2, tma=1), _LEAN[2, 64].dkdv),
+        (2, 128): Plan(Tile(64, 64, 4, 3, tma=1), Tile(64, 64, 4, 2, tma=1), _LEAN[2, 128].dkdv),
+    },
 }
 
 
@@ -140,7 +149,7 @@ def choose_plan(name: str, itemsize: int, width: int, n_packed: int, *, lean: bo
     """
     key = (itemsize, max(padded(width), 64))
     if lean:
-        return LEAN[key]
+        return LEAN[name][key]
     tables = TABLES[name]
     return Plan(*(_tallest_useful(tables[kernel][key], n_packed) for kernel in ("forward", "dq", "dkdv")))
 
