@@ -33,20 +33,26 @@ class _Curve:
             self.points.append((record["step"], record["loss"]))
 
 
-def train_one(config: Any, device: str) -> dict[str, Any]:
-    """The summary of a run, with its loss by slice, its curve, and an evaluation at a longer length."""
-    curve = _Curve()
-    trainer = Trainer(replace(config, device=device, threads=1), view=curve)
-    record = trainer.train()
-    record |= {"slices": trainer.last_eval["slices"], "curve": curve.points, "pattern": config.model.pattern}
-    if config.task.kind == "text" and config.model.pattern == "full":
-        record["distances"] = _distances(trainer, CUTS)
+def look(trainer: Trainer) -> dict[str, Any]:
+    """What the claims about patterns want to know of a trained run: loss by slice, distances, and a longer length."""
+    config, text = trainer.config, trainer.config.task.kind == "text"
+    found: dict[str, Any] = {"slices": trainer.last_eval["slices"], "pattern": config.model.pattern}
+    if text and config.model.pattern == "full":
+        found["distances"] = _distances(trainer, CUTS)
     length = LONGER.get(config.task.kind, 1) * config.task.length
     longer = config.task.with_length(length).build(config.seed)
     precision = config.optim.precision
     seen = evaluate(trainer.model, longer, sequences=_LONGER_SEQUENCES, batch=4, precision=precision)
-    record["longer"] = {"length": length, "loss": seen["loss"], "accuracy": seen["accuracy"], "slices": seen["slices"]}
-    return record
+    found["longer"] = {"length": length, "loss": seen["loss"], "accuracy": seen["accuracy"], "slices": seen["slices"]}
+    return found
+
+
+def train_one(config: Any, device: str) -> dict[str, Any]:
+    """The summary of a run with its curve of evaluations."""
+    curve = _Curve()
+    trainer = Trainer(replace(config, device=device, threads=1), view=curve)
+    record = trainer.train()
+    return record | {"slices": trainer.last_eval["slices"], "curve": curve.points, "pattern": config.model.pattern}
 
 
 def _distances(trainer: Trainer, cuts: tuple[str, ...]) -> dict[str, Any]:

@@ -45,12 +45,18 @@ def _path() -> str:
     return os.environ.get("TURNOUT_TEXT", "data/mixture")
 
 
-def train_with_slices(configs: list[Any], device: str) -> list[dict[str, Any]]:
-    """Train seeds one after the other; each record also has the loss by domain and position, the curve and a longer
-    evaluation, and a dense model the distances at which it attends."""
+def with_curve(configs: list[Any], device: str) -> list[dict[str, Any]]:
+    """Train seeds one after the other; each record also has the curve of its evaluations."""
     from turnout.claims.pattern_runs import train_one
 
     return [train_one(config, device) for config in configs]
+
+
+def look(trainer: Any) -> dict[str, Any]:
+    """Loss by domain and position, a longer evaluation, and of a dense model the distances at which it attends."""
+    from turnout.claims.pattern_runs import look as look_at
+
+    return look_at(trainer)
 
 
 def _text_arm(name: str, pattern: str, **options: Any) -> Arm:
@@ -63,7 +69,7 @@ def _text_arm(name: str, pattern: str, **options: Any) -> Arm:
             return replace(small, loop=replace(small.loop, eval_sequences=8, final_sequences=32))
         return pattern_gpu(_path(), pattern=pattern, seed=seed, **options)
 
-    return Arm(name=name, config=config, control=name in DENSE, together=train_with_slices)
+    return Arm(name=name, config=config, control=name in DENSE, after=look)
 
 
 def _text_arms() -> list[Arm]:
@@ -206,7 +212,7 @@ def _mqar_arms() -> list[Arm]:
                 return replace(small, optim=replace(small.optim, precision="fp32"))
             return pattern_mqar(pattern=pattern, seed=seed)
 
-        return Arm(name=name, config=config, control=name == "dense", together=train_with_slices)
+        return Arm(name=name, config=config, control=name == "dense", after=look)
 
     chosen = (
         "window 64",
@@ -264,7 +270,7 @@ def _small_arms() -> list[Arm]:
         _text_arm(f"{name}, 1 MB, weight decay 1", specs[name], max_mb=1.0, weight_decay=1.0)
         for name in ("dense", "forgetting")
     ]
-    return [*arms, *strong]
+    return [replace(arm, after=None, together=with_curve) for arm in (*arms, *strong)]
 
 
 def tokens_to(record: dict[str, Any], target: float) -> float:

@@ -15,7 +15,7 @@ from turnout.errors import UnsupportedError
 from turnout.layers.dilation import dilated
 from turnout.ops.attend import attend
 from turnout.ops.attend.decode import decode_attend
-from turnout.ops.attend.reference import suppress_directions
+from turnout.ops.attend.reference import sum_decay, suppress_directions
 from turnout.routers.direction import Cut
 from turnout.routers.pattern.decay import log_threshold
 from turnout.routers.pattern.reach import Blend, Blocks, Prune, Reach, TopBlocks
@@ -80,7 +80,7 @@ def step(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor, *, impl: s
             "of DecodeStep"
         )
     if not reach.parts:
-        total = None if reach.log_decay is None else reach.log_decay.double().cumsum(1)
+        total = None if reach.log_decay is None else sum_decay(reach.log_decay).contiguous()
         directions, amount = (None, None) if cut is None else cut
         return decode_attend(
             q, k, v, rows, total_decay=total, window=reach.window, sinks=reach.sinks, directions=directions,
@@ -110,7 +110,7 @@ def first_keys(log_decay: Tensor, rows: Tensor, groups: int, prune: Prune, head_
     start_t = min j with sum_{j<i<=t} log_decay_i >= delta; the decay falls with distance, so what is skipped is the
     beginning of the sequence.
     """
-    grown = -log_decay.detach().double().cumsum(1).transpose(1, 2).contiguous()
+    grown = -log_decay.detach().double().transpose(1, 2).contiguous().cumsum(-1)
     n_batch, heads, _ = grown.shape
     at = rows.expand(n_batch, -1, -1).repeat_interleave(heads // rows.shape[1], 1).clamp(min=0)
     least = grown.gather(2, at) + log_threshold(prune, head_dim**-0.5)
@@ -120,7 +120,8 @@ def first_keys(log_decay: Tensor, rows: Tensor, groups: int, prune: Prune, head_
 
 def _shorten(x: Tensor, cap: float) -> Tensor:
     """Vectors no longer than `cap`."""
-    norm = x.float().norm(dim=-1, keepdim=True) if x.dtype != torch.float64 else x.norm(dim=-1, keepdim=True)
+    number = torch.float64 if x.dtype == torch.float64 else torch.float32
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=number)
     return x * (cap / norm.clamp(min=cap)).to(x.dtype)
 
 

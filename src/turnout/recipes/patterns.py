@@ -22,7 +22,7 @@ def positions_of(pattern: str) -> str:
     needs={"path": "task.path"},
 )
 def pattern_gpu(
-    path: str, pattern: str = "full", seed: int = 0, steps: int = 1200, max_mb: float | None = None,
+    path: str, pattern: str = "full", seed: int = 0, steps: int = 800, max_mb: float | None = None,
     weight_decay: float = 0.1,
 ) -> RunConfig:  # fmt: skip
     """16,384 bytes a step; about 20 seconds on one GPU.
@@ -41,7 +41,7 @@ def pattern_gpu(
         optim=OptimConfig(
             batch=16, lr=2e-3, warmup=100, decay="cosine", precision="bf16", weight_decay=weight_decay
         ),
-        loop=LoopConfig(eval_every=100, eval_sequences=128, final_sequences=1024, savings=False, checkpoint_every=0),
+        loop=LoopConfig(eval_every=100, eval_sequences=64, final_sequences=512, savings=False, checkpoint_every=0),
     )  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def pattern_cpu(path: str, pattern: str = "full", seed: int = 0, steps: int = 60
 
 @recipe("pattern_mqar", "MQAR at a length of choice: which patterns lose which associations")
 def pattern_mqar(
-    pattern: str = "full", seed: int = 0, length: int = 512, pairs: int = 32, steps: int = 2000
+    pattern: str = "full", seed: int = 0, length: int = 512, pairs: int = 32, steps: int = 1200
 ) -> RunConfig:
     """Two layers of width 128; gaps between a pair and its query are uniform."""
     return RunConfig(

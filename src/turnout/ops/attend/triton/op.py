@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from turnout.ops.attend.call import Call
+from turnout.ops.attend.reference import total_decay
 from turnout.ops.attend.triton.backward import backward
 from turnout.ops.attend.triton.configs import Plan, numbers_of
 from turnout.ops.attend.triton.forward import forward
@@ -117,7 +118,7 @@ def triton_attend(call: Call, tiles: Plan | None = None) -> Tensor:
         blocks, n_blocks = chosen_blocks(
             call.keys, call.positions(), row_block=call.row_block, key_block=call.key_block, n_keys=k.shape[1]
         )
-    total = None if call.log_decay is None else call.log_decay.double().cumsum(1)
+    total = None if call.log_decay is None else total_decay(call)
     numbers = [] if tiles is None else numbers_of(tiles)
     tensors = (q, k, v, call.rows, call.starts, total, blocks, n_blocks, call.directions, call.suppress)
     rest = (call.window or 0, call.sinks, scale, call.key_block, call.row_block, numbers)
