@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from turnout.cli.result import Table
 from turnout.errors import ConfigError
 
-Shown = tuple[Any, list[Table]]
+
+class Shown(NamedTuple):
+    """One view: its data, its tables, and what a bar chart of it shows: (name, value) pairs and the axis."""
+
+    data: Any
+    tables: list[Table]
+    bars: Sequence[tuple[str, float]]
+    axis: str
 
 
 def show(what: str, model: Any, task: Any, sequences: int) -> Shown:
@@ -19,6 +27,18 @@ def show(what: str, model: Any, task: Any, sequences: int) -> Shown:
         ConfigError: an unknown view (names the nearest), or one of directions for a model without them.
     """
     return VIEWS[what](model, task, sequences)
+
+
+def draw(path: Path, shown: Shown, title: str) -> Path:
+    """Write a view's bar chart as SVG, and its numbers beside it as CSV."""
+    from turnout.report.bars import Bar, bar_chart
+    from turnout.report.figure import Data
+    from turnout.train.atomic import write_file
+
+    bars = [Bar(name, value, f"{value:.4g}") for name, value in shown.bars]
+    write_file(path, bar_chart(bars, title=title, axis=shown.axis).encode())
+    Data(name=path.stem, columns=("name", shown.axis), rows=[list(pair) for pair in shown.bars]).write(path.parent)
+    return path
 
 
 def honest(model: Any, task: Any, sequences: int) -> Shown:
@@ -31,7 +51,10 @@ def honest(model: Any, task: Any, sequences: int) -> Shown:
     rows += [(r["domain"], *_pair(r), f"{r['n']:,}") for r in found["by_domain"]]
     gap, error = found["gap"], found["gap_stderr"]
     title = f"perplexity; prefix-honest loss is {gap:+.4f} ± {1.96 * error:.4f} nats above teacher-forced"
-    return found, [Table(("where", "teacher-forced", "prefix-honest", "difference", "targets"), rows, title)]
+    places = [found, *found["by_length"], *found["by_domain"]]
+    bars = [(row[0], place["honest"] - place["teacher_forced"]) for row, place in zip(rows, places, strict=True)]
+    table = Table(("where", "teacher-forced", "prefix-honest", "difference", "targets"), rows, title)
+    return Shown(found, [table], bars, "prefix-honest minus teacher-forced loss, nats a token")
 
 
 def _pair(row: dict[str, Any]) -> tuple[str, str, str]:
@@ -50,7 +73,8 @@ def lens(model: Any, task: Any, sequences: int) -> Shown:
         (name, f"{r['loss']:.3f}", f"{r['accuracy']:.3f}", f"{r['agreement']:.3f}")
         for name, r in zip(names, found, strict=True)
     ]
-    return found, [Table(("after", "loss", "accuracy", "agreement"), rows, "logit lens")]
+    bars = [(name, r["loss"]) for name, r in zip(names, found, strict=True)]
+    return Shown(found, [Table(("after", "loss", "accuracy", "agreement"), rows, "logit lens")], bars, "loss, nats")
 
 
 def attribution(model: Any, task: Any, sequences: int) -> Shown:
@@ -62,7 +86,7 @@ def attribution(model: Any, task: Any, sequences: int) -> Shown:
     rows = [(name, f"{value:+.3f}") for name, value in found["parts"].items()]
     rows += [(f"total with {key}", f"{found[key]['total']:+.3f}") for key in ("r = 0", "r = mean") if key in found]
     title = "direct logit attribution, logit minus mean logit"
-    return found, [Table(("part", "contribution"), rows, title)]
+    return Shown(found, [Table(("part", "contribution"), rows, title)], list(found["parts"].items()), "logit")
 
 
 def copying(model: Any, task: Any, sequences: int) -> Shown:
@@ -73,13 +97,10 @@ def copying(model: Any, task: Any, sequences: int) -> Shown:
     taps, _ = _taps(model, task, sequences)
     found = measure(taps, task, StudySize(copies=sequences))
     skip = ("heads", "length", "chance")
-    rows = [
-        (name, f"{100 * (sum(v) / len(v) if isinstance(v, list) else v):.1f} %")
-        for name, v in found.items()
-        if name not in skip
-    ]
+    bars = [(n, sum(v) / len(v) if isinstance(v, list) else v) for n, v in found.items() if n not in skip]
+    rows = [(name, f"{100 * value:.1f} %") for name, value in bars]
     title = f"induction, copies of {found['length']} tokens, chance {100 * found['chance']:.1f} %"
-    return found, [Table(("model", "accuracy"), rows, title)]
+    return Shown(found, [Table(("model", "accuracy"), rows, title)], bars, "accuracy on the second copy")
 
 
 def facts(model: Any, task: Any, sequences: int) -> Shown:
@@ -91,7 +112,8 @@ def facts(model: Any, task: Any, sequences: int) -> Shown:
         raise ConfigError(f"task {task.config.kind!r} has no text to encode; facts are for runs on text")
     found = measure(Taps(model), task.encode)
     rows = [(r["prompt"], r["answer"], f"{r['p']:.2e}", str(r["rank"])) for r in found]
-    return found, [Table(("prompt", "answer", "P(answer)", "rank of its first token"), rows)]
+    table = Table(("prompt", "answer", "P(answer)", "rank of its first token"), rows)
+    return Shown(found, [table], [(r["prompt"] + r["answer"], r["p"]) for r in found], "P(answer)")
 
 
 def domains(model: Any, task: Any, sequences: int) -> Shown:
@@ -104,7 +126,43 @@ def domains(model: Any, task: Any, sequences: int) -> Shown:
     if not found:
         raise ConfigError("this text has one domain only (a domain is a first folder below its path)")
     rows = [(name, f"{100 * value:.1f} %") for name, value in found["accuracy"].items()]
-    return found, [Table(("feature", "accuracy"), rows, f"leave-one-out nearest centroid, texts {found['texts']}")]
+    table = Table(("feature", "accuracy"), rows, f"leave-one-out nearest centroid, texts {found['texts']}")
+    return Shown(found, [table], list(found["accuracy"].items()), "accuracy")
+
+
+def regimes(model: Any, task: Any, sequences: int) -> Shown:
+    """By layer: mean and variance of r over texts, and heads whose r differs between domains."""
+    from turnout.probe.directional import StudySize, layer_regimes
+    from turnout.probe.geometry import directions_of
+
+    taps, _ = _taps(model, task, sequences)
+    directions_of(taps)
+    found = layer_regimes(taps, task, StudySize(texts=max(96, sequences)))
+    rows = [
+        (str(r["layer"]), f"{r['mean']:.3f}", f"{r['variance']:.2e}", f"{r['specialists']} of {r['heads']}")
+        for r in found
+    ]
+    bars = [(f"layer {r['layer']}", r["variance"]) for r in found]
+    return Shown(found, [Table(("layer", "mean r", "variance of r", "specialist heads"), rows)], bars, "variance of r")
+
+
+def vocabulary(model: Any, task: Any, sequences: int) -> Shown:
+    """The tokens that each direction of the last layer writes most and least."""
+    from turnout.probe.geometry import directions_of, vocabulary_projection
+
+    taps, _ = _taps(model, task, sequences)
+    layer = int(taps.find("hook_r")[-1].split(".")[1]) if taps.find("hook_r") else 0
+    scores = vocabulary_projection(taps, layer, directions_of(taps)[-1]).cpu()
+    found: list[dict[str, Any]] = []
+    for head, of_head in enumerate(scores):
+        for k, values in enumerate(of_head):
+            order = values.argsort(descending=True).tolist()
+            words = [[task.decode_token(i) for i in some] for some in (order[:8], order[::-1][:8])]
+            top = float(values.max())
+            found.append({"layer": layer, "head": head, "k": k, "most": words[0], "least": words[1], "top": top})
+    rows = [(f"L{r['layer']}H{r['head']}K{r['k']}", " ".join(r["most"]), " ".join(r["least"])) for r in found]
+    bars = [(row[0], r["top"]) for row, r in zip(rows, found, strict=True)]
+    return Shown(found, [Table(("direction", "writes", "its opposite writes"), rows)], bars, "largest logit")
 
 
 def geometry(model: Any, task: Any, sequences: int) -> Shown:
@@ -115,7 +173,8 @@ def geometry(model: Any, task: Any, sequences: int) -> Shown:
     directions = directions_of(taps)
     learned, null = cosines(directions), random_cosines(tuple(directions.shape))
     rows = [(name, f"{v:.5f}", f"{null[name][0]:.5f} to {null[name][1]:.5f}") for name, v in learned.items()]
-    return {"learned": learned, "random": null}, [Table(("cosine", "learned", "random"), rows)]
+    table = Table(("cosine", "learned", "random"), rows)
+    return Shown({"learned": learned, "random": null}, [table], list(learned.items()), "cosine")
 
 
 def steering(model: Any, task: Any, sequences: int) -> Shown:
@@ -128,7 +187,9 @@ def steering(model: Any, task: Any, sequences: int) -> Shown:
     found = measure(taps, task, batches, 5)
     rows = [("intact", f"{found['plain']:.5f}"), ("its directions at r = 1", f"{found['steered']:.5f}")]
     rows += [("random directions at r = 1", f"{value:.5f}") for value in found["random"]]
-    return found, [Table(("model", f"P({found['class']})"), rows, f"layer, head, direction: {found['picks']}")]
+    bars = [(name, float(value)) for name, value in rows]
+    table = Table(("model", f"P({found['class']})"), rows, f"layer, head, direction: {found['picks']}")
+    return Shown(found, [table], bars, f"P({found['class']})")
 
 
 def _taps(model: Any, task: Any, sequences: int) -> Any:
@@ -139,5 +200,17 @@ def _taps(model: Any, task: Any, sequences: int) -> Any:
 
 
 VIEWS: dict[str, Callable[[Any, Any, int], Shown]] = {
-    view.__name__: view for view in (honest, lens, attribution, copying, facts, domains, geometry, steering)
+    view.__name__: view
+    for view in (
+        honest,
+        lens,
+        attribution,
+        copying,
+        facts,
+        domains,
+        regimes,
+        vocabulary,
+        geometry,
+        steering,
+    )
 }

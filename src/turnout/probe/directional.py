@@ -84,7 +84,10 @@ def study(model: CausalLM, task: Task, size: StudySize | None = None, *, seed: i
             found |= {
                 "routing": routing_ablations(taps, batches, size.draws),
                 "layers": layer_ablations(taps, batches),
-                "regimes": {"trained": _regimes(taps, task, size), "untrained": _regimes(Taps(twin), task, size)},
+                "regimes": {
+                    "trained": layer_regimes(taps, task, size),
+                    "untrained": layer_regimes(Taps(twin), task, size),
+                },
                 "geometry": geometry(taps, Taps(twin)),
                 "steering": steering(taps, task, batches, size.draws),
             }
@@ -251,7 +254,8 @@ def domains(taps: Taps, task: Task, size: StudySize) -> dict[str, Any]:
     return {"texts": counts.tolist(), "accuracy": classify(features)}
 
 
-def _regimes(taps: Taps, task: Task, size: StudySize) -> list[dict[str, Any]]:
+def layer_regimes(taps: Taps, task: Task, size: StudySize) -> list[dict[str, Any]]:
+    """`regimes` of held-out windows."""
     features = text_features(taps, _texts(task, size), task.vocab)
     return regimes(features["r"], features["domain"])
 

@@ -85,15 +85,20 @@ def test_what_is_not_there_is_a_usage_error(
 
 
 @pytest.mark.parametrize("view", list(VIEWS))
-def test_every_view_of_a_run_is_a_table_and_json(capsys: pytest.CaptureFixture[str], runs: Path, view: str) -> None:
-    code, text, _ = call(capsys, runs, "probe", "a", "--show", view)
+def test_every_view_of_a_run_is_a_table_a_figure_and_json(
+    capsys: pytest.CaptureFixture[str], runs: Path, view: str, tmp_path: Path
+) -> None:
+    picture = tmp_path / f"{view}.svg"
+    code, text, _ = call(capsys, runs, "probe", "a", "--show", view, "--figure", str(picture))
     assert code == 0 and len(text.splitlines()) > 2
+    bars = picture.with_suffix(".csv").read_text().splitlines()[1:]
+    assert picture.read_text().count("<rect") == 1 + len(bars) > 1
     code, text, _ = call(capsys, runs, "probe", "a", "--show", view, "--json")
     assert code == 0 and json.loads(text)["show"] == view
 
 
 def test_a_view_of_directions_needs_directions(capsys: pytest.CaptureFixture[str], runs: Path) -> None:
-    for view in ("geometry", "steering"):
+    for view in ("geometry", "steering", "regimes", "vocabulary"):
         code, _, error = call(capsys, runs, "probe", "plain", "--show", view)
         assert code == 2 and "no directions" in error
 

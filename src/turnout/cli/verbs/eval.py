@@ -92,8 +92,9 @@ def run(call: Call[Options]) -> Result:
     if options.honest:
         from turnout.cli.study import honest
 
-        data["honest"], more = honest(model.eval(), task, min(sequences, HONEST_SEQUENCES))
-        tables += more
+        shown = honest(model.eval(), task, min(sequences, HONEST_SEQUENCES))
+        data["honest"] = shown.data
+        tables += shown.tables
     if options.lengths is not None:
         from turnout.cli.eval_text import by_length
 

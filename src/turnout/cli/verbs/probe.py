@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from turnout.cli.find import find_config, find_run, is_run, trained
@@ -18,7 +19,8 @@ class Options(Flags):
     Args:
         what: a finished run, or a recipe (its model with fresh weights; settings may be changed).
         show: layers, or another view of a run on text: honest (perplexity with the future taken away), lens,
-            attribution, copying (induction), facts, domains, geometry and steering (of directions).
+            attribution, copying (induction), facts, domains; of directions: regimes, vocabulary, geometry, steering.
+        figure: write a bar chart of that view to this SVG file, and its numbers beside it as CSV.
         sequences: held-out sequences that are read.
         runs: folder of all runs.
     """
@@ -26,9 +28,20 @@ class Options(Flags):
     positional: ClassVar[tuple[str, ...]] = ("what",)
     overridable: ClassVar[bool] = True
     what: str
-    show: Literal["layers", "honest", "lens", "attribution", "copying", "facts", "domains", "geometry", "steering"] = (
-        "layers"
-    )
+    show: Literal[
+        "layers",
+        "honest",
+        "lens",
+        "attribution",
+        "copying",
+        "facts",
+        "domains",
+        "regimes",
+        "vocabulary",
+        "geometry",
+        "steering",
+    ] = "layers"
+    figure: str | None = None
     sequences: int = 64
     runs: str = "runs"
 
@@ -51,10 +64,15 @@ def run(call: Call[Options]) -> Result:
         task = config.task.build(config.seed)
         model = CausalLM(config.model, vocab=config.task.vocab, seed=config.seed)
     if options.show != "layers":
-        from turnout.cli.study import show
+        from turnout.cli.study import draw, show
 
-        shown, tables = show(options.show, model.eval(), task, options.sequences)
-        return Result({"what": options.what, "show": options.show, "found": shown}, tables)
+        shown = show(options.show, model.eval(), task, options.sequences)
+        parts: list[str | Table] = [*shown.tables]
+        if options.figure is not None:
+            parts.append(f"figure  {draw(Path(options.figure), shown, f'{options.what}: {options.show}')}")
+        return Result({"what": options.what, "show": options.show, "found": shown.data}, parts)
+    if options.figure is not None:
+        raise ConfigError("--figure draws the views of --show other than layers; choose one of those")
     twin = CausalLM(config.model, vocab=model.vocab, seed=config.seed)
     found = probe_layers(model.cpu().eval(), task, sequences=options.sequences)
     null = probe_layers(twin.eval(), task, sequences=options.sequences)

@@ -17,8 +17,9 @@ from turnout.errors import ConfigError, UnsupportedError, nearest
 from turnout.ops.attend.breakeven import break_even
 from turnout.ops.attend.call import Call, check_call
 from turnout.ops.attend.gathered import gathered_attend, scattered_attend
-from turnout.ops.attend.reference import reference_attend, suppress_directions
+from turnout.ops.attend.reference import reference_attend
 from turnout.ops.attend.triton.support import why_not_triton
+from turnout.ops.suppress import suppress
 
 IMPLS = ("auto", "reference", "gathered", "triton", "scattered", "dense")
 
@@ -199,7 +200,9 @@ def dense_attend(call: Call) -> Tensor:
         scale=call.scale,
         enable_gqa=call.group_size > 1,
     ).transpose(1, 2)
-    return suppress_directions(out, call.directions, call.suppress).to(call.q.dtype)
+    if call.directions is None or call.suppress is None:
+        return out.to(call.q.dtype)
+    return suppress(out, call.directions, call.suppress).to(call.q.dtype)
 
 
 def _triton_attend(call: Call) -> Tensor:
