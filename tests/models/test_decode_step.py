@@ -114,3 +114,15 @@ def test_a_model_of_local_layers_steps_too_and_one_without_memory_is_refused() -
     step = DecodeStep(model, started(model, tokens, 0))
     for t in range(3):
         assert_same(step(tokens[:, t : t + 1]).logits[:, 0], whole[:, t], terms=terms_of(model.config))
+
+
+def test_compiled_steps_are_the_steps_and_leave_the_model_as_it_was() -> None:
+    model = awake(tiny("linear", layers=1, positions="rope"))
+    tokens, _ = sequences()
+    plain = DecodeStep(model, started(model, tokens, 4))
+    compiled = DecodeStep(model, started(model, tokens, 4), compiler="eager")
+    for t in range(4, 7):
+        have, want = compiled(tokens[:, t : t + 1]), plain(tokens[:, t : t + 1])
+        assert torch.equal(have.logits, want.logits)
+        assert torch.equal(have.routes[0].taken, want.routes[0].taken)
+    assert all(block._compiled_call_impl is None for block in model.blocks)

@@ -38,6 +38,7 @@ class Bill:
         usage: p of the routed arm; the static hybrid has round(p·L) attention layers, at least one.
         steps: tokens decoded in one timed call.
         seconds: of decoding, for each arm.
+        compiled: the steps of all arms run as compiled blocks (GPU only).
     """
 
     context: int
@@ -45,6 +46,7 @@ class Bill:
     usage: float = 0.1
     steps: int = 16
     seconds: float = 1.0
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         if self.context < 1 or self.batch < 1 or self.steps < 1 or not 0 < self.usage <= 1 or not self.seconds >= 0:
@@ -140,7 +142,7 @@ def _measure_arm(config: ModelConfig, arm: str, bill: Bill, vocab: int, device: 
     prefill = _quantiles(samples[1:])
     params = sum(p.numel() for p in model.parameters())
     yield _row(config, arm, "prefill", bill, device, {**prefill, "params": params, "peak_bytes": _peak(device)})
-    step = DecodeStep(model, state)
+    step = DecodeStep(model, state, compiler="inductor" if bill.compiled else None)
     times, watts = _decode_ms(step, bill, device)
     step.close()
     decode = _quantiles(times)

@@ -59,8 +59,15 @@ def _inference(call: Call[Any], device: torch.device) -> Iterator[Row]:
     have = _existing(options, device)
     for context in _numbers(options.contexts or CONTEXTS[device.type], "contexts"):
         for batch in _numbers(options.batches or BATCHES[device.type], "batches"):
-            bill = Bill(context=context, batch=batch, usage=options.usage or 0.1, seconds=options.seconds)
+            bill = Bill(
+                context=context, batch=batch, usage=options.usage or 0.1, seconds=options.seconds,
+                compiled=options.compiled,
+            )  # fmt: skip
             case = {"layers": model.layers, "width": model.width, "local": model.local, **asdict(bill)}
+            # How long and with how many calls it was measured is not what was measured.
+            case = {key: value for key, value in case.items() if key not in ("seconds", "steps")}
+            # Rows from before steps could be compiled do not say that they were not.
+            case = {key: value for key, value in case.items() if key != "compiled" or value}
             arms = tuple(arm for arm in _arms(options) if not have("inference", arm, {**case, "what": "decode"}))
             yield from measure_bill(model, bill, vocab=vocab, device=device, arms=arms)
 
@@ -180,7 +187,8 @@ def inference_table(rows: Sequence[Row], note: str) -> Table:
 
 def _size(row: Row) -> tuple[Any, ...]:
     case = row["case"]
-    return tuple(case[name] for name in ("layers", "width", "context", "batch", "local"))
+    size = tuple(case[name] for name in ("layers", "width", "context", "batch", "local"))
+    return *size, case.get("compiled", False)
 
 
 def _training_table(rows: Sequence[Row], note: str) -> Table:

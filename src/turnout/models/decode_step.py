@@ -5,6 +5,8 @@ B sequences, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -28,14 +30,19 @@ class DecodeStep:
         model: in evaluation mode.
         state: from `init_state`, usually after a prefill; it is used in place and must not be used elsewhere meanwhile.
         mode: execution of every step.
+        compiler: backend of torch.compile for the blocks of the step, "inductor" on a GPU; None compiles nothing. Other
+            calls of the model stay as they are.
     Raises:
         UnsupportedError: a memory that grows or counts on the host (window track, random and periodic controls).
         ShapeError: no room for another token.
-    Cost: two trial steps, and on a GPU the capture.
+    Cost: two trial steps, on a GPU the capture, and the compilation: blocks of one kind share their code.
     """
 
-    def __init__(self, model: CausalLM, state: list[MixerState], *, mode: RoutingMode = SKIP) -> None:
+    def __init__(
+        self, model: CausalLM, state: list[MixerState], *, mode: RoutingMode = SKIP, compiler: str | None = None
+    ) -> None:
         self.model, self.state, self.mode = model, state, mode
+        self.compiled = [] if compiler is None else compile_calls(model, compiler)
         self.caches = [memory.cache for memory in state if memory.cache is not None]
         device = model.embed.weight.device
         batch = _batch_of(state)
@@ -84,7 +91,8 @@ class DecodeStep:
             cache.check_room(self.tokens.shape[0], 1)
 
     def _run(self) -> None:
-        self.output = self.model(self.tokens, mode=self.mode, state=self.state)
+        with _replaced(self.model, self.compiled):
+            self.output = self.model(self.tokens, mode=self.mode, state=self.state)
         for memory, buffers in zip(self.state, self.buffers, strict=True):
             for buffer, value in zip(buffers, _memories(memory), strict=True):
                 _copy(buffer, value)
@@ -129,6 +137,29 @@ class DecodeStep:
         for buffer, value in zip(self.buffers, kept, strict=True):
             _copy(buffer, value)
         return graph
+
+
+def compile_calls(model: CausalLM, backend: str) -> list[Any]:
+    """The calls of the blocks as compiled code."""
+    import torch._dynamo
+
+    # A kind of block or a dtype is code of its own; past the limit torch would fall back to eager silently.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    return [torch.compile(block._call_impl, dynamic=False, backend=backend) for block in model.blocks]
+
+
+@contextlib.contextmanager
+def _replaced(model: CausalLM, calls: list[Any]) -> Iterator[None]:
+    """The blocks run these calls instead of their own, none where the list is empty."""
+    blocks = list(model.blocks)[: len(calls)]
+    before = [block._compiled_call_impl for block in blocks]
+    try:
+        for block, call in zip(blocks, calls, strict=True):
+            block._compiled_call_impl = call
+        yield
+    finally:
+        for block, call in zip(blocks, before, strict=True):
+            block._compiled_call_impl = call
 
 
 _PARTS = ("local track", "router", "direction router")

@@ -77,7 +77,8 @@ def sizes(rows: Sequence[Row]) -> list[list[Row]]:
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         case = row["case"]
-        groups.setdefault((machine(row), case["layers"], case["width"], case["usage"]), []).append(row)
+        key = (machine(row), case["layers"], case["width"], case["usage"], case.get("compiled", False))
+        groups.setdefault(key, []).append(row)
     return list(groups.values())
 
 
@@ -91,7 +92,14 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
     texts = []
     for row in sorted(rows, key=order):
         case = row["case"]
-        head = [machine(row), case["layers"], case["width"], f"{case['context']:,}", case["batch"], row["arm"]]
+        head = [
+            machine(row),
+            case["layers"],
+            case["width"],
+            f"{case['context']:,}",
+            case["batch"],
+            row["arm"] + compiled(row),
+        ]
         if not row["ms"]:
             texts.append([*map(str, head), row["reason"], *[""] * 8])
             continue
@@ -106,11 +114,18 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
     return texts
 
 
+def compiled(row: Row) -> str:
+    """What is added to a name where the steps ran as compiled blocks."""
+    return ", compiled" if row["case"].get("compiled") else ""
+
+
 def _ratio(row: Row, rows: Sequence[Row]) -> float | None:
     """Tokens a second of a whole answer, over those of the dense model in the same place."""
-    same = ("layers", "width", "context", "batch", "usage")
+    same = ("layers", "width", "context", "batch", "usage", "compiled")
     for other in rows:
-        where = all(other["case"][name] == row["case"][name] for name in same) and machine(other) == machine(row)
+        where = all(other["case"].get(name, False) == row["case"].get(name, False) for name in same) and machine(
+            other
+        ) == machine(row)
         if where and other["arm"] == "dense" and other["ms"]:
             return float(row["answer_tokens_per_s"] / other["answer_tokens_per_s"])
     return None
@@ -150,11 +165,11 @@ def times(rows: Sequence[Row]) -> Figure | None:
         for row in good
     ]
     return Figure(
-        title=f"A token, {case['layers']} layers of width {case['width']}", wide=wide, narrow=narrow,
+        title=f"A token, {case['layers']} layers of width {case['width']}{compiled(good[0])}", wide=wide, narrow=narrow,
         caption="Median, whiskers from the 20th to the 80th percentile; both axes logarithmic; the router's own cost "
         f"is included. Gates drawn at {100 * case['usage']:.3g} %. {_provenance(good)}.",
         data=Data(
-            name=f"times-{case['width']}-{good[0]['device_kind']}",
+            name=f"times-{case['width']}-{good[0]['device_kind']}{compiled(good[0])[2:]}",
             columns=["arm", "context", "batch", "ms", "ms_p20", "ms_p80", "usage"], rows=cells,
         ),
     )  # fmt: skip
@@ -218,11 +233,12 @@ def answers(rows: Sequence[Row]) -> Figure | None:
 
     wide, narrow = both_sizes(draw)
     return Figure(
-        title=f"A whole answer of {found[0][0]['answer']} tokens, {case['layers']} layers of width {case['width']}",
+        title=f"A whole answer of {found[0][0]['answer']} tokens, {case['layers']} layers of width {case['width']}"
+        + compiled(rows[0]),
         wide=wide, narrow=narrow,
         caption=f"Time to the first token and all further ones. Above 1 is faster than dense. {_provenance(rows)}.",
         data=Data(
-            name=f"answers-{case['width']}-{found[0][0]['device_kind']}",
+            name=f"answers-{case['width']}-{found[0][0]['device_kind']}{compiled(rows[0])[2:]}",
             columns=["arm", "context", "batch", "answer_tokens_per_s", "over_dense"],
             rows=[
                 [row["arm"], row["case"]["context"], row["case"]["batch"], row["answer_tokens_per_s"], ratio]

@@ -55,6 +55,8 @@ class DistributedTrainer(Trainer):
         if self.sharded and optim.optimizer == "muon":
             raise UnsupportedError("optim.optimizer=muon needs whole matrices; use loop.parallel=ddp, or adamw")
         super().__init__(replace(config, loop=loop, device=world.device.type), run, view)
+        if self.throughput.peak is not None:
+            self.throughput.peak *= world.size
         if not self.sharded:
             routed = "R" in config.model.layer_kinds
             self.stepper.objective = DistributedDataParallel(self.stepper.objective, find_unused_parameters=routed)

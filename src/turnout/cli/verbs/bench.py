@@ -47,6 +47,7 @@ class Options(Flags):
         usage: with inference, training and blocks, the fraction of gates that are open.
         arms: with inference and training, some of dense, static_hybrid and routed, separated by commas.
         vocab: with inference and training, token ids; none = the recipe's.
+        compiled: with inference, compile the blocks of the steps, of every arm (GPU only).
         missing: with inference, training and blocks, only what has no row of this device yet.
     """
 
@@ -70,6 +71,7 @@ class Options(Flags):
     usage: float | None = None
     arms: str | None = None
     vocab: int | None = None
+    compiled: bool = False
     missing: bool = False
 
 
@@ -88,6 +90,7 @@ def run(call: Call[Options]) -> Result:
         ("flex", options.flex, ("kernels", "patterns")),
         ("impl", options.impl, ("kernels", "layers")),
         *((name, getattr(options, name), MODELS) for name in ("model", "contexts", "batches", "arms", "vocab")),
+        ("compiled", options.compiled, ("inference",)),
         *((name, getattr(options, name), (*MODELS, "blocks")) for name in ("usage", "missing")),
     ):
         if given and options.what not in where:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,6 +20,9 @@ from turnout.train.rundir import RunDir
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options(Flags):
     """Train a recipe in a run folder. Ctrl-C or a kill at any moment loses nothing: --resume goes on.
+
+    Several processes or GPUs: torchrun --nproc-per-node 2 -m turnout train RECIPE, as copies (--loop.parallel ddp) or
+    parts (fsdp) of the model; checkpoints go on with any number of them.
 
     Args:
         recipe: its name (turnout list recipes); with --resume also a run.
@@ -51,6 +55,10 @@ def run(call: Call[Options]) -> Result:
 
     names = parse_trackers(options.track)
     folder, summary = train_run(config, root, name, call, resume=options.resume, track=names)
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        # One of several processes: the first one speaks.
+        return Result({"process": int(rank), "path": folder.path}, [])
     done = Table(("result", "value"), summary_rows(summary))
     return Result(summary, [done, f"run     {folder.path}", f"report  turnout report {folder.path}"])
 
