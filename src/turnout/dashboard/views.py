@@ -366,5 +366,6 @@ def inference_view(site: Site, query: Query) -> View:
     mine = bench.of_verb(rows, "inference")
     table = bench.plain_table(mine, "inference")
     values = {"rows": mine, "table": table, "notes": notes, "where": str(site.results / "bench")}
-    return View(template="inference.html.j2", title="Inference bill", values=values, figures=bill_curves.bill_figures(mine),
-                tables=[table] if mine else [])  # fmt: skip
+    drawn = bill_curves.bill_figures(mine)
+    tables = [table] if mine else []
+    return View(template="inference.html.j2", title="Inference bill", values=values, figures=drawn, tables=tables)
