@@ -342,7 +342,7 @@ def test_inference_rows_of_any_shape_are_shown(tmp_path: Path) -> None:
         said = words(page)
         assert "cost.a" in said and "1 line(s) of inference-test.jsonl are no rows" in said and "<i>" not in page
         assert found.get("/export/inference.csv").status == 404
-        assert found.get("/inference/export/inference_inference__ms_per_token.svg").status == 200
+        assert found.get("/inference/export/inference_inference_.svg").status == 200
 
 
 def test_a_port_in_use_names_another_one() -> None:
