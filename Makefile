@@ -38,7 +38,9 @@ test: lint
 	$(BIN)/pytest -q
 
 # The dashboard in a headless Chromium: every view, live, exports, keyboard, accessibility.
+# What drives the browser is no part of the development install, which the demo uses too.
 test-browser: install
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[browser]' -c constraints.txt
 	$(BIN)/pytest -q -m browser
 
 # The notebooks of docs/notebooks, from their first cell to their last.

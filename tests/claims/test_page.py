@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from turnout.claims.page import update_readme, verdicts, write_page
+import pytest
+
+from turnout.claims.page import update_readme, verdicts, write_down, write_page
 from turnout.claims.store import results_dir
 from turnout.claims.table import markdown, readme_rows, table
 
@@ -29,6 +31,18 @@ def test_every_row_is_there_with_its_verdict_and_every_link_leads_to_runs() -> N
 def test_the_page_of_an_empty_folder_says_not_measured(tmp_path: Path) -> None:
     text = write_page(tmp_path / "claims.md", tmp_path).read_text()
     assert text.count("not measured") >= len(table(tmp_path))
+
+
+def test_a_checkout_gets_both_and_an_installed_package_a_page_where_it_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "results").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert write_down(tmp_path / "results") == [Path("claims.md")]
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "README.md").write_text("<!-- claims -->\n\n<!-- /claims -->\n")
+    assert write_down(tmp_path / "results") == [tmp_path / "docs" / "claims.md", tmp_path / "README.md"]
+    assert "not measured" in (tmp_path / "README.md").read_text()
 
 
 def test_readme_is_changed_between_its_markers_and_nowhere_else(tmp_path: Path) -> None:

@@ -244,6 +244,18 @@ def test_a_run_of_a_newer_version_and_a_deleted_run_are_explained(tmp_path: Path
         assert found.get("/run/gone/export/training.csv").status == 404
 
 
+def test_a_run_without_a_result_is_not_judged(tmp_path: Path) -> None:
+    folder = write_fake_run(tmp_path / "live")
+    (folder / "summary.json").unlink()
+    (folder / "metrics.jsonl").write_text(eval_line(3, accuracy=0.125) + train_line(4, **{"lambda": 0.5}))
+    with serving(tmp_path) as found:
+        said = words(found.get("/run/live").text)
+        assert "Step 4, explore; accuracy 12.5" in said and "λ 0.500" in said and "has not finished" in said
+        assert "did not learn" not in said
+        (folder / "metrics.jsonl").write_text("")
+        assert "No training lines yet" in words(found.get("/run/live").text)
+
+
 def test_queries_of_any_kind_are_answered(served: Served) -> None:
     for query in (
         "page=99",
@@ -330,7 +342,7 @@ def test_inference_rows_of_any_shape_are_shown(tmp_path: Path) -> None:
         said = words(page)
         assert "cost.a" in said and "1 line(s) of inference-test.jsonl are no rows" in said and "<i>" not in page
         assert found.get("/export/inference.csv").status == 404
-        assert found.get("/inference/export/inference_inference__ms_per_token.svg").status == 200
+        assert found.get("/inference/export/inference_inference_.svg").status == 200
 
 
 def test_a_port_in_use_names_another_one() -> None:

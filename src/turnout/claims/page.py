@@ -47,6 +47,21 @@ def write_page(path: Path, root: Path) -> Path:
     return path
 
 
+def write_down(root: Path) -> list[Path]:
+    """Bring README and the page of verdicts of a checkout up to date; an installed package writes a page here.
+
+    Args:
+        root: folder of the committed results.
+    Returns:
+        What was written.
+    """
+    checkout = root.parent
+    if not (checkout / "pyproject.toml").is_file():
+        return [write_page(Path("claims.md"), root)]
+    written = [write_page(checkout / "docs" / "claims.md", root)]
+    return [*written, checkout / "README.md"] if update_readme(checkout / "README.md", root) else written
+
+
 def verdicts(root: Path, link: str) -> str:
     """The page: how many hold, then every claim by source.
 

@@ -24,8 +24,9 @@ from turnout.report.figure import Cell, Data, Figure
 from turnout.report.gates import GateSnapshot
 from turnout.report.groups import Group, colour_variables, group_runs, provenance
 from turnout.report.headline import chance_level, comparison_headline, headline, tiles
+from turnout.report.numbers import count, percent, significant
 from turnout.report.palette import layer_inks
-from turnout.report.run import Run
+from turnout.report.run import Run, number
 
 PER_PAGE = 200
 MOST_COMPARED = 60
@@ -115,12 +116,32 @@ def run_view(site: Site, name: str, query: Query) -> View:
     view.figures = [figure for figure in found if figure]
     view.tables = [details.slice_data([run])]
     values |= {
-        "headline": headline(run) if run.evals or run.summary else "",
+        "headline": headline(run) if run.summary else so_far(run),
         "tiles": tiles(run) if run.evals or run.summary or run.train else [],
         "events": training.event_rows(run), "slices": details.slice_tables([run]), "loaded": loaded,
         "provenance": provenance([run]),
     }  # fmt: skip
     return view
+
+
+def so_far(run: Run) -> str:
+    """Where a run is that has no result yet: no judgement, only its last numbers."""
+    if not run.train and not run.evals:
+        return ""
+    last, graded = (run.train or run.evals)[-1], run.last_eval
+    parts = [f"Step {number(last, 'step'):,.0f}" + (f", {last['phase']}" if last.get("phase") else "")]
+    if graded:
+        name, write = ("loss", significant) if run.is_text else ("accuracy", percent)
+        parts.append(
+            f"{name} {write(number(graded, name))} at the last evaluation (step {number(graded, 'step'):,.0f})"
+        )
+    if not math.isnan(number(last, "usage")):
+        parts.append(f"usage {percent(number(last, 'usage'))}")
+    if number(last, "lambda") > 0:
+        parts.append(f"λ {significant(number(last, 'lambda'))}")
+    if not math.isnan(number(last, "tokens_per_s")):
+        parts.append(f"{count(number(last, 'tokens_per_s'))} tokens/s")
+    return f"{'; '.join(parts)}. The run has not finished."
 
 
 def gates_view(site: Site, name: str, query: Query) -> View:
@@ -345,5 +366,6 @@ def inference_view(site: Site, query: Query) -> View:
     mine = bench.of_verb(rows, "inference")
     table = bench.plain_table(mine, "inference")
     values = {"rows": mine, "table": table, "notes": notes, "where": str(site.results / "bench")}
-    return View(template="inference.html.j2", title="Inference bill", values=values, figures=bill_curves.bill_figures(mine),
-                tables=[table] if mine else [])  # fmt: skip
+    drawn = bill_curves.bill_figures(mine)
+    tables = [table] if mine else []
+    return View(template="inference.html.j2", title="Inference bill", values=values, figures=drawn, tables=tables)

@@ -1,6 +1,6 @@
 """The bill of inference: what decoding costs by length of context, from rows of `turnout bench inference`.
 
-One figure a kind of work and quantity; quantities that no row has are not drawn. Rows of another shape are drawn too,
+One figure a kind of work and setting; quantities that no row has are not drawn. Rows of another shape are drawn too,
 as long as they name an arm and a length.
 """
 
@@ -11,85 +11,124 @@ from collections.abc import Sequence
 from typing import Any
 
 from turnout.report.figure import Cell, Data, Figure
+from turnout.report.numbers import significant
 from turnout.report.palette import base_name, ink
 from turnout.report.plot import Box, Panel, both_sizes, picture
 from turnout.report.run import number
-from turnout.report.svg import log_scale
+from turnout.report.svg import linear_scale, log_scale, tag, text, tick_label
 
 Row = dict[str, Any]
 Curve = list[tuple[float, float]]
 
 QUANTITIES = {
-    "ms": "Time (ms, log scale)",
-    "ms_per_token": "Time of a token (ms, log scale)",
-    "tokens_per_s": "Tokens per second (log scale)",
-    "answer_tokens_per_s": "Tokens per second, prompt included (log scale)",
-    "kv_bytes": "Keys and values read (bytes, log scale)",
-    "peak_bytes": "Peak memory (bytes, log scale)",
-    "joule_per_token": "Energy of a token (J, log scale)",
+    "ms": "Time (ms)",
+    "ms_per_token": "Time of a token (ms)",
+    "tokens_per_s": "Tokens per second",
+    "answer_tokens_per_s": "Tokens per second, prompt included",
+    "kv_bytes": "Keys and values read (bytes)",
+    "peak_bytes": "Peak memory (bytes)",
+    "joule_per_token": "Energy of a token (J)",
 }
 LENGTHS = ("context", "length", "n", "prompt")
 SETTINGS = ("batch", "device", "layers", "width", "dtype", "usage")
 
 
 def bill_figures(rows: Sequence[Row]) -> list[Figure]:
-    """Every quantity against the length, one line an arm, one figure a kind of work and setting."""
-    rows = [row for row in rows if _length(row) > 0]
+    """One figure a kind of work and setting, with a panel for every quantity that was measured."""
+    rows = [row for row in rows if _length(row) > 0 and row.get("arm")]
     settings = [key for key in SETTINGS if len({str(_of(row, key)) for row in rows}) > 1]
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         told = ", ".join(f"{key} {_of(row, key)}" for key in settings)
         groups.setdefault((str(_of(row, "what") or "inference"), told), []).append(row)
-    found = []
-    for (what, told), mine in groups.items():
-        for quantity in QUANTITIES:
-            figure = _figure(what, told, quantity, mine)
-            if figure is not None:
-                found.append(figure)
-    return found
+    found = [(len({_length(row) for row in mine}), _figure(*key, mine)) for key, mine in groups.items()]
+    # Curves say more than single lengths, so they come first.
+    return [figure for _, figure in sorted(found, key=lambda item: -item[0]) if figure is not None]
 
 
-def _figure(what: str, told: str, quantity: str, rows: Sequence[Row]) -> Figure | None:
-    curves: dict[str, Curve] = {}
-    for row in rows:
-        length = _length(row)
-        value = number(_all(row), quantity)
-        if length > 0 and value > 0 and row.get("arm"):
-            curves.setdefault(str(row["arm"]), []).append((length, value))
-    if not curves:
+def _figure(what: str, told: str, rows: Sequence[Row]) -> Figure | None:
+    panels: dict[str, dict[str, Curve]] = {}
+    for quantity in QUANTITIES:
+        for row in rows:
+            value = number(_all(row), quantity)
+            if value > 0:
+                panels.setdefault(quantity, {}).setdefault(str(row["arm"]), []).append((_length(row), value))
+    if not panels:
         return None
-    curves = {arm: sorted(points) for arm, points in curves.items()}
+    panels = {quantity: {arm: sorted(points) for arm, points in arms.items()} for quantity, arms in panels.items()}
     title = f"{what}, {told}" if told else what
-    wide, narrow = both_sizes(lambda width: _draw(title, quantity, curves, width))
+    lengths = sorted({_length(row) for row in rows})
+    wide, narrow = both_sizes(lambda width: _draw(title, panels, lengths, width))
     devices = ", ".join(sorted({str(row.get("device")) for row in rows if row.get("device")}))
     commits = ", ".join(sorted({str(row.get("commit"))[:10] for row in rows if row.get("commit")}))
-    cells: list[list[Cell]] = [[arm, x, y] for arm, points in curves.items() for x, y in points]
+    cells: list[list[Cell]] = [
+        [quantity, arm, x, y] for quantity, arms in panels.items() for arm, points in arms.items() for x, y in points
+    ]
+    where = f"{lengths[0]:,.0f} tokens of context. " if len(lengths) == 1 else "Axes are logarithmic. "
     return Figure(
-        title=f"{title}: {QUANTITIES[quantity].partition(' (')[0].lower()}",
+        title=title[:1].upper() + title[1:],
         wide=wide,
         narrow=narrow,
-        caption=f"One line an arm, one dot a measurement. {devices} · commit {commits}.",
-        data=Data(name=f"inference_{what}_{told}_{quantity}", columns=["arm", "length", quantity], rows=cells),
+        caption=f"{where}{devices} · commit {commits}.",
+        data=Data(name=f"inference_{what}_{told}", columns=["quantity", "arm", "length", "value"], rows=cells),
     )
 
 
-def _draw(title: str, quantity: str, curves: dict[str, Curve], width: float) -> str:
-    every = [point for points in curves.values() for point in points]
-    box = Box(left=64, top=30, width=width - (250 if width > 600 else 160), height=250)
+def _draw(title: str, panels: dict[str, dict[str, Curve]], lengths: Sequence[float], width: float) -> str:
+    columns = 2 if width > 600 else 1
+    each = width / columns
+    curves = len(lengths) > 1
+    height = 150.0 if curves else 20.0 * max(len(arms) for arms in panels.values()) + 6
+    pitch = height + (70 if curves else 46)
+    marks: list[str] = []
+    for i, (quantity, arms) in enumerate(panels.items()):
+        left, top = (i % columns) * each, 28 + (i // columns) * pitch
+        box = Box(left=left + (58 if curves else 96), top=top, width=each - (58 if curves else 96) - 104, height=height)
+        marks += _curves(box, quantity, arms) if curves else _bars(box, quantity, arms)
+    told = "; ".join(
+        f"{QUANTITIES[quantity]}: " + ", ".join(f"{arm} {points[-1][1]:.3g}" for arm, points in arms.items())
+        for quantity, arms in panels.items()
+    )
+    return picture(
+        width, 28 + -(-len(panels) // columns) * pitch - 10, marks, label=f"{title}. At the longest: {told}."
+    )
+
+
+def _curves(box: Box, quantity: str, arms: dict[str, Curve]) -> list[str]:
+    every = [point for points in arms.values() for point in points]
     x = log_scale([length for length, _ in every], box.left + 6, box.right - 6, kind="log2")
     panel = Panel(box=box, x=x, y=log_scale([value for _, value in every], box.bottom, box.top))
-    panel.axes(title=QUANTITIES[quantity], x_label="tokens of context (log₂ scale)")
+    panel.axes(title=QUANTITIES[quantity], x_label="tokens of context")
     labels = []
-    for arm, points in curves.items():
-        found = ink(base_name(arm))
-        colour = f"light-dark({found.light},{found.dark})"
-        panel.line(points, colour, width=1.9)
+    for arm, points in arms.items():
+        panel.line(points, _colour(arm), width=1.9)
         for length, value in points:
-            panel.dot((length, value), colour, shape=found.marker, title=f"{arm}, {length:,.0f} tokens: {value:.4g}")
-        labels.append((points[-1][1], arm, colour))
+            words = f"{arm}, {length:,.0f} tokens: {value:.4g}"
+            panel.dot((length, value), _colour(arm), shape=ink(base_name(arm)).marker, title=words)
+        labels.append((points[-1][1], arm.replace("_", " "), _colour(arm)))
     panel.end_labels(labels)
-    told = "; ".join(f"{arm}: {points[0][1]:.3g} to {points[-1][1]:.3g}" for arm, points in curves.items())
-    return picture(width, box.bottom + 40, panel.marks, label=f"{title}: {QUANTITIES[quantity]}. {told}.")
+    return panel.marks
+
+
+def _bars(box: Box, quantity: str, arms: dict[str, Curve]) -> list[str]:
+    x = linear_scale([points[-1][1] for points in arms.values()], box.left, box.right, floor=0.0)
+    marks = [text(QUANTITIES[quantity], box.left, box.top - 8, class_="panel-title")]
+    for i, (arm, points) in enumerate(arms.items()):
+        y, value = box.top + 20 * i + 4, points[-1][1]
+        name = {"class_": "row-label", "text_anchor": "end", "style": f"fill:{_colour(arm)}"}
+        marks.append(text(arm.replace("_", " "), box.left - 8, y + 11, **name))
+        size = {"x": box.left, "y": y, "width": max(1.0, x(value) - box.left), "height": 14.0}
+        marks.append(tag("rect", class_="bar", style=f"fill:{_colour(arm)}", **size))
+        marks.append(
+            text(tick_label(value) if value >= 1e4 else significant(value), x(value) + 6, y + 11, class_="tick")
+        )
+    marks.append(tag("line", class_="axis", x1=box.left, x2=box.left, y1=box.top, y2=box.bottom))
+    return marks
+
+
+def _colour(arm: str) -> str:
+    found = ink(base_name(arm))
+    return f"light-dark({found.light},{found.dark})"
 
 
 def _length(row: Row) -> float:

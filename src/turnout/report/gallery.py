@@ -226,7 +226,8 @@ def _leak(root: Path) -> Figure | None:
             hollow = f"fill:var(--panel);stroke:{colour};stroke-width:1.6"
             panel.marks.append(tag("circle", class_="dot", cx=x(forced), cy=y, r=4.4, style=hollow))
             panel.marks.append(tag("circle", class_="dot", cx=x(honest), cy=y, r=4.4, style=f"fill:{colour}"))
-            gap = f"gap {honest - forced:+.4f}"
+            # Adding zero turns a rounded -0 into 0.
+            gap = f"gap {round(honest - forced, 4) + 0.0:+.4f}"
             panel.marks.append(text(gap, max(x(forced), x(honest)) + 10, y + 4, class_="tick"))
         told = "; ".join(f"{name}: {forced:.4f} and {honest:.4f}" for name, (forced, honest) in means.items())
         return picture(width, box.bottom + 30, panel.marks, label=f"Teacher-forced and prefix-honest loss. {told}.")

@@ -20,15 +20,23 @@ class Options(Flags):
 
     Args:
         markdown: print the table as README shows it.
+        write: bring README's table and docs/claims.md of a checkout up to date with the committed results.
     """
 
     markdown: bool = False
+    write: bool = False
 
 
 def run(call: Call[Options]) -> Result:
     """Print the table."""
     package = claims_package()
     rows = package.table()
+    if call.options.write:
+        from turnout.claims.page import write_down
+        from turnout.claims.store import results_dir
+
+        written = write_down(results_dir())
+        return Result({"written": written}, [f"wrote  {path}" for path in written])
     return Result(rows, [package.markdown(rows) if call.options.markdown else claims_table(rows)])
 
 

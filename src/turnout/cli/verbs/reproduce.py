@@ -79,20 +79,10 @@ def run(call: Call[Options]) -> Result:
         out=options.out,
         report=_progress,
     )
-    return Result(rows, [claims_table(rows), *write_down(root, committed=options.out is None)])
+    from turnout.claims.page import write_down, write_page
 
-
-def write_down(root: Path, *, committed: bool) -> list[str]:
-    """Bring README and the page of verdicts up to date; what was written, in words."""
-    from turnout.claims.page import update_readme, write_page
-
-    checkout = root.parent
-    if not committed or not (checkout / "pyproject.toml").is_file():
-        return [f"verdicts  {write_page(root / 'claims.md', root)}"]
-    written = [f"verdicts  {write_page(checkout / 'docs' / 'claims.md', root)}"]
-    if update_readme(checkout / "README.md", root):
-        written.append(f"table     {checkout / 'README.md'}")
-    return written
+    written = write_down(root) if options.out is None else [write_page(root / "claims.md", root)]
+    return Result(rows, [claims_table(rows), *(f"wrote  {path}" for path in written)])
 
 
 def plan_table(plan: Any) -> Table:
