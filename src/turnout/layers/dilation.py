@@ -81,7 +81,9 @@ def _grid(q: Tensor, k: Tensor, v: Tensor, segment: int, rate: int, *, exact: bo
 def _causal(q: Tensor, k: Tensor, v: Tensor, exact: bool) -> tuple[Tensor, Tensor]:
     """(o [B, M, H, D], log-sum-exp [B, M, H]) of dense causal attention; `exact` wants a gradient of both."""
     length, dim = q.shape[1], q.shape[3]
-    if exact or (q.is_cuda and dim % 8) or q.dtype == torch.float64:
+    # The backward pass of the memory-efficient kernel refuses the log-sum-exp that its own forward returns.
+    trained = q.is_cuda and q.dtype == torch.float32 and torch.is_grad_enabled()
+    if exact or trained or (q.is_cuda and dim % 8) or q.dtype == torch.float64:
         place = torch.arange(length, device=q.device)
         return eager_attend(q, k, v, (place <= place[:, None])[None, None])
     parts = [t.transpose(1, 2) for t in (q, k, v)]
