@@ -242,8 +242,8 @@ def dq_kernel(
 @triton.jit
 def _dkdv_tile(
     dk, dv, dc, k, v, key, of_key, first_hi, first_lo, first, n_packed, batch64, packed_head, rows_base, starts_base,
-    q_base, grad_base, q_matrix, grad_matrix, q_row, q_column, lse_base, delta_base, stride_qt, stride_qh, hi_base, lo_base,
-    n_rows, n_keys, window, sinks, scale,
+    q_base, grad_base, q_matrix, grad_matrix, q_row, q_column, lse_base, delta_base, stride_qt, stride_qh, hi_base,
+    lo_base, n_rows, n_keys, window, sinks, scale,
     HEADS: tl.constexpr, PACK: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
     PRECISION: tl.constexpr, MASKED: tl.constexpr, LISTED: tl.constexpr, DECAY: tl.constexpr, WINDOW: tl.constexpr,
     SINKS: tl.constexpr, STARTS: tl.constexpr, TMA: tl.constexpr,
