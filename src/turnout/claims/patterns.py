@@ -380,7 +380,9 @@ def _bench(device: str) -> dict[str, Any]:
 
     where = pick_device(device)
     name = device_name(where)
-    rows = [row for row in read_rows() if row["kind"] == "pattern" and row["device"] == name]
+    # Oldest first: the latest row of a case and an arm stands.
+    latest = {(str(r["case"]), r["arm"]): r for r in read_rows() if r["kind"] == "pattern" and r["device"] == name}
+    rows = list(latest.values())
     rows = rows or [row for case in default_cases(where) for row in measure_patterns(case, device=where, seconds=0.3)]
     return {"rows": rows, "device_name": name}
 
