@@ -212,14 +212,15 @@ def one_layer(seen: Summaries) -> list[Finding]:
             seconds.append(second[0])
             means.append(first[1])
             which.append(first[2])
-        dominates = _mean(firsts) > 3 * max(_mean(seconds), 0)
+        intact = _mean([math.exp(v) for v in values(seen[name], "routing", "plain")])
+        dominates = _mean(firsts) > max(3 * _mean(seconds), 0.05 * intact)
         found.append(Finding(
             statement=f"routing off in one layer hurts far more than in any other ({name})",
             quoted="layer 9: +42.6 perplexity, the next +5.8", n=len(firsts),
             measured=f"layer {'/'.join(str(int(i)) for i in which)}: {words(firsts, '+.2f')}, the next "
             f"{words(seconds, '+.2f')}", interval=f"seeds {', '.join(f'{v:+.2f}' for v in firsts)}",
             control=f"{words(means, '+.3f')} with that layer's r at its mean", verdict=_verdict(dominates),
-            detail="holds if the largest rise is three times the next",
+            detail="holds if the largest rise is three times the next, and 5 % of the intact perplexity",
         ))  # fmt: skip
     return found
 
@@ -402,8 +403,8 @@ def steering(seen: Summaries) -> list[Finding]:
             interval=f"seeds {', '.join(f'{100 * v:+.2f}' for v in change)} %",
             control=f"random directions of the same layers {100 * min(controls):+.2f} to {100 * max(controls):+.2f} %; "
             f"share of the class in top tokens: learned {words(share, '.3f')}, random directions {words(null, '.3f')}",
-            verdict=_verdict(beyond and _mean(change) <= -0.03, _mean(change) < 0),
-            detail="holds if it falls by 3 % or more and below every random choice",
+            verdict=_verdict(beyond and _mean(change) <= -0.03, beyond),
+            detail="holds if it falls by 3 % or more and below every random choice, with changes if only the second",
         ))  # fmt: skip
     return found
 
