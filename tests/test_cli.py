@@ -184,7 +184,7 @@ def test_every_verb_has_help(cli: Cli, verb: str) -> None:
         ("certify recall --length 1", 2, "certify length=1; expected >= 2"),
         ("reproduce RA99 --jobs 0", 2, "--jobs=0; expected >= 1"),
         ("reproduce --quick --seeds 2", 2, "leave out --quick or --seeds"),
-        ("reproduce RA99", 2, "unknown claim 'RA99'; choose one of: DR1"),
+        ("reproduce RA99", 2, "unknown claim 'RA99'; choose one of: BL1, DR1"),
         ("claims RA1", 2, "unexpected 'RA1'; turnout claims takes no further words"),
     ],
 )
