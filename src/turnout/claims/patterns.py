@@ -254,7 +254,12 @@ def _judge_mqar(seen: Summaries) -> list[Finding]:
                 n=len(records),
                 interval=f"± {half:.2f} %",
                 control=f"dense {', '.join(f'{a:.2f}' for a in dense)} %",
-                verdict="holds" if reached == kept else "does not hold",
+                # Where dense attention has not learnt the task, nothing can lose it.
+                verdict="not measured"
+                if not dense or min(dense) < 90
+                else "holds"
+                if reached == kept
+                else "does not hold",
                 detail=f"{records[0]['steps']} steps; longer, {_longer(records)}",
             )
         )

@@ -92,9 +92,14 @@ class Scale:
         return [0.0, *ticks] if self.zero_gap else ticks
 
 
+_NOTHING = 1e-300
+
+
 def linear_scale(values: Sequence[float], start: float, end: float, *, floor: float | None = None) -> Scale:
     """A linear scale that holds all values (and `floor`), rounded outward to the nearest tick."""
-    kept = [value for value in values if math.isfinite(value)] + ([floor] if floor is not None else [])
+    # A fifth of a number below 1e-300 may be 0, which is no step.
+    finite = [value if abs(value) > _NOTHING else 0.0 for value in values if math.isfinite(value)]
+    kept = finite + ([floor] if floor is not None else [])
     low, high = (min(kept), max(kept)) if kept else (0.0, 1.0)
     if low == high:
         low, high = (low - abs(low) / 2, high + abs(high) / 2) if low else (0.0, 1.0)
