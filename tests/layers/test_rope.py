@@ -50,3 +50,23 @@ def test_the_dtype_is_kept_and_half_precision_is_rounded_once(dtype: torch.dtype
     angle = 70 * torch.finfo(torch.promote_types(dtype, torch.float32)).eps
     limit = (torch.finfo(dtype).eps + 2 * angle) * exact.abs().max() * 2
     assert (y.double() - exact).abs().max() <= limit
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compiled_code_takes_the_angles_from_a_table_and_rotates_the_same(dtype: torch.dtype) -> None:
+    x, rows = draw(2, 6, 3, 8).to(dtype), torch.tensor([[0, 1, 3, 5, 8, 9], [1, 2, 4, 6, 7, 9]])
+    graphs = []
+
+    def look(graph: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append(str(graph.graph))
+        return graph
+
+    compiled = torch.compile(rotate, backend=look, fullgraph=True)
+    leaves = [x.clone().requires_grad_() for _ in range(2)]
+    have, want = compiled(leaves[0], rows), rotate(leaves[1], rows)
+    assert torch.equal(have, want)
+    for y in (have, want):
+        y.square().sum().backward()
+    assert leaves[0].grad is not None and leaves[1].grad is not None
+    assert torch.equal(leaves[0].grad, leaves[1].grad)
+    assert "turnout.rotary_table" in graphs[0] and "target=cos" not in graphs[0]
