@@ -34,8 +34,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Tests run side by side, one thread each.
 test: lint
-	$(BIN)/pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 8 --dist worksteal
 
 # The dashboard in a headless Chromium: every view, live, exports, keyboard, accessibility.
 # What drives the browser is no part of the development install, which the demo uses too.
