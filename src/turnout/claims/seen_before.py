@@ -24,6 +24,8 @@ def _arms() -> list[Arm]:
             name=f"{name}, T={length}",
             config=lambda seed: mqar.mqar(seed, length=length, pairs=pairs, random_filler=True, **options),
             control=control,
+            # Minutes on a GPU each, hours on a CPU.
+            when="full",
         )
 
     found = []
@@ -37,9 +39,14 @@ def _arms() -> list[Arm]:
     hard = Arm(
         name="bloom, hard recall",
         config=lambda seed: routed_attention.hard_recall(router="bloom", seed=seed, learned=False),
+        when="full",
     )
     learned = Arm(
-        name="learned", config=lambda seed: routed_attention.hard_recall(seed=seed), control=True, owner="RA6"
+        name="learned",
+        config=lambda seed: routed_attention.hard_recall(seed=seed),
+        control=True,
+        owner="RA6",
+        when="full",
     )
     return [*found, hard, learned]
 
