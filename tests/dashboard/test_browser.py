@@ -139,8 +139,7 @@ def test_figures_have_their_colours_although_inline_styles_are_refused(page: Any
 def test_a_hostile_name_runs_nothing(page: Any, served: Served) -> None:
     page.goto(served.address)
     page.get_by_role("link", name=HOSTILE, exact=True).click()
-    page.wait_for_load_state()
-    assert page.title().startswith(HOSTILE) and page.inner_text("h1") == HOSTILE
+    assert wait_for(lambda: page.title().startswith(HOSTILE)) and page.inner_text("h1") == HOSTILE
     page.wait_for_timeout(50)
     assert page.problems == [] and page.title() != "owned"
 
@@ -205,12 +204,13 @@ def test_filters_and_sorting_are_in_the_address(page: Any, served: Served) -> No
     page.fill('input[name="q"]', "linear seed=1")
     page.keyboard.press("Enter")
     page.wait_for_url("**/?q=linear+seed%3D1")
-    assert page.locator("tbody tr").count() == 1
+    assert wait_for(lambda: page.locator("tbody tr").count() == 1)
     page.get_by_role("link", name="loss").click()
     page.wait_for_url("**sort=-loss**")
-    assert page.get_attribute("th[aria-sort]", "aria-sort") == "descending"
+    assert wait_for(lambda: page.get_attribute("th[aria-sort]", "aria-sort") == "descending")
     page.get_by_role("link", name="Clear").click()
-    assert page.locator("tbody tr").count() == 4
+    # A click does not wait for the page it leads to.
+    assert wait_for(lambda: page.locator("tbody tr").count() == 4)
 
 
 def test_the_slider_walks_through_the_maps_by_mouse_and_keyboard(page: Any, served: Served) -> None:
