@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -16,6 +14,7 @@ from turnout.dashboard.policy import colour_sheet, headers, hoist
 from turnout.dashboard.views import View
 from turnout.report import theme
 from turnout.report.numbers import count, percent, ratio, significant
+from turnout.report.template import engine
 
 _TEMPLATES = Path(__file__).parent / "templates"
 MENU = (
@@ -31,22 +30,11 @@ class Pages:
     """Renders views."""
 
     def __init__(self) -> None:
-        import jinja2
-        from markupsafe import Markup
-
-        self._templates = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(_TEMPLATES),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
+        self._templates = engine(_TEMPLATES)
         self._templates.filters |= {
             "percent": _known(percent), "count": _known(count), "significant": _known(significant),
             "ratio": _known(ratio),
             "path": lambda name: quote(str(name), safe=""),
-            "coded": lambda words: Markup(re.sub(r"`(.*?)`", r"<code>\1</code>", str(Markup.escape(words)))),
-            "script_json": lambda value: Markup(_script_json(value)),
             "bytes": _bytes,
         }  # fmt: skip
         self.light, self.dark = theme.page_colours()
@@ -93,11 +81,3 @@ def _bytes(value: Any) -> str:
         if abs(value) >= size:
             return f"{significant(value / size)} {unit}"
     return f"{value:,.0f} B"
-
-
-def _script_json(value: Any) -> str:
-    """JSON that cannot end its script element, whatever the tokens hold."""
-    raw = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    for character in "&<>\u2028\u2029":
-        raw = raw.replace(character, f"\\u{ord(character):04x}")
-    return raw

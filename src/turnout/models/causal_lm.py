@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from turnout.errors import ConfigError, ShapeError
 from turnout.layers import MixerState
-from turnout.layers.attention import AttentionTrack
 from turnout.models.block import Block, build_norm
 from turnout.models.config import ModelConfig
 from turnout.models.recompute import recomputed
 from turnout.routers.mode import SKIP, RoutingMode
+from turnout.routers.pattern import Pattern
 from turnout.routers.query import Route
 
 T = TypeVar("T")
@@ -117,15 +117,17 @@ class CausalLM(nn.Module):
 
     def pattern_penalty(self) -> Tensor | None:
         """What the patterns of all layers add to the loss for reading far; None where none does."""
-        patterns = [module.pattern for module in self.modules() if isinstance(module, AttentionTrack)]
-        found = [p for p in (pattern.penalty() for pattern in patterns if pattern is not None) if p is not None]
+        found = [p for p in (pattern.penalty() for pattern in self._patterns()) if p is not None]
         return torch.stack(found).sum() if found else None
 
     def check_length(self, length: int) -> None:
         """Raise ConfigError where a pattern cannot matter in sequences of `length` tokens."""
-        for module in self.modules():
-            if isinstance(module, AttentionTrack) and module.pattern is not None:
-                module.pattern.check_length(length)
+        for pattern in self._patterns():
+            pattern.check_length(length)
+
+    def _patterns(self) -> list[Pattern]:
+        tracks = (getattr(block.mixer, "attention", None) for block in self.blocks)
+        return [track.pattern for track in tracks if track is not None and track.pattern is not None]
 
     def features(
         self,

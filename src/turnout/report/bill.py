@@ -12,19 +12,18 @@ from typing import Any
 
 from turnout.bench.rows import Row, machine, read_rows
 from turnout.claims.store import results_dir
-from turnout.errors import DataError, UnsupportedError
+from turnout.errors import DataError
 from turnout.report.figure import Cell, Data, Figure
 from turnout.report.palette import ink
 from turnout.report.plot import Box, Panel, both_sizes, picture
 from turnout.report.svg import linear_scale, log_scale
-from turnout.train.atomic import write_file
+from turnout.report.template import write_page
 
 ARMS = ("dense", "static_hybrid", "routed")
 COLUMNS = (
     "device", "layers", "width", "context", "batch", "arm", "usage", "first token ms", "ms a token", "tokens/s",
     "KV MB a step", "peak GB", "J a token", "answer tokens/s", "answer vs dense",
 )  # fmt: skip
-_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_bill(out: Path, folder: Path | None = None, arms: Path | None = None) -> Path:
@@ -37,30 +36,13 @@ def write_bill(out: Path, folder: Path | None = None, arms: Path | None = None) 
         DataError: no row is there.
         UnsupportedError: jinja2 is not installed.
     """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise UnsupportedError("the report needs jinja2; install it with: pip install 'turnout[report]'") from error
     rows = newest([row for row in read_rows(folder) if row["kind"] == "inference" and row["case"]["what"] == "decode"])
     if not rows:
         raise DataError("no row of the inference bill is there; measure some: turnout bench inference RECIPE")
     figures = [figure for size in sizes(rows) for figure in (times(size), answers(size)) if figure is not None]
     quality = pareto(read_arms(arms or results_dir() / "lm"))
     figures += [] if quality is None else [quality]
-    data = out.parent / f"{out.stem}_data"
-    data.mkdir(parents=True, exist_ok=True)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    page = environment.get_template("bill.html.j2").render(
-        figures=figures, columns=COLUMNS, rows=table(rows), data_folder=data.name, provenance=_provenance(rows),
-        style=(_TEMPLATES / "style.css").read_text(encoding="utf-8"),
-    )  # fmt: skip
-    for figure in figures:
-        figure.data.write(data)
-    write_file(out, page.encode("utf-8"))
-    return out
+    return write_page(out, "bill.html.j2", figures, columns=COLUMNS, rows=table(rows), provenance=_provenance(rows))
 
 
 def newest(rows: Sequence[Row]) -> list[Row]:

@@ -7,13 +7,12 @@ import hashlib
 import json
 import math
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from turnout.errors import DataError, UnsupportedError
+from turnout.errors import DataError
 from turnout.report import controls, costs, details, gatemap, reading, savings, training
 from turnout.report.figure import Data, Figure
 from turnout.report.groups import Group, colour_variables, group_runs, provenance
@@ -23,12 +22,12 @@ from turnout.report.palette import layer_inks
 from turnout.report.plot import marker
 from turnout.report.run import Run, load_run
 from turnout.report.svg import tag
-from turnout.train.atomic import write_error, write_file
+from turnout.report.template import TEMPLATES, engine, make_folder, script_json, style
+from turnout.train.atomic import write_file
 
 MAPS_SHOWN = 12
 SAVINGS_SHOWN = 3
 SLICE_ROWS = 64
-_TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +72,7 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
     target = Path(out) if out else _default_target(folders)
     folder = target.parent / f"{target.stem}_data"
     page, data = render(runs, data_folder=folder.name)
-    _make_folder(folder)
+    make_folder(folder)
     for table in data:
         table.write(folder)
     write_file(target, page.encode("utf-8", "replace"))
@@ -92,7 +91,7 @@ def render(runs: Sequence[Run], *, data_folder: str = "report_data") -> tuple[st
     light, dark = colour_variables(groups)
     for i, ink in enumerate(layer_inks(max([len(run.routed_layers) for run in ordered] + [1]))):
         light[f"--l{i}"], dark[f"--l{i}"] = ink.light, ink.dark
-    script = (_TEMPLATES / "gates.js").read_text(encoding="utf-8")
+    script = (TEMPLATES / "gates.js").read_text(encoding="utf-8")
     context: dict[str, Any] = {
         "many": len(ordered) > 1,
         "title": title_of(ordered),
@@ -101,7 +100,7 @@ def render(runs: Sequence[Run], *, data_folder: str = "report_data") -> tuple[st
         "tiles": tiles(ordered[0]) if len(ordered) == 1 else [],
         "notes": _notes(ordered),
         "run_rows": run_rows(groups),
-        "style": (_TEMPLATES / "style.css").read_text(encoding="utf-8"),
+        "style": style(),
         "script": script,
         "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "light": light,
@@ -122,22 +121,11 @@ def render(runs: Sequence[Run], *, data_folder: str = "report_data") -> tuple[st
 
 
 def _environment(groups: Sequence[Group]) -> Any:
-    """The template engine with escaping on and undefined names an error."""
-    try:
-        import jinja2
-        from markupsafe import Markup
-    except ImportError as error:
-        raise UnsupportedError(
-            "the report needs jinja2, which is not installed; install it with: pip install 'turnout[report]'"
-        ) from error
+    """The template engine with what only this page needs."""
+    environment = engine()
+    from markupsafe import Markup
+
     swatches = {group.label: Markup(_swatch(group)) for group in groups}
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     environment.globals.update(
         swatch=lambda label: swatches[label],
         percent=percent,
@@ -148,7 +136,6 @@ def _environment(groups: Sequence[Group]) -> Any:
         step_words=gatemap.STEP_WORDS,
         kinds=savings.KINDS,
         verdict_css=savings.verdict_css,
-        coded=lambda words: Markup(re.sub(r"`(.*?)`", r"<code>\1</code>", str(Markup.escape(words)))),
         slice_rows=SLICE_ROWS,
     )
     return environment
@@ -213,7 +200,7 @@ def _gates_context(groups: Sequence[Group]) -> dict[str, Any]:
         "gates": _gate_block(shown[0][1]) if shown and not many else None,
         "nothing_routed": all(run.router == "none" for group in groups for run in group.runs),
         "gate_figures": [gatemap.comparison_figure(shown)] if shown and many else [],
-        "payload": _script_json(payload) if payload else "",
+        "payload": script_json(payload) if payload else "",
         "reader_caption": " ".join([*notes, f"{origin}."]) if shown else "",
         "sequence_data": reading.sequence_data(labelled),
     }
@@ -279,25 +266,6 @@ def _figures(context: dict[str, Any]) -> list[Figure]:
 
 def _notes(runs: Sequence[Run]) -> list[str]:
     return [f"{run.name}: {note}" if len(runs) > 1 else note for run in runs for note in run.notes]
-
-
-def _script_json(value: Any) -> str:
-    """JSON that cannot end its script element, whatever the tokens hold."""
-    raw = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return (
-        raw.replace("&", "\\u0026")
-        .replace("<", "\\u003c")
-        .replace(">", "\\u003e")
-        .replace("\u2028", "\\u2028")
-        .replace("\u2029", "\\u2029")
-    )
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(error, folder) from error
 
 
 def _default_target(folders: Sequence[Path]) -> Path:

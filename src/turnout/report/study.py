@@ -10,16 +10,15 @@ from turnout.claims.registry import load_claims
 from turnout.claims.routing_mechanics import READ
 from turnout.claims.routing_paradox import GROUP, best_lr, chance_of, precision
 from turnout.claims.store import claim_rows, results_dir, summaries
-from turnout.errors import DataError, UnsupportedError
+from turnout.errors import DataError
 from turnout.recipes.routing_paradox import SCALES
 from turnout.report.figure import Data, Figure
 from turnout.report.palette import Ink, ink
 from turnout.report.plot import Box, Panel, both_sizes, picture
 from turnout.report.svg import linear_scale, log_scale, tag, text
-from turnout.train.atomic import write_file
+from turnout.report.template import write_page
 
 Runs = dict[str, list[dict[str, Any]]]
-_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_study(out: Path, root: Path | None = None) -> Path:
@@ -32,10 +31,6 @@ def write_study(out: Path, root: Path | None = None) -> Path:
         DataError: nothing of the study is measured there.
         UnsupportedError: jinja2 is not installed.
     """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise UnsupportedError("the report needs jinja2; install it with: pip install 'turnout[report]'") from error
     root = root or results_dir()
     claims = sorted(entry.id for entry in load_claims().values() if entry.group == GROUP)
     runs = largest({name: records for claim_id in claims for name, records in summaries(claim_id, root).items()})
@@ -43,20 +38,10 @@ def write_study(out: Path, root: Path | None = None) -> Path:
         raise DataError(f"{root} holds no run of the study; measure it with: turnout reproduce {GROUP}")
     figures = [landscape(runs), transition_curves(runs), spectra(runs), pareto(runs, summaries("RPC", root))]
     shown = [figure for figure in figures if figure is not None]
-    folder = out.parent / f"{out.stem}_data"
-    folder.mkdir(parents=True, exist_ok=True)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+    return write_page(
+        out, "study.html.j2", shown, provenance=_provenance(runs),
+        rows=[row for claim_id in claims for row in claim_rows(claim_id, root)],
     )  # fmt: skip
-    page = environment.get_template("study.html.j2").render(
-        figures=shown, rows=[row for claim_id in claims for row in claim_rows(claim_id, root)], data_folder=folder.name,
-        style=(_TEMPLATES / "style.css").read_text(encoding="utf-8"), provenance=_provenance(runs),
-    )  # fmt: skip
-    for figure in shown:
-        figure.data.write(folder)
-    write_file(out, page.encode("utf-8"))
-    return out
 
 
 def largest(runs: Runs) -> Runs:

@@ -118,14 +118,6 @@ class RunDir:
     def model_path(self) -> Path:
         return self.path / "model.safetensors"
 
-    @property
-    def report_path(self) -> Path:
-        return self.path / "report.html"
-
-    @property
-    def report_data_dir(self) -> Path:
-        return self.path / "report_data"
-
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl. It is in the file when this returns, also if the process is killed next.
 
