@@ -159,7 +159,12 @@ def test_costs_are_judged_by_the_fastest_way() -> None:
 
 def test_a_run_folder_becomes_the_record_of_its_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
-    monkeypatch.setattr(study, "study", lambda model, task, size, seed: seen.update(size=size, seed=seed) or {"a": 1})
+
+    def studied(model: Any, task: Any, size: Any, *, seed: int, parts: Any) -> dict[str, Any]:
+        seen.update(size=size, seed=seed)
+        return {part: 1 for part in parts or ("a",)}
+
+    monkeypatch.setattr(study, "study", studied)
     monkeypatch.setenv("TURNOUT_CACHE", str(tmp_path / "cache"))
     small = replace(recipes.SIZES["cpu"], layers=1, width=16, length=8, batch=2, steps=2, warmup=1, hidden=4)
     monkeypatch.setitem(recipes.SIZES, "433m", small)
@@ -172,6 +177,8 @@ def test_a_run_folder_becomes_the_record_of_its_arm(tmp_path: Path, monkeypatch:
     record = json.loads(path.read_text())
     assert path.name == "prefix, 433m-5.json" and record["study"] == {"a": 1} and record["seed"] == 5
     assert seen["seed"] == 5 and seen["size"].positions == 16
+    record_run(folder.path, "prefix, 433m", out=tmp_path / "results", device="cpu", parts=["b"])
+    assert json.loads(path.read_text())["study"] == {"a": 1, "b": 1}
     with pytest.raises(ConfigError, match="is another model than arm 'token, 433m'"):
         record_run(folder.path, "token, 433m")
     with pytest.raises(ConfigError, match="did you mean 'prefix, 433m'"):

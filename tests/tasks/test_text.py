@@ -199,6 +199,18 @@ def test_tokenised_text_needs_no_tokenizer_package_any_more(monkeypatch: pytest.
     assert text_of(again, again.train_batch(4)) == text_of(task, task.train_batch(4))
 
 
+def test_the_tokens_stand_for_the_text_where_that_is_all_there_is(cache: Path, book: Path) -> None:
+    config = TextConfig(path=str(book), length=8)
+    task = config.build(3)
+    (folder,) = (cache / "text").iterdir()
+    book.unlink()
+    moved = dataclasses.replace(config, path=str(folder))
+    again = moved.build(3)
+    assert text_of(again, again.train_batch(4)) == text_of(task, task.train_batch(4))
+    with pytest.raises(DataError, match="vocabulary of 256, not vocab=300"):
+        dataclasses.replace(moved, tokenizer="bpe", vocab=300).build(0)
+
+
 @pytest.fixture
 def mixture(tmp_path: Path) -> Path:
     """Two folders that use different letters, one of them with its documents one level down, and a file beside them."""

@@ -13,6 +13,9 @@ from torch import Tensor
 from turnout.errors import ConfigError, ShapeError
 
 IGNORED = -100
+# Rows of logits start at multiples of so many numbers: matrix units read an odd row length (GPT-2's 50,257) element by
+# element.
+_ALIGNED = 64
 
 
 class Graded(NamedTuple):
@@ -39,8 +42,8 @@ def linear_cross_entropy(
         compiled: compile what happens to a chunk's logits.
     Raises:
         ShapeError, ConfigError: shapes that do not fit, chunk < 1.
-    Cost: 6·N·E·V multiply-adds × 2 with gradients, all here. Memory: C·V logits, and a float32 copy of W for its
-        gradient.
+    Cost: 6·N·E·V multiply-adds × 2 with gradients, all here. Memory: C·V logits, a float32 copy of W for its gradient,
+        and a copy of W if V is no multiple of 64.
     """
     if chunk < 1:
         raise ConfigError(f"chunk={chunk}; expected >= 1 token")
@@ -72,17 +75,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dx = torch.empty_like(x) if graded else None
         dw = torch.zeros_like(weight, dtype=wide) if graded else None
         db = torch.zeros_like(bias, dtype=wide) if graded and bias is not None else None
+        vocab = weight.shape[0]
+        padded, padded_bias = _padded(weight), None if bias is None else _padded(bias)
         for start in range(0, x.shape[0], chunk):
             part = slice(start, start + chunk)
-            logits = torch.nn.functional.linear(x[part], weight, bias)
+            logits = torch.nn.functional.linear(x[part], padded, padded_bias)
+            logits[:, vocab:] = -torch.inf
             some_loss, some_correct, dlogits = grade(logits, targets[part], scale)
             loss += some_loss
             correct += some_correct
             if dx is not None and dw is not None:
-                dx[part] = dlogits @ weight
-                dw += dlogits.t() @ x[part]
+                dx[part] = dlogits @ padded
+                dw += (dlogits.t() @ x[part])[:vocab]
             if db is not None:
-                db += dlogits.sum(0, dtype=wide)
+                db += dlogits.sum(0, dtype=wide)[:vocab]
         ctx.mark_non_differentiable(correct)
         ctx.save_for_backward(dx, dw, db)
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
@@ -101,6 +107,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _padded(rows: Tensor) -> Tensor:
+    """[V, ...] with zero rows behind it up to a multiple of `_ALIGNED`."""
+    extra = -rows.shape[0] % _ALIGNED
+    return torch.cat((rows, rows.new_zeros(extra, *rows.shape[1:]))) if extra else rows
 
 
 def _grade(logits: Tensor, targets: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:

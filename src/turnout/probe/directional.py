@@ -5,14 +5,17 @@ B batch, T tokens, L layers, H heads, K directions, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from turnout.errors import ConfigError
 from turnout.models.causal_lm import CausalLM
 from turnout.probe.behaviour import facts, induction, induction_heads, repeated_tokens
+from turnout.probe.choice import multiple_choice
 from turnout.probe.domains import classify, regimes, text_features
 from turnout.probe.edits import Unit, edits_of, loss_under, mean_values, names_of
 from turnout.probe.geometry import (
@@ -28,7 +31,7 @@ from turnout.probe.geometry import (
 from turnout.probe.honest import honest_perplexity
 from turnout.probe.lens import attribute, logit_lens
 from turnout.probe.taps import Edit, Edits, Taps
-from turnout.tasks import Task
+from turnout.tasks import Task, TextConfig
 
 R = Unit("r")
 
@@ -43,6 +46,7 @@ class StudySize:
         texts: windows for domains and for variances.
         copies: sequences of the induction test; each copy is as long as half the context allows, at most 50 tokens.
         draws: of random controls.
+        questions: of the multiple choice.
     """
 
     honest: int = 64
@@ -52,48 +56,94 @@ class StudySize:
     texts: int = 192
     copies: int = 100
     draws: int = 5
+    questions: int = 256
+
+
+Part = Callable[[], Any]
 
 
 @torch.no_grad()
-def study(model: CausalLM, task: Task, size: StudySize | None = None, *, seed: int = 0) -> dict[str, Any]:
+def study(
+    model: CausalLM, task: Task, size: StudySize | None = None, *, seed: int = 0, parts: Collection[str] = ()
+) -> dict[str, Any]:
     """Probe one trained model; a JSON-able record.
 
     Args:
         model: with or without directions; in evaluation mode for the call.
         task: text, with `encode` and domains where it has them.
         seed: the model's, for its untrained twin.
+        parts: names of `study_parts`; empty = all that the model has.
+    Raises:
+        ConfigError: no such part.
     Cost: a few hundred forward passes, most of them for prefix-honest perplexity and single heads.
     """
-    size = size or StudySize()
     was_training = model.training
     model.eval()
     try:
-        taps = Taps(model)
-        batches = held_out(task, size.sequences, size.batch)
-        found: dict[str, Any] = {
-            "honest": honest_perplexity(model, task, sequences=size.honest, positions=size.positions, batch=size.batch),
-            "lens": logit_lens(taps, *batches[0]),
-            "heads": head_knockouts(taps, batches, size.draws),
-            "copying": copying(taps, task, size),
-            "attribution": attribution(taps, batches, size.draws),
-            "facts": recall(taps, task, batches),
-            "domains": domains(taps, task, size),
-        }
-        if taps.find("hook_r"):
-            twin = CausalLM(model.config, vocab=model.vocab, seed=seed).to(taps.anatomy.device).eval()
-            found |= {
-                "routing": routing_ablations(taps, batches, size.draws),
-                "layers": layer_ablations(taps, batches),
-                "regimes": {
-                    "trained": layer_regimes(taps, task, size),
-                    "untrained": layer_regimes(Taps(twin), task, size),
-                },
-                "geometry": geometry(taps, Taps(twin)),
-                "steering": steering(taps, task, batches, size.draws),
-            }
+        every = study_parts(model, task, size or StudySize(), seed)
+        unknown = set(parts) - every.keys() - ROUTED_PARTS
+        if unknown:
+            raise ConfigError(f"study: no part {sorted(unknown)}; expected some of {', '.join(every)}")
+        return {name: part() for name, part in every.items() if not parts or name in parts}
     finally:
         model.train(was_training)
+
+
+# What only a model with directions has.
+ROUTED_PARTS = frozenset(("routing", "layers", "regimes", "geometry", "steering"))
+
+
+def study_parts(model: CausalLM, task: Task, size: StudySize, seed: int) -> dict[str, Part]:
+    """What can be asked of a model, by name, each to be called: they share no work but the held-out windows."""
+    taps = Taps(model)
+    batches = held_out(task, size.sequences, size.batch)
+
+    def untrained() -> Taps:
+        return Taps(CausalLM(model.config, vocab=model.vocab, seed=seed).to(taps.anatomy.device).eval())
+
+    def both_regimes() -> dict[str, Any]:
+        return {
+            "trained": layer_regimes(taps, task, size), "untrained": layer_regimes(untrained(), task, size),
+        }  # fmt: skip
+
+    found: dict[str, Part] = {
+        "honest": lambda: honest_perplexity(
+            model, task, sequences=size.honest, positions=size.positions, batch=size.batch
+        ),
+        "lengths": lambda: shorter_windows(model, task, size),
+        "choice": lambda: multiple_choice(model, task, questions=size.questions),
+        "lens": lambda: logit_lens(taps, *batches[0]),
+        "heads": lambda: head_knockouts(taps, batches, size.draws),
+        "copying": lambda: copying(taps, task, size),
+        "attribution": lambda: attribution(taps, batches, size.draws),
+        "facts": lambda: recall(taps, task, batches),
+        "domains": lambda: domains(taps, task, size),
+    }
+    if taps.find("hook_r"):
+        found |= {
+            "routing": lambda: routing_ablations(taps, batches, size.draws),
+            "layers": lambda: layer_ablations(taps, batches),
+            "regimes": both_regimes,
+            "geometry": lambda: geometry(taps, untrained()),
+            "steering": lambda: steering(taps, task, batches, size.draws),
+        }
     return found
+
+
+def shorter_windows(model: CausalLM, task: Task, size: StudySize) -> list[dict[str, Any]]:
+    """Both perplexities of windows a quarter and a sixteenth as long as in training, [] where those are no 8 tokens:
+    what a mean of the whole window tells about a token grows as the window shrinks."""
+    config = task.config
+    rows = []
+    for length in (task.length // 16, task.length // 4):
+        if length >= 8 and isinstance(config, TextConfig):
+            own = config.with_length(length).build(0)
+            found = honest_perplexity(model, own, sequences=size.honest, positions=size.positions, batch=size.batch)
+            rows.append({"length": length, **{k: found[k] for k in ("n", *_BOTH, "gap", "gap_stderr", "last")}})
+    return rows
+
+
+_BOTH = ("teacher_forced", "honest")
 
 
 Pairs = list[tuple[Tensor, Tensor]]

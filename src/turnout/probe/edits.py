@@ -177,6 +177,7 @@ def loss_under(
     each: list[float] = []
     for tokens, targets in batches:
         logits = taps.run(tokens, edits=edits or {}).logits.float()
-        loss = nn.functional.cross_entropy(logits.transpose(1, 2), targets.to(logits.device), reduction="none")
-        each += loss.double().mean(1).tolist()
+        wanted = targets.to(logits.device).flatten()
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), wanted, reduction="none")
+        each += loss.double().unflatten(0, targets.shape).mean(1).tolist()
     return sum(each) / len(each), each

@@ -71,6 +71,11 @@ def shard_folder(**settings: Any) -> Path:
     return cache_folder() / "text" / hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
+def is_shards(folder: Path) -> bool:
+    """Whether `write_shards` made this folder."""
+    return all((folder / name).is_file() for name in (_INDEX, "train.bin", "val.bin"))
+
+
 def write_shards(
     folder: Path, *, kind: str, tokenizer: Tokenizer, train: Iterable[Document], val: Iterable[Document]
 ) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from turnout.errors import CheckpointError, ConfigError, DataError, nearest
@@ -34,7 +35,8 @@ class TextConfig:
     """Text of your own.
 
     Attributes:
-        path: a text file, or a folder searched for .txt, .md and .jsonl.
+        path: a text file, or a folder searched for .txt, .md and .jsonl; or a folder of tokens that was written for
+            these settings (of the token cache), for a machine that has no more than those.
         length: T >= 1, tokens a window.
         tokenizer: "bytes", or "bpe" trained once on the training documents (needs the extra `data`).
         vocab: number of token ids: 256 for bytes, more for BPE.
@@ -213,9 +215,17 @@ def _warn_unless_near(config: TextConfig, shards: Shards) -> None:
 def _open_shards(config: TextConfig) -> Shards:
     """The shards of this text and these settings, written on first use."""
     from turnout.tasks.documents import hold_out, limit_size, read_corpus
-    from turnout.tasks.shards import load_shards, shard_folder, write_shards
+    from turnout.tasks.shards import is_shards, load_shards, shard_folder, write_shards
     from turnout.tasks.tokenizer import BpeTokenizer, ByteTokenizer
 
+    if is_shards(Path(config.path)):
+        shards = load_shards(Path(config.path))
+        if shards.tokenizer.vocab != config.vocab:
+            raise DataError(
+                f"{config.path} holds tokens of a vocabulary of {shards.tokenizer.vocab}, not vocab={config.vocab}; "
+                "use its vocabulary, or the text itself"
+            )
+        return shards
     corpus = read_corpus(config.path)
     max_bytes = None if config.max_mb is None else round(config.max_mb * _MEGABYTE)
     if max_bytes is not None and max_bytes >= corpus.size:

@@ -58,6 +58,8 @@ class DistributedTrainer(Trainer):
         if self.throughput.peak is not None:
             self.throughput.peak *= world.size
         if not self.sharded:
+            # Blocks are compiled one by one; dynamo would cut each where a bucket of gradients is full, and fuse less.
+            torch._dynamo.config.optimize_ddp = False
             routed = "R" in config.model.layer_kinds
             self.stepper.objective = DistributedDataParallel(self.stepper.objective, find_unused_parameters=routed)
         self._reseed()

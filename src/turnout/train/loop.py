@@ -279,7 +279,8 @@ class Trainer:
         return self.run_dir is not None
 
     def _eval_batch(self) -> int:
-        tokens = 2**18 if self.device.type == "cuda" else 2**15
+        # A large vocabulary makes logits, not layers, the memory of an evaluation.
+        tokens = min(2**18, 2**31 // self.task.vocab) if self.device.type == "cuda" else 2**15
         return max(1, tokens // self.task.length)
 
     def _finish(self) -> dict[str, Any]:
