@@ -1,4 +1,4 @@
-"""Multiple choice: a model that knows what follows is right, one that knows nothing is at chance, a leak has its say."""
+"""Multiple choice: who knows what follows is right, who knows nothing is at chance, and a leak reads the ending."""
 
 from __future__ import annotations
 
