@@ -112,7 +112,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _grade(logits: Tensor, targets: Tensor, scale: Tensor, vocab: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss (scaled sum), number right, and the gradient of the logits, of one chunk; columns from `vocab` on fill up."""
+    """Loss (scaled sum), number right, and gradient of a chunk's logits; columns from `vocab` on only fill up."""
     real = targets != IGNORED
     wide = logits if logits.dtype == torch.float64 else logits.float()
     column = torch.arange(wide.shape[1], device=wide.device)
