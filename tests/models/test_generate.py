@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from routing_laws import awake, tiny
-from turnout.errors import ConfigError, ShapeError
+from turnout.errors import ConfigError, ShapeError, UnsupportedError
+from turnout.models.decode_step import DecodeStep
 from turnout.models.generate import GREEDY, Sampling, generate, pick
+from turnout.models.ragged import batches_of
 
 PROMPTS = [[1, 2, 3, 4, 5], [3, 1], [7, 7, 7, 2, 1], [2]]
 
@@ -20,6 +22,8 @@ PROMPTS = [[1, 2, 3, 4, 5], [3, 1], [7, 7, 7, 2, 1], [2]]
         ("ema", {"positions": "rope"}),
         ("linear", {"local": "window:size=3"}),
         ("linear", {"layout": "AL"}),
+        ("linear", {"granularity": "group", "positions": "rope", "form": "llama"}),
+        ("linear", {"pattern": "window:size=4"}),
     ],
 )
 def test_with_a_cache_tokens_and_routes_are_those_without_one(router: str, changes: dict, sampling: Sampling) -> None:
@@ -29,7 +33,7 @@ def test_with_a_cache_tokens_and_routes_are_those_without_one(router: str, chang
     routed = "R" in model.config.layer_kinds
     for a, b, prompt in zip(cached, plain, PROMPTS, strict=True):
         assert a.tokens == b.tokens and len(a.tokens) == 8
-        assert a.taken == b.taken and len(a.taken) == (len(prompt) + 7 if routed else 0)
+        assert torch.equal(a.taken, b.taken) and len(a.taken) == (len(prompt) + 7 if routed else 0)
 
 
 def test_a_sequence_does_not_depend_on_its_batch() -> None:
@@ -40,6 +44,27 @@ def test_a_sequence_does_not_depend_on_its_batch() -> None:
     assert generate(model, [PROMPTS[0]] * 2, new_tokens=6, sampling=GREEDY)[1].tokens == (
         generate(model, PROMPTS[:1], new_tokens=6)[0].tokens
     )
+
+
+@pytest.mark.parametrize(
+    ("router", "changes", "together"),
+    [
+        ("ema", {"positions": "rope"}, [[3, 1, 0, 2]]),
+        ("linear", {"local": "window:size=3"}, [[3], [1], [0, 2]]),
+        ("random", {}, [[3], [1], [0, 2]]),
+        ("linear", {"pattern": "window:size=4"}, [[3], [1], [0, 2]]),
+    ],
+)
+def test_prompts_of_several_lengths_step_together_where_memories_are_by_sequence(
+    router: str, changes: dict, together: list[list[int]]
+) -> None:
+    assert batches_of(awake(tiny(router, **changes)), [len(prompt) for prompt in PROMPTS]) == together
+
+
+def test_lengths_that_the_steps_cannot_tell_apart_are_refused() -> None:
+    model = awake(tiny("linear", pattern="window:size=4"))
+    with pytest.raises(UnsupportedError, match="one length each"):
+        DecodeStep(model, model.init_state(2, 8), lengths=[1, 3])
 
 
 def test_the_next_token_is_drawn_from_the_softmax_cut_to_the_most_probable() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -199,16 +200,22 @@ def test_tokenised_text_needs_no_tokenizer_package_any_more(monkeypatch: pytest.
     assert text_of(again, again.train_batch(4)) == text_of(task, task.train_batch(4))
 
 
-def test_the_tokens_stand_for_the_text_where_that_is_all_there_is(cache: Path, book: Path) -> None:
-    config = TextConfig(path=str(book), length=8)
-    task = config.build(3)
-    (folder,) = (cache / "text").iterdir()
+def test_a_copied_token_cache_stands_for_its_text(book: Path, cache: Path, tmp_path: Path) -> None:
+    config = TextConfig(path=str(book), length=16)
+    first = config.build(0)
+    (shards,) = (cache / "text").iterdir()
+    copy = shutil.copytree(shards, tmp_path / "copy")
     book.unlink()
-    moved = dataclasses.replace(config, path=str(folder))
-    again = moved.build(3)
-    assert text_of(again, again.train_batch(4)) == text_of(task, task.train_batch(4))
-    with pytest.raises(DataError, match="vocabulary of 256, not vocab=300"):
-        dataclasses.replace(moved, tokenizer="bpe", vocab=300).build(0)
+    again = dataclasses.replace(config, path=str(copy)).build(0)
+    assert torch.equal(first.train_batch(4).tokens, again.train_batch(4).tokens)
+    assert again.state_dict()["data"] == first.state_dict()["data"]
+    with pytest.raises(ConfigError, match='tokenizer="bytes", vocab=256; the config asks for "bpe", vocab=300'):
+        dataclasses.replace(config, path=str(copy), tokenizer="bpe", vocab=300).build(0)
+    with pytest.raises(ConfigError, match="tokenised already"):
+        dataclasses.replace(config, path=str(copy), max_mb=1.0).build(0)
+    (copy / "val.bin").unlink()
+    with pytest.raises(DataError, match=r"damaged.*val\.bin"):
+        dataclasses.replace(config, path=str(copy)).build(0)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from turnout.bench.rows import Row, provenance
 from turnout.errors import ConfigError, UnsupportedError
 from turnout.layers import MixerState, RoutedMixer
 from turnout.models.causal_lm import CausalLM
-from turnout.models.config import ModelConfig
+from turnout.models.config import ModelConfig, hybrid_layout
 from turnout.models.decode_step import DecodeStep
 from turnout.routers.mode import SKIP, RoutingMode
 from turnout.routers.query import QueryRouter, Route
@@ -89,13 +89,10 @@ class DrawnRouter(nn.Module):
 
 def build_arm(config: ModelConfig, arm: str, bill: Bill, *, vocab: int, device: torch.device) -> CausalLM:
     """A model with fresh weights: bfloat16 on a GPU, float32 on a CPU."""
-    layers = config.layers
     if arm == "dense":
         config = replace(config, layout="A")
     elif arm == "static_hybrid":
-        count = max(1, round(bill.usage * layers))
-        attending = {round((i + 0.5) * layers / count - 0.5) for i in range(count)}
-        config = replace(config, layout="".join("A" if i in attending else "L" for i in range(layers)))
+        config = replace(config, layout=hybrid_layout(config.layers, bill.usage))
     else:
         config = replace(config, layout="R")
     with torch.device(device):

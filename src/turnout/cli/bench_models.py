@@ -74,15 +74,13 @@ def _inference(call: Call[Any], device: torch.device) -> Iterator[Row]:
 
 def _training(call: Call[Any], device: torch.device) -> Iterator[Row]:
     from turnout.bench.training import TrainCase, measure_training
+    from turnout.models.config import hybrid_layout
 
     options = call.options
     model, vocab, config = _recipe(call)
     have = _existing(options, device)
     usage = options.usage or 0.25
-    count = max(1, round(usage * model.layers))
-    attending = {round((i + 0.5) * model.layers / count - 0.5) for i in range(count)}
-    hybrid = "".join("A" if i in attending else "L" for i in range(model.layers))
-    layouts = {"dense": "A", "static_hybrid": hybrid, "routed": "R"}
+    layouts = {"dense": "A", "static_hybrid": hybrid_layout(model.layers, usage), "routed": "R"}
     for length in _numbers(options.contexts or str(config.task.length), "contexts"):
         for batch in _numbers(options.batches or str(config.optim.batch), "batches"):
             case = TrainCase(length=length, batch=batch, vocab=vocab, usage=usage)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,7 @@ class KVCache:
     Args:
         batch, max_len, kv_heads, head_dim: shape; max_len is the longest sequence it can hold.
     Attributes:
-        position: int64 [1], or None.
+        position: int64 [1], or [B] where sequences are of different lengths, or None.
     Raises:
         ShapeError: appending past max_len, or another batch size than the cache was made for.
         UnsupportedError: appending keys that autograd tracks.
@@ -46,8 +48,13 @@ class KVCache:
         if self.position is not None:
             if k.shape[1] != 1:
                 raise ShapeError(f"got {k.shape[1]} tokens; with its position on the device it takes one at a time")
-            self.k.index_copy_(1, self.position, k.to(self.k.dtype))
-            self.v.index_copy_(1, self.position, v.to(self.v.dtype))
+            if len(self.position) == 1:
+                self.k.index_copy_(1, self.position, k.to(self.k.dtype))
+                self.v.index_copy_(1, self.position, v.to(self.v.dtype))
+            else:
+                rows = torch.arange(len(self.k), device=self.k.device)
+                self.k[rows, self.position] = k[:, 0].to(self.k.dtype)
+                self.v[rows, self.position] = v[:, 0].to(self.v.dtype)
             return self.k, self.v
         end = self.length + k.shape[1]
         self.k[:, self.length : end] = k
@@ -56,10 +63,16 @@ class KVCache:
         return self.k[:, :end], self.v[:, :end]
 
     def next_positions(self, tokens: int) -> Tensor:
-        """Positions int64 [T] of the next tokens, on the device."""
+        """Positions int64 [T] of the next tokens, on the device; [B, 1] where each sequence has its own."""
         if self.position is not None:
-            return self.position
+            return self.position if len(self.position) == 1 else self.position[:, None]
         return torch.arange(self.length, self.length + tokens, device=self.k.device)
+
+    def part(self, rows: slice) -> KVCache:
+        """The cache of some of the sequences, in the same memory."""
+        other = copy.copy(self)
+        other.k, other.v = self.k[rows], self.v[rows]
+        return other
 
     def check_room(self, batch: int, tokens: int) -> None:
         """Raise unless `tokens` more tokens of `batch` sequences fit."""

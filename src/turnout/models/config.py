@@ -55,6 +55,13 @@ def split_layers(text: str) -> tuple[str, ...]:
     return tuple(spec.strip() for spec in specs)
 
 
+def hybrid_layout(layers: int, usage: float) -> str:
+    """The static hybrid of a usage: round(usage · layers) attention layers, at least one, spread evenly."""
+    count = max(1, round(usage * layers))
+    attending = {round((i + 0.5) * layers / count - 0.5) for i in range(count)}
+    return "".join("A" if i in attending else "L" for i in range(layers))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     """A stack of blocks x + Mixer(norm(x)), x + MLP(norm(x)).

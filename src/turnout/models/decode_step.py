@@ -6,7 +6,7 @@ B sequences, V vocabulary.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ class DecodeStep:
         mode: execution of every step.
         compiler: backend of torch.compile for the blocks of the step, "inductor" on a GPU; None compiles nothing. Other
             calls of the model stay as they are.
+        lengths: tokens behind each sequence, where they are not the same; places are then by sequence, which a pattern
+            does not know, and `close` leaves a state that ordinary calls cannot continue.
     Raises:
         UnsupportedError: a memory that grows or counts on the host (window track, random and periodic controls).
         ShapeError: no room for another token.
@@ -39,8 +41,9 @@ class DecodeStep:
     """
 
     def __init__(
-        self, model: CausalLM, state: list[MixerState], *, mode: RoutingMode = SKIP, compiler: str | None = None
-    ) -> None:
+        self, model: CausalLM, state: list[MixerState], *, mode: RoutingMode = SKIP, compiler: str | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> None:  # fmt: skip
         self.model, self.state, self.mode = model, state, mode
         self.compiled = [] if compiler is None else compile_calls(model, compiler)
         self.caches = [memory.cache for memory in state if memory.cache is not None]
@@ -49,7 +52,12 @@ class DecodeStep:
         self.tokens = torch.zeros(batch, 1, dtype=torch.int64, device=device)
         # Without a cache no layer asks for the position.
         start = self.caches[0].length if self.caches else 0
-        self.position = torch.full((1,), start, dtype=torch.int64, device=device)
+        if lengths is not None and (len(lengths) != batch or any(s != "full" for s in model.config.layer_patterns)):
+            raise UnsupportedError(
+                f"{len(lengths)} lengths for {batch} sequences, pattern {model.config.pattern!r}; sequences of several "
+                "lengths step together one length each, without a pattern: step those of one length at a time"
+            )
+        self.position = torch.tensor([start] if lengths is None else list(lengths), device=device)
         self._check_room()
         for cache in self.caches:
             cache.position = self.position

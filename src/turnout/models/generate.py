@@ -14,7 +14,8 @@ from torch import Tensor
 from turnout.errors import ConfigError, ShapeError, UnsupportedError
 from turnout.models.causal_lm import CausalLM, Output
 from turnout.models.decode_step import DecodeStep
-from turnout.routers.mode import SKIP, RoutingMode
+from turnout.models.ragged import batches_of, read_prompts, taken_of
+from turnout.routers.mode import SKIP
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,11 +57,11 @@ class Continuation:
     Attributes:
         tokens: the new ones, up to and including a stop token.
         taken: for each token that went through the model, prompt first, whether it attended, by layer with a router
-            and group: bool [T, layers, G].
+            and group: bool [T, layers, G] on the CPU; empty without a router.
     """
 
     tokens: list[int] = field(default_factory=list)
-    taken: list[list[list[bool]]] = field(default_factory=list)
+    taken: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0, dtype=torch.bool))
 
 
 def pick(logits: Tensor, sampling: Sampling, draw: Tensor) -> Tensor:
@@ -116,11 +117,13 @@ def generate(
     stop: int | None = None,
     cached: bool = True,
     longest: int | None = None,
+    compiler: str | None = None,
     on_tokens: Callable[[list[int], list[int]], None] | None = None,
 ) -> list[Continuation]:
     """Continue each prompt by up to `new_tokens` tokens.
 
-    Prompts of one length run together. On a GPU the steps replay one CUDA graph where the model allows it.
+    Prompts of one length are read together, and all of them are continued together, where the model allows it
+    (`turnout.models.ragged`). On a GPU the steps replay one CUDA graph.
 
     Args:
         model: put into evaluation mode.
@@ -128,6 +131,8 @@ def generate(
         stop: a sequence ends behind this token; None = never.
         cached: False runs the whole sequence again for every token (for checking).
         longest: the length that the model was trained on; longer is an error. None allows any.
+        compiler: backend of torch.compile for the steps, as in `DecodeStep`; None compiles nothing. It takes seconds,
+            and pays where an answer takes longer.
         on_tokens: called after every step with the sequences that go on and their new tokens.
     Raises:
         ShapeError: see `check_prompts`.
@@ -135,72 +140,118 @@ def generate(
     check_prompts(prompts, model.vocab, new_tokens, longest)
     model.eval()
     results = [Continuation() for _ in prompts]
-    for length in sorted({len(prompt) for prompt in prompts}):
-        rows = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
-        group = _Group(model, [list(prompts[i]) for i in rows], new_tokens, cached=cached)
+    for rows in batches_of(model, [len(prompt) for prompt in prompts]) if cached else _by_length(prompts):
+        chosen = [list(prompts[i]) for i in rows]
+        batch = _Cached(model, chosen, new_tokens, compiler) if cached else _Plain(model, chosen)
         draws = torch.stack([sampling.draws(i, new_tokens) for i in rows])
-        alive = [True] * len(rows)
+        # Without anybody who looks at tokens as they come, steps follow each other on the device.
+        watched = stop is not None or on_tokens is not None
+        alive, made = [True] * len(rows), []
         for step in range(new_tokens):
-            tokens = pick(group.logits.float(), sampling, draws[:, step])
-            told = tokens.tolist()
-            group.record(results, rows, alive)
-            for b, token in enumerate(told):
-                if alive[b]:
-                    results[rows[b]].tokens.append(token)
-            if on_tokens is not None:
-                on_tokens([rows[b] for b in range(len(rows)) if alive[b]], [t for b, t in enumerate(told) if alive[b]])
-            alive = [live and token != stop for live, token in zip(alive, told, strict=True)]
+            tokens = pick(batch.logits.float(), sampling, draws[:, step])
+            made.append(tokens)
+            if watched:
+                told = tokens.tolist()
+                if on_tokens is not None:
+                    going = [b for b, live in enumerate(alive) if live]
+                    on_tokens([rows[b] for b in going], [told[b] for b in going])
+                alive = [live and token != stop for live, token in zip(alive, told, strict=True)]
             if not any(alive) or step == new_tokens - 1:
                 break
-            group.advance(tokens)
-        group.close()
+            batch.advance(tokens)
+        batch.close()
+        _write(results, rows, torch.stack(made, 1).tolist(), stop, batch)
     return results
 
 
-class _Group:
-    """Prompts of one length, and the logits after their last token."""
+def _by_length(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    lengths = [len(prompt) for prompt in prompts]
+    return [[i for i, n in enumerate(lengths) if n == length] for length in sorted(set(lengths))]
 
-    def __init__(self, model: CausalLM, prompts: list[list[int]], new_tokens: int, *, cached: bool) -> None:
-        device = model.embed.weight.device
-        self.model, self.cached = model, cached
-        self.tokens = torch.tensor(prompts, device=device)
-        self.mode: RoutingMode = SKIP
+
+def _write(results: list[Continuation], rows: list[int], made: list[list[int]], stop: int | None, batch: _Run) -> None:
+    """Each sequence's tokens up to its stop, and who attended among those that went through the model."""
+    steps = torch.cat(batch.steps, 1).cpu() if batch.steps else None
+    for b, (row, tokens) in enumerate(zip(rows, made, strict=True)):
+        end = tokens.index(stop) + 1 if stop in tokens else len(tokens)
+        results[row].tokens = tokens[:end]
+        if batch.prompt_taken:
+            parts = [batch.prompt_taken[b]] if steps is None else [batch.prompt_taken[b], steps[b, : end - 1]]
+            results[row].taken = torch.cat(parts)
+
+
+class _Run:
+    """Prompts on their way: the logits after their last tokens, and who attended.
+
+    Attributes:
+        logits: [B, V]; prompt_taken: bool [T, layers, G] of each prompt; steps: bool [B, 1, layers, G] of each step.
+    """
+
+    def __init__(self, model: CausalLM) -> None:
+        self.model = model
+        self.device = model.embed.weight.device
+        self.prompt_taken: list[Tensor] = []
+        self.steps: list[Tensor] = []
+
+    def advance(self, tokens: Tensor) -> None:
+        """One more token a sequence, int64 [B]."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """No more steps."""
+
+    def _read(self, out: Output, *, prompts: bool) -> None:
+        self.logits = out.logits[:, -1]
+        taken = taken_of(out.routes)
+        if taken is None:
+            return
+        if prompts:
+            self.prompt_taken = list(taken.cpu())
+        else:
+            self.steps.append(taken[:, -1:])
+
+
+class _Plain(_Run):
+    """The whole sequences again for every token; prompts are of one length."""
+
+    def __init__(self, model: CausalLM, prompts: list[list[int]]) -> None:
+        super().__init__(model)
+        self.tokens = torch.tensor(prompts, device=self.device)
+        self._read(self._whole(), prompts=True)
+
+    def advance(self, tokens: Tensor) -> None:
+        self.tokens = torch.cat((self.tokens, tokens[:, None]), 1)
+        self._read(self._whole(), prompts=False)
+
+    def _whole(self) -> Output:
+        at = torch.full((len(self.tokens), 1), self.tokens.shape[1] - 1, device=self.device)
+        return self.model(self.tokens, mode=SKIP, at=at)
+
+
+class _Cached(_Run):
+    """Prompts of any lengths behind one cache."""
+
+    def __init__(self, model: CausalLM, prompts: list[list[int]], new_tokens: int, compiler: str | None) -> None:
+        super().__init__(model)
+        lengths = [len(prompt) for prompt in prompts]
+        self.state, self.logits, self.prompt_taken = read_prompts(model, prompts, max(lengths) + new_tokens)
         self.step: DecodeStep | None = None
-        self.state = None
-        if cached:
-            self.state = model.init_state(len(prompts), len(prompts[0]) + new_tokens)
-        at = torch.full((len(prompts), 1), len(prompts[0]) - 1, device=device)
-        self._keep(model(self.tokens, mode=self.mode, state=self.state, at=at), len(prompts[0]))
-        if cached and device.type == "cuda":
+        ragged = len(set(lengths)) > 1
+        if ragged or self.device.type == "cuda":
             try:
-                self.step = DecodeStep(model, self.state or [], mode=self.mode)
+                self.step = DecodeStep(
+                    model, self.state, mode=SKIP, compiler=compiler, lengths=lengths if ragged else None
+                )
             except UnsupportedError:
+                if ragged:
+                    raise
                 # A memory that counts on the host takes ordinary calls.
                 self.step = None
 
     def advance(self, tokens: Tensor) -> None:
-        """One more token a sequence, int64 [B]."""
-        if not self.cached:
-            self.tokens = torch.cat((self.tokens, tokens[:, None]), 1)
-            at = torch.full((len(tokens), 1), self.tokens.shape[1] - 1, device=tokens.device)
-            self._keep(self.model(self.tokens, mode=self.mode, at=at), 1)
-        elif self.step is not None:
-            self._keep(self.step(tokens[:, None]), 1)
-        else:
-            self._keep(self.model(tokens[:, None], mode=self.mode, state=self.state), 1)
-
-    def _keep(self, out: Output, count: int) -> None:
-        self.logits = out.logits[:, -1]
-        routes = [route.taken[:, -count:] for route in out.routes if route is not None]
-        self.taken = torch.stack(routes, 2) if routes else None
-
-    def record(self, results: list[Continuation], rows: list[int], alive: list[bool]) -> None:
-        """Write down who attended among the tokens of the last call."""
-        if self.taken is None:
-            return
-        for b, taken in enumerate(self.taken.tolist()):
-            if alive[b]:
-                results[rows[b]].taken += taken
+        tokens = tokens[:, None]
+        out = self.model(tokens, mode=SKIP, state=self.state) if self.step is None else self.step(tokens)
+        self._read(out, prompts=False)
 
     def close(self) -> None:
         if self.step is not None:

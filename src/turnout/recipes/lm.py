@@ -2,28 +2,52 @@
 
 from __future__ import annotations
 
-from turnout.models.config import ModelConfig, RoutingConfig
+from turnout.errors import ConfigError, nearest
+from turnout.models.config import ModelConfig, RoutingConfig, hybrid_layout
 from turnout.recipes.registry import recipe
 from turnout.tasks import TextConfig
 from turnout.train.config import BudgetConfig, JointConfig, LoopConfig, OptimConfig, RunConfig
 
+LAYERS = 12
+VOCAB = 50257
 USAGE = 0.25
 """Three attention layers of twelve: the usage of the static hybrid, so that all arms can be compared at it."""
 
-HYBRID = "LLLALLLALLLA"
+ARMS = ("routed", "dense", "static", "window", "random", "always")
 
 
-def _run(path: str, name: str, model: ModelConfig, *, steps: int, budget: bool, seed: int) -> RunConfig:
-    """32 windows of 1,024 tokens a step."""
+def lm_run(
+    path: str, arm: str, *, usage: float = USAGE, router: str = "ema", seed: int = 0, steps: int = 2000
+) -> RunConfig:
+    """One arm: 32 windows of 1,024 tokens a step, BPE of 50,257 tokens.
+
+    Args:
+        path: a text file, or a folder of them.
+        arm: "routed", held at `usage` by its schedule; "dense", attention in every layer; "static", in every layer of
+            a number given by `usage`, a short convolution in the others; "window", 128 tokens in every layer; "random",
+            `usage` of the slots by chance; "always", every slot beside the convolution.
+        router: of the routed arm.
+    Raises:
+        ConfigError: an unknown arm.
+    """
+    if arm not in ARMS:
+        raise ConfigError(f"arm={arm!r}{nearest(arm, ARMS)}")
+    layout = {"dense": "A", "window": "L", "static": hybrid_layout(LAYERS, usage)}.get(arm, "R")
+    routers = {"routed": router, "random": f"random:p={usage}", "always": "always"}
     return RunConfig(
-        name=name,
+        name=f"lm_124m_{arm}",
         seed=seed,
-        task=TextConfig(path=path, length=1024),
-        model=model,
-        schedule=BudgetConfig(usage=USAGE, steps=steps) if budget else JointConfig(steps=steps),
+        task=TextConfig(path=path, length=1024, tokenizer="bpe", vocab=VOCAB),
+        # 85M weights in the blocks, 39M more in the embedding, which is the head too.
+        model=ModelConfig(
+            layers=LAYERS, width=768, heads=12, layout=layout, positions="rope", form="llama", tie=True,
+            local="window:size=128" if arm == "window" else "conv:kernel=4,project=false",
+            routing=RoutingConfig(router=routers.get(arm, "linear"), mix="add"),
+        ),
+        schedule=BudgetConfig(usage=usage, steps=steps) if arm == "routed" else JointConfig(steps=steps),
         optim=OptimConfig(
-            batch=32, lr=6e-4, weight_decay=0.1, beta2=0.95, warmup=100, decay="cosine", precision="bf16_stream",
-            loss_chunk=8192, compile=True,
+            batch=32, lr=1e-3, weight_decay=0.1, beta2=0.95, warmup=min(100, steps // 10), decay="cosine",
+            precision="bf16_stream", loss_chunk=8192, compile=True,
         ),
         loop=LoopConfig(
             log_every=10, eval_every=250, eval_sequences=64, final_sequences=512, skip_below=0.0, savings=False,
@@ -32,30 +56,23 @@ def _run(path: str, name: str, model: ModelConfig, *, steps: int, budget: bool, 
     )  # fmt: skip
 
 
-def _model(layout: str, *, router: str = "linear", local: str = "conv:kernel=4,project=false") -> ModelConfig:
-    """12 layers, E = 768, 12 heads: 85M weights in the blocks, 39M more with a vocabulary of 50,304."""
-    return ModelConfig(
-        layers=12, width=768, heads=12, layout=layout, local=local, positions="rope", form="llama", tie=True,
-        routing=RoutingConfig(router=router, mix="add"),
-    )  # fmt: skip
-
-
 @recipe(
-    "lm_124m_routed", "12 layers, E=768: a linear router held at a quarter of the slots", needs={"path": "task.path"}
-)
+    "lm_124m_routed", "12 layers, E=768: a router that sees the past, held at a quarter of the slots",
+    needs={"path": "task.path"},
+)  # fmt: skip
 def lm_124m_routed(path: str, seed: int = 0, steps: int = 2000) -> RunConfig:
     """Routed attention added to a short convolution.
 
     Args:
         path: a text file, or a folder of them.
     """
-    return _run(path, "lm_124m_routed", _model("R"), steps=steps, budget=True, seed=seed)
+    return lm_run(path, "routed", seed=seed, steps=steps)
 
 
 @recipe("lm_124m_dense", "12 layers, E=768: attention in every layer, for every token", needs={"path": "task.path"})
 def lm_124m_dense(path: str, seed: int = 0, steps: int = 2000) -> RunConfig:
     """The dense control."""
-    return _run(path, "lm_124m_dense", _model("A"), steps=steps, budget=False, seed=seed)
+    return lm_run(path, "dense", seed=seed, steps=steps)
 
 
 @recipe(
@@ -64,7 +81,7 @@ def lm_124m_dense(path: str, seed: int = 0, steps: int = 2000) -> RunConfig:
 )  # fmt: skip
 def lm_124m_static(path: str, seed: int = 0, steps: int = 2000) -> RunConfig:
     """The static hybrid at the usage of the routed model."""
-    return _run(path, "lm_124m_static", _model(HYBRID), steps=steps, budget=False, seed=seed)
+    return lm_run(path, "static", seed=seed, steps=steps)
 
 
 @recipe(
@@ -73,11 +90,10 @@ def lm_124m_static(path: str, seed: int = 0, steps: int = 2000) -> RunConfig:
 )  # fmt: skip
 def lm_124m_window(path: str, seed: int = 0, steps: int = 2000) -> RunConfig:
     """The window-only control."""
-    return _run(path, "lm_124m_window", _model("L", local="window:size=128"), steps=steps, budget=False, seed=seed)
+    return lm_run(path, "window", seed=seed, steps=steps)
 
 
 @recipe("lm_124m_random", "12 layers, E=768: a quarter of the slots, drawn at random", needs={"path": "task.path"})
 def lm_124m_random(path: str, seed: int = 0, steps: int = 2000) -> RunConfig:
     """The random-router control at the usage of the routed model."""
-    model = _model("R", router=f"random:p={USAGE}")
-    return _run(path, "lm_124m_random", model, steps=steps, budget=False, seed=seed)
+    return lm_run(path, "random", seed=seed, steps=steps)

@@ -71,9 +71,10 @@ def shard_folder(**settings: Any) -> Path:
     return cache_folder() / "text" / hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
-def is_shards(folder: Path) -> bool:
-    """Whether `write_shards` made this folder."""
-    return all((folder / name).is_file() for name in (_INDEX, "train.bin", "val.bin"))
+def is_shard_folder(path: str | Path) -> bool:
+    """Whether `path` holds shards, and not text."""
+    folder = Path(path).expanduser()
+    return (folder / _INDEX).is_file() and any((folder / name).is_file() for name in ("train.bin", "val.bin"))
 
 
 def write_shards(

@@ -35,8 +35,8 @@ class TextConfig:
     """Text of your own.
 
     Attributes:
-        path: a text file, or a folder searched for .txt, .md and .jsonl; or a folder of tokens that was written for
-            these settings (of the token cache), for a machine that has no more than those.
+        path: a text file, a folder searched for .txt, .md and .jsonl, or a folder of the token cache, copied from where
+            the text was tokenised: then the text itself is not needed.
         length: T >= 1, tokens a window.
         tokenizer: "bytes", or "bpe" trained once on the training documents (needs the extra `data`).
         vocab: number of token ids: 256 for bytes, more for BPE.
@@ -215,17 +215,11 @@ def _warn_unless_near(config: TextConfig, shards: Shards) -> None:
 def _open_shards(config: TextConfig) -> Shards:
     """The shards of this text and these settings, written on first use."""
     from turnout.tasks.documents import hold_out, limit_size, read_corpus
-    from turnout.tasks.shards import is_shards, load_shards, shard_folder, write_shards
+    from turnout.tasks.shards import is_shard_folder, load_shards, shard_folder, write_shards
     from turnout.tasks.tokenizer import BpeTokenizer, ByteTokenizer
 
-    if is_shards(Path(config.path)):
-        shards = load_shards(Path(config.path))
-        if shards.tokenizer.vocab != config.vocab:
-            raise DataError(
-                f"{config.path} holds tokens of a vocabulary of {shards.tokenizer.vocab}, not vocab={config.vocab}; "
-                "use its vocabulary, or the text itself"
-            )
-        return shards
+    if is_shard_folder(config.path):
+        return _copied_shards(config)
     corpus = read_corpus(config.path)
     max_bytes = None if config.max_mb is None else round(config.max_mb * _MEGABYTE)
     if max_bytes is not None and max_bytes >= corpus.size:
@@ -249,3 +243,22 @@ def _open_shards(config: TextConfig) -> Shards:
             tokenizer = BpeTokenizer.train((document.read() for document in train), config.vocab)
         write_shards(folder, kind=config.tokenizer, tokenizer=tokenizer, train=train, val=val)
     return load_shards(folder)
+
+
+def _copied_shards(config: TextConfig) -> Shards:
+    """The shards that `path` itself names; they must be of the tokenizer that the config asks for."""
+    from pathlib import Path
+
+    from turnout.tasks.shards import load_shards
+    from turnout.tasks.tokenizer import ByteTokenizer
+
+    shards = load_shards(Path(config.path).expanduser())
+    if config.max_mb is not None:
+        raise ConfigError(f"text max_mb={config.max_mb}, but {config.path} is tokenised already; use none, or the text")
+    found = "bytes" if isinstance(shards.tokenizer, ByteTokenizer) else "bpe"
+    if (found, shards.tokenizer.vocab) != (config.tokenizer, config.vocab):
+        raise ConfigError(
+            f'{config.path} holds tokens of tokenizer="{found}", vocab={shards.tokenizer.vocab}; the config asks for '
+            f'"{config.tokenizer}", vocab={config.vocab}: change the config, or give the text itself'
+        )
+    return shards

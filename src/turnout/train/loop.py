@@ -279,9 +279,9 @@ class Trainer:
         return self.run_dir is not None
 
     def _eval_batch(self) -> int:
-        # A large vocabulary makes logits, not layers, the memory of an evaluation.
-        tokens = min(2**18, 2**31 // self.task.vocab) if self.device.type == "cuda" else 2**15
-        return max(1, tokens // self.task.length)
+        tokens, numbers = (2**18, 2**30) if self.device.type == "cuda" else (2**15, 2**27)
+        # Logits of all tokens of a batch are there at once.
+        return max(1, min(tokens, numbers // self.task.vocab) // self.task.length)
 
     def _finish(self) -> dict[str, Any]:
         # A run that was resumed after its last step has been through this.

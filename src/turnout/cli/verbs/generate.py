@@ -38,6 +38,7 @@ class Options(Flags):
         seed: of the draws.
         whole: go on behind the end of a document.
         beyond: allow more tokens than the model was trained on.
+        compiled: compile the steps first; takes seconds, pays for long answers (GPU).
         uncached: run the whole text again for each token; slow, for checking.
         device: auto, cpu or cuda.
         runs: folder of all runs.
@@ -57,6 +58,7 @@ class Options(Flags):
     seed: int = 0
     whole: bool = False
     beyond: bool = False
+    compiled: bool = False
     uncached: bool = False
     device: str = "auto"
     runs: str = "runs"
@@ -84,6 +86,7 @@ def run(call: Call[Options]) -> Result:
         model.to(pick_device(options.device)), prompts, new_tokens=options.tokens, sampling=sampling,
         stop=None if options.whole else tokenizer.separator, cached=not options.uncached,
         longest=None if options.beyond else trained_on, on_tokens=show,
+        compiler="inductor" if options.compiled else None,
     )  # fmt: skip
     seconds = time.perf_counter() - began
     if show is not None:
@@ -171,12 +174,11 @@ def _data(
     sequences: list[dict[str, Any]] = []
     for i, item in enumerate(made):
         text = texts[i // options.samples].decode("utf-8", "replace")
-        slots = [gate for token in item.taken for layer in token for gate in layer]
         kept = [token for token in item.tokens if token != tokenizer.separator]
         sequences.append(
             {"prompt": i // options.samples, "sample": i % options.samples, "prompt_text": text,
              "text": tokenizer.decode(kept).decode("utf-8", "replace"), "tokens": item.tokens,
-             "usage": sum(slots) / len(slots) if slots else None}
+             "usage": item.taken.float().mean().item() if item.taken.numel() else None}
         )  # fmt: skip
     count = sum(len(item.tokens) for item in made)
     used = [item["usage"] for item in sequences if item["usage"] is not None]
