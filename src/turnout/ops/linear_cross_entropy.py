@@ -43,8 +43,8 @@ def linear_cross_entropy(
         compiled: compile what happens to a chunk's logits.
     Raises:
         ShapeError, ConfigError: shapes that do not fit, chunk < 1.
-    Cost: 6·N·E·V multiply-adds × 2 with gradients, all here. Memory: C·V logits, a float32 copy of W for its gradient,
-        and a copy of W if V is no multiple of 64.
+    Cost: 6·N·E·V multiply-adds × 2 with gradients, all here. Memory: C·V logits, and a float32 copy of W for its
+        gradient.
     """
     if chunk < 1:
         raise ConfigError(f"chunk={chunk}; expected >= 1 token")
@@ -80,8 +80,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dx = torch.empty_like(x) if graded else None
         dw = torch.zeros_like(weight, dtype=wide) if graded else None
         db = torch.zeros_like(bias, dtype=wide) if graded and bias is not None else None
-        vocab = weight.shape[0]
-        padded, padded_bias = _padded(weight), None if bias is None else _padded(bias)
         for start in range(0, x.shape[0], chunk):
             part = slice(start, start + chunk)
             logits = linear(x[part], weight, bias)
@@ -89,10 +87,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             loss += some_loss
             correct += some_correct
             if dx is not None and dw is not None:
-                dx[part] = dlogits @ padded
-                dw += (dlogits.t() @ x[part])[:vocab]
+                dx[part] = dlogits @ weight
+                dw += dlogits.t() @ x[part]
             if db is not None:
-                db += dlogits.sum(0, dtype=wide)[:vocab]
+                db += dlogits.sum(0, dtype=wide)
         ctx.mark_non_differentiable(correct)
         ctx.save_for_backward(dx, None if dw is None else dw[:vocab], None if db is None else db[:vocab])
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
