@@ -13,13 +13,13 @@ from turnout.stats import mean_interval
 # A pass over the training split of one megabyte is 55 steps of 16,384 bytes.
 PASS, PASSES = 55, 16
 BASE = "dense"
-LOCAL = {
+LOCAL: dict[str, dict[str, Any]] = {
     "convolution": {"layout": "L"},
     "state space": {"layout": "L", "local": "ssm"},
     "convolution + dense": {"layout": "LALA"},
     "state space + dense": {"layout": "LALA", "local": "ssm"},
 }
-REGULARISED = {
+REGULARISED: dict[str, dict[str, Any]] = {
     "weight decay 1": {"weight_decay": 1.0},
     "dropout 0.1": {"dropout": 0.1},
     "dropout 0.3": {"dropout": 0.3},
@@ -52,7 +52,8 @@ def _arm(name: str, **options: Any) -> Arm:
 
 def arms() -> list[Arm]:
     """Every mixer, then dense attention and forgetting with each regularisation; what matters most comes first."""
-    mixers = {name: {"pattern": spec} for name, spec in (DENSE | FIXED | LEARNED).items()} | LOCAL
+    mixers: dict[str, dict[str, Any]] = {name: {"pattern": spec} for name, spec in (DENSE | FIXED | LEARNED).items()}
+    mixers |= LOCAL
     first = ("dense", "forgetting", "window 64", "ALiBi", "fixed decay", "convolution + dense")
     named = {name: mixers[name] for name in dict.fromkeys((*first, *mixers))}
     regular = {

@@ -1,7 +1,8 @@
 """TH4: what patterns lose of a far association: recall, needles among noise and MQAR, learnt short, then at 4K and 16K.
 
-Layers alternate between a convolution over four tokens, which binds a value to the key before it, and attention, so that
-dense attention learns every task within the steps it is given. There are no positions but those that a pattern brings.
+Layers alternate between a convolution over four tokens, which binds a value to the key before it, and attention, so
+that dense attention learns every task within the steps it is given. There are no positions but those that a pattern
+brings.
 """
 
 from __future__ import annotations

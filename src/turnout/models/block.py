@@ -107,7 +107,7 @@ def _local_spec(text: str, bias: bool) -> Spec:
 
 
 def drop(y: Tensor, share: float, mode: RoutingMode) -> Tensor:
-    """Inverted dropout (Srivastava et al. 2014): y · m / (1 - share), m ~ Bernoulli(1 - share); y where nothing samples.
+    """Inverted dropout (Srivastava et al. 2014): y · m / (1 - share), m ~ Bernoulli(1 - share); y without sampling.
 
     m comes from the generator of the gates, so that activation checkpointing and CUDA graphs repeat and renew it.
     """
