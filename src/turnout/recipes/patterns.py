@@ -84,7 +84,7 @@ def pattern_retrieval(
         task: "needles" (8 pairs at random places, as many distractors and questions), "MQAR" (32 pairs at the start,
             questions at uniform gaps) or "recall" (one pair at the start, one question at the end).
     """
-    tasks = {
+    tasks: dict[str, RecallHardConfig | MQARConfig | RecallConfig] = {
         "needles": RecallHardConfig(length=length, pairs=8, queries=8, distractors=8),
         # The generator wants more ids than positions: 16,384 of them.
         "MQAR": MQARConfig(length=length, pairs=32, vocab=16_640, power=1.0, random_filler=False),
