@@ -28,6 +28,7 @@ LIVELY = {
     "fire": "fire:threshold=4",
     "cope": "cope:positions=4",
     "gated_window": "gated_window:size=3,sinks=1,steps=4",
+    "routed": "routed:router=(periodic:period=3),size=2,sinks=1",
     "head_mixture": "head_mixture:parts=(2 window:size=3;2 alibi)",
 }
 
@@ -65,6 +66,7 @@ def oracle_log_weight(spec: str, h: int, t: int, s: int) -> float:
         "full": True,
         "window": t - s < 4,
         "sinks": t - s < 3 or s < 2,
+        "routed": t % 3 == 0 or t - s < 2 or s < 1,
         "strided": t // 2 - s // 2 <= 1 or (s // 2) % 3 == 0,
     }
     name = spec.partition(":")[0]

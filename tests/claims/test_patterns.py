@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from turnout.claims.data_efficiency import tokens_to
+from turnout.claims.pattern_retrieval import beyond
 from turnout.claims.pattern_search import METHODS
-from turnout.claims.patterns import tokens_to
 from turnout.claims.registry import get_claim
 
 DOMAINS = ("academic", "conversation", "reference")
@@ -46,6 +47,46 @@ def test_tokens_to_a_loss_are_interpolated_between_evaluations() -> None:
     assert tokens_to(one, 2.0) == pytest.approx(15 * 20)
     assert tokens_to(one, 3.5) == pytest.approx(10 * 20)
     assert tokens_to(one, 0.5) == float("inf")
+
+
+def run(seed: int, curve: list[list[float]], last: float) -> dict[str, Any]:
+    config = {"optim": {"batch": 1, "accumulate": 1}, "task": {"length": 10}}
+    return {"seed": seed, "config": config, "curve": curve, "loss": last}
+
+
+def test_data_efficiency_is_judged_at_the_best_loss_of_dense() -> None:
+    slow, fast = [[10, 3.0], [20, 2.0], [30, 2.5]], [[10, 2.0], [20, 1.0]]
+    seen = {
+        "dense": [run(s, slow, 2.6) for s in range(3)],
+        "forgetting": [run(s, fast, 1.5) for s in range(3)],
+        "dense, dropout 0.1": [run(s, [[10, 2.9 + 0.01 * s]], 1.9) for s in range(3)],
+    }
+    rows = get_claim("TH7").judge(seen)
+    assert [row.verdict for row in rows] == ["holds", "holds"]
+    assert "2.00x as fast" in rows[0].measured and "(2.000 nats/byte)" in rows[0].statement
+    assert "+0.1000 nats/byte lower" in rows[1].measured
+
+
+def test_a_pattern_keeps_an_association_only_if_dense_attention_has_it() -> None:
+    def grown(seed: int, near: float, far: float) -> dict[str, Any]:
+        distance = [{"value": 128, "n": 10, "accuracy": near, "loss": 0.0},
+                    {"value": 1024, "n": 30, "accuracy": far, "loss": 0.0}]  # fmt: skip
+        share = (near + 3 * far) / 4
+        told = [{"length": n, "steps": 5, "accuracy": share, "distance": distance} for n in (512, 4096)]
+        return {"seed": seed, "chance": 0.01, "stages": told}
+
+    def rows(dense: float) -> list[tuple[str, str]]:
+        seen = {
+            "needles, dense": [grown(s, dense, dense) for s in range(3)],
+            "needles, window 256": [grown(s, dense, 0.0) for s in range(3)],
+            "needles, ALiBi": [grown(s, dense, dense) for s in range(3)],
+        }
+        return [(f.verdict, f.measured) for f in get_claim("TH4").judge(seen)]
+
+    assert beyond(grown(0, 1.0, 0.5)["stages"][0]) == 0.5
+    assert [verdict for verdict, _ in rows(1.0)] == ["does not hold", "holds"]
+    assert rows(1.0)[0][1] == "4,096 tokens 25.0 ± 0.0 % (0.0 % beyond 256 tokens)"
+    assert {verdict for verdict, _ in rows(0.3)} == {"not measured"}
 
 
 def test_a_search_must_beat_chance_and_the_uniform_pattern_of_its_cost() -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from routing_laws import local_tracks, tiny
 from turnout.layers import AttentionMixer, LocalMixer, RoutedMixer
 from turnout.layers.local import LOCAL_TRACKS, LocalTrack
-from turnout.models.block import MLP, Block, build_mixer
+from turnout.models.block import MLP, Block, build_mixer, drop
+from turnout.routers.mode import SKIP, RoutingMode
 
 
 def test_the_letter_chooses_the_mixer() -> None:
@@ -56,3 +57,18 @@ def test_the_mlp_counts_its_operations(form: str) -> None:
     with FlopCounterMode(display=False) as counter:
         mlp(torch.randn(1, 7, 16))
     assert mlp.flops(7) == counter.get_total_flops()
+
+
+def test_dropout_zeroes_its_share_and_keeps_the_mean() -> None:
+    mode = RoutingMode(sample=True, generator=torch.Generator().manual_seed(0))
+    y = drop(torch.ones(100, 100), 0.3, mode)
+    assert set(y.unique().tolist()) == {0.0, float(torch.tensor(1 / 0.7))}
+    # Five standard deviations of a share of 10,000.
+    assert abs(float((y == 0).float().mean()) - 0.3) < 5 * (0.3 * 0.7 / 10_000) ** 0.5
+
+
+def test_dropout_is_in_training_alone() -> None:
+    block, x = Block(tiny(dropout=0.5), 0, 0), torch.randn(2, 7, 16)
+    still = Block(tiny(), 0, 0)
+    still.load_state_dict(block.state_dict())
+    assert torch.equal(block(x, mode=SKIP)[0], still(x, mode=SKIP)[0])

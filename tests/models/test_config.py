@@ -30,6 +30,7 @@ OTHER_MODEL: dict[str, Any] = {
     "tie": True,
     "directions": "token:hidden=8",
     "output_gate": "head",
+    "dropout": 0.5,
 }
 OTHER_ROUTING: dict[str, Any] = {
     "router": "mlp",
@@ -58,6 +59,8 @@ BAD_MODEL: list[tuple[dict[str, Any], str]] = [
     ({"positions": "rope", "width": 12}, r"width/heads=3 is odd; rope needs an even head dim"),
     ({"form": "lama"}, r"form='lama'; did you mean 'llama'"),
     ({"output_gate": "heads"}, r"output_gate='heads'; did you mean 'head'"),
+    ({"dropout": 1.0}, r"dropout=1.0; expected 0 <= dropout < 1"),
+    ({"dropout": -0.1}, r"dropout=-0.1; expected 0 <= dropout < 1"),
     ({"mlp_ratio": 0.0}, r"mlp_ratio=0.0 .*expected >= "),
     ({"mlp_ratio": 0.05}, r"mlp_ratio=0.05 of width=16 leaves no hidden unit"),
     ({"mlp_ratio": float("nan")}, r"mlp_ratio=nan"),

@@ -40,9 +40,10 @@ def weights(stepper: Stepper) -> dict[str, torch.Tensor]:
     return stepper.model.state_dict()
 
 
-def test_activation_checkpointing_gives_the_same_bits() -> None:
-    plain, _ = steps(PLAIN)
-    again, _ = steps(replace(PLAIN, checkpointing=True))
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_activation_checkpointing_gives_the_same_bits(dropout: float) -> None:
+    plain, _ = steps(PLAIN, model=replace(MODEL, dropout=dropout))
+    again, _ = steps(replace(PLAIN, checkpointing=True), model=replace(MODEL, dropout=dropout))
     for name, weight in weights(plain).items():
         assert torch.equal(weight, weights(again)[name]), name
 

@@ -10,7 +10,7 @@ from turnout.train.evaluate import evaluate
 from turnout.train.loop import Trainer
 
 # So many times the trained length: 4,096 tokens.
-LONGER = {"text": 4, "mqar": 8}
+LONGER = 4
 _LONGER_SEQUENCES = 64
 # What the attention of a dense model is held against.
 CUTS = (
@@ -39,7 +39,7 @@ def look(trainer: Trainer) -> dict[str, Any]:
     found: dict[str, Any] = {"slices": trainer.last_eval["slices"], "pattern": config.model.pattern}
     if text and config.model.pattern == "full":
         found["distances"] = _distances(trainer, CUTS)
-    length = LONGER.get(config.task.kind, 1) * config.task.length
+    length = LONGER * config.task.length
     longer = config.task.with_length(length).build(config.seed)
     precision = config.optim.precision
     seen = evaluate(trainer.model, longer, sequences=_LONGER_SEQUENCES, batch=4, precision=precision)

@@ -13,6 +13,7 @@ from turnout.claims.registry import Arm, Claim, Finding, Summaries, claim
 from turnout.stats import mean_interval
 
 GROUP = "heuristics"
+SOURCE = "jamesthesnake.github.io, 2023-07-06, and FoX (2503.02130)"
 # Name of an arm -> its pattern. Windows and decay times are those of a model of 1,024 tokens.
 FIXED = {
     "window 64": "window:size=64",
@@ -41,15 +42,9 @@ FIRST = (
 DECAYING = ("ALiBi", "RetNet decay", "power law", "fixed decay", "window 64", "sinks + window 64")
 
 
-def _path() -> str:
+def text_path() -> str:
+    """The folder of text."""
     return os.environ.get("TURNOUT_TEXT", "data/mixture")
-
-
-def with_curve(configs: list[Any], device: str) -> list[dict[str, Any]]:
-    """Train seeds one after the other; each record also has the curve of its evaluations."""
-    from turnout.claims.pattern_runs import train_one
-
-    return [train_one(config, device) for config in configs]
 
 
 def look(trainer: Any) -> dict[str, Any]:
@@ -65,9 +60,9 @@ def _text_arm(name: str, pattern: str, **options: Any) -> Arm:
 
         size = os.environ.get("TURNOUT_PATTERN_STEPS")
         if size == "tiny":
-            small = pattern_cpu(_path(), pattern=pattern, seed=seed, steps=20)
+            small = pattern_cpu(text_path(), pattern=pattern, seed=seed, steps=20)
             return replace(small, loop=replace(small.loop, eval_sequences=8, final_sequences=32))
-        return pattern_gpu(_path(), pattern=pattern, seed=seed, **options)
+        return pattern_gpu(text_path(), pattern=pattern, seed=seed, **options)
 
     return Arm(name=name, config=config, control=name in DENSE, after=look)
 
@@ -201,124 +196,6 @@ def _judge_positions(seen: Summaries) -> list[Finding]:
     return findings
 
 
-def _mqar_arms() -> list[Arm]:
-    def arm(name: str, pattern: str) -> Arm:
-        def config(seed: int) -> Any:
-            from turnout.recipes.patterns import pattern_mqar
-
-            if os.environ.get("TURNOUT_PATTERN_STEPS") == "tiny":
-                small = pattern_mqar(pattern=pattern, seed=seed, length=128, pairs=4, steps=10)
-                small = replace(small, loop=replace(small.loop, eval_sequences=8, final_sequences=32))
-                return replace(small, optim=replace(small.optim, precision="fp32"))
-            return pattern_mqar(pattern=pattern, seed=seed)
-
-        return Arm(name=name, config=config, control=name == "dense", after=look)
-
-    chosen = (
-        "window 64",
-        "sinks + window 64",
-        "dilated",
-        "strided",
-        "ALiBi",
-        "fixed decay",
-        "half of the heads window 64",
-    )
-    fixed = {name: FIXED[name] for name in chosen}
-    learned = {name: LEARNED[name] for name in ("forgetting", "KERPLE", "gated windows")}
-    specs = {"dense": "full", **fixed, **learned}
-    # 512 tokens.
-    return [arm(name, spec.replace("1024/16", "512/16")) for name, spec in specs.items()]
-
-
-def _longer(records: list[dict[str, Any]]) -> str:
-    """Accuracy of every seed at a longer length."""
-    told = [r["longer"] for r in records if r.get("longer")]
-    return "; ".join(f"{one['length']:,} tokens {100 * one['accuracy']:.2f} %" for one in told)
-
-
-def _judge_mqar(seen: Summaries) -> list[Finding]:
-    findings = []
-    for arm, records in seen.items():
-        accuracy = [100 * r["accuracy"] for r in records]
-        mean, half = mean_interval(accuracy)
-        dense = [100 * r["accuracy"] for r in seen.get("dense", [])]
-        kept = arm in ("dense", *LEARNED)
-        reached = bool(dense) and mean >= min(dense) - 1
-        findings.append(
-            Finding(
-                statement=f"MQAR, 512 tokens, 32 pairs at uniform gaps: {arm}"
-                + (" keeps" if kept else " loses")
-                + " recall",
-                quoted="(ours) what reads everything keeps it, what reads near loses it",
-                measured=f"{mean:.2f} % (worst {min(accuracy):.2f} %)",
-                n=len(records),
-                interval=f"± {half:.2f} %",
-                control=f"dense {', '.join(f'{a:.2f}' for a in dense)} %",
-                # Where dense attention has not learnt the task, nothing can lose it.
-                verdict="not measured"
-                if not dense or min(dense) < 90
-                else "holds"
-                if reached == kept
-                else "does not hold",
-                detail=f"{records[0]['steps']} steps; longer, {_longer(records)}",
-            )
-        )
-    return findings
-
-
-def _small_arms() -> list[Arm]:
-    """One megabyte read about twenty times: which pattern needs fewest tokens, and what regularisation changes."""
-    specs = {**DENSE, **FIXED, **LEARNED}
-    names = ("dense", "window 64", "fixed decay", "forgetting", "dilated", "KERPLE")
-    arms = [_text_arm(f"{name}, 1 MB", specs[name], max_mb=1.0) for name in names]
-    strong = [
-        _text_arm(f"{name}, 1 MB, weight decay 1", specs[name], max_mb=1.0, weight_decay=1.0)
-        for name in ("dense", "forgetting")
-    ]
-    return [replace(arm, after=None, together=with_curve) for arm in (*arms, *strong)]
-
-
-def tokens_to(record: dict[str, Any], target: float) -> float:
-    """Tokens seen when the loss of an evaluation first reached `target`, interpolated; infinite where it never did."""
-    config = record["config"]
-    size = config["optim"]["batch"] * config["optim"]["accumulate"] * config["task"]["length"]
-    before = (0.0, float("inf"))
-    for step, loss in record["curve"]:
-        if loss <= target:
-            share = 1.0 if before[1] == float("inf") else (before[1] - target) / max(before[1] - loss, 1e-12)
-            return float((before[0] + share * (step - before[0])) * size)
-        before = (float(step), loss)
-    return float("inf")
-
-
-def _judge_efficiency(seen: Summaries) -> list[Finding]:
-    """Tokens until the best loss of dense, and the best loss of the curve (more passes may make it worse again)."""
-    if "dense, 1 MB" not in seen:
-        return []
-    best = {arm: [min(loss for _, loss in r["curve"]) for r in records] for arm, records in seen.items()}
-    target = max(best["dense, 1 MB"])
-    findings = []
-    for arm, records in seen.items():
-        if arm == "dense, 1 MB":
-            continue
-        base = {r["seed"]: tokens_to(r, target) for r in seen["dense, 1 MB"]}
-        ratios = [base[r["seed"]] / tokens_to(r, target) for r in records if r["seed"] in base]
-        mean, half = mean_interval(ratios)
-        findings.append(
-            Finding(
-                statement=f"{arm}: needs fewer tokens than dense to reach its best loss ({target:.3f} nats/byte)",
-                quoted="human-like data efficiency is the frontier",
-                measured=f"{mean:.2f}x as fast; best loss {words(best[arm])}",
-                n=len(ratios),
-                interval=f"± {half:.2f}x",
-                control=f"dense {words(best['dense, 1 MB'])} at {sum(base.values()) / len(base) / 1e6:.1f} M tokens",
-                verdict="holds" if mean - half > 1 else "does not hold",
-                detail=f"last loss after all passes {words([r['loss'] for r in records])}",
-            )
-        )
-    return findings
-
-
 def _judge_spans(seen: Summaries) -> list[Finding]:
     """Where a dense model looks, by domain, and what patterns would cut there."""
     told = [r["distances"] for r in seen.get("dense", []) if r.get("distances")]
@@ -392,19 +269,14 @@ def _bench(device: str) -> dict[str, Any]:
     return {"rows": rows, "device_name": name}
 
 
-SOURCE = "jamesthesnake.github.io, 2023-07-06, and FoX (2503.02130)"
 claim(Claim(id="TH1", source=SOURCE, title="loss by domain: dense, fixed and learned patterns", arms=_text_arms,
             judge=_judge_domains, seeds=3, group=GROUP))  # fmt: skip
 claim(Claim(id="TH2", source="2503.02130", title="decay hard-coded, learned, from the data", seeds=3, group=GROUP,
             arms=lambda: [replace(arm, owner="TH1") for arm in _text_arms()], judge=_judge_forgetting))  # fmt: skip
 claim(Claim(id="TH3", source="this library", title="loss by position", seeds=3, group=GROUP,
             arms=lambda: [replace(arm, owner="TH1") for arm in _text_arms()], judge=_judge_positions))  # fmt: skip
-claim(Claim(id="TH7", source=SOURCE, title="tokens to a loss on one megabyte of text", seeds=3, group=GROUP,
-            arms=_small_arms, judge=_judge_efficiency))  # fmt: skip
 claim(Claim(id="TH10", source=SOURCE, title="how far a dense model looks, by domain", seeds=3, group=GROUP,
             arms=lambda: [replace(arm, owner="TH1") for arm in _text_arms() if arm.name == "dense"],
             judge=_judge_spans))  # fmt: skip
-claim(Claim(id="TH4", source="this library", title="which patterns lose which associations", arms=_mqar_arms,
-            judge=_judge_mqar, seeds=3, group=GROUP))  # fmt: skip
 claim(Claim(id="TH8", source="this library", title="patterns are never slower than dense", bench=_bench,
             judge=_judge_cost, group=GROUP))  # fmt: skip

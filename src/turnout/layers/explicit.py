@@ -17,7 +17,7 @@ from turnout.routers.pattern.reach import Reach, TopBlocks
 def explicit_log_weights(reach: Reach, heads: int, kv_heads: int, length: int, device: torch.device) -> Tensor:
     """What `reach` adds to the scores of whole sequences, float32 [H, T, S]; `HIDDEN` where a key is not read.
 
-    A decay that hangs on the tokens is averaged over the batch. Pruning is left out: it changes no weight by more than
+    A decay that hangs on the tokens, and how often a row is taken, are averaged over the batch. Pruning is left out: it changes no weight by more than
     its own bound.
 
     Raises:
@@ -40,6 +40,10 @@ def explicit_log_weights(reach: Reach, heads: int, kv_heads: int, length: int, d
             return torch.where(chosen[:, None, None], far, near)
         z = reach.blend.z.detach().float().repeat_interleave(size)[:, None, None]
         return torch.logaddexp(far + z.log(), near + (1 - z).log()).clamp(min=HIDDEN)
+    if reach.routed is not None:
+        far, near = (explicit_log_weights(part, heads, kv_heads, length, device) for part in (Reach(), reach.routed.near))
+        share = reach.routed.taken.float().mean(0)[:, None]
+        return torch.logaddexp(far + share.log(), near + (1 - share).log()).clamp(min=HIDDEN)
     rows = torch.arange(length, device=device)
     causal = rows <= rows[:, None]
     if reach.dilation is not None:

@@ -18,7 +18,7 @@ from turnout.ops.attend.decode import decode_attend
 from turnout.ops.attend.reference import sum_decay, suppress_directions
 from turnout.routers.direction import Cut
 from turnout.routers.pattern.decay import log_threshold
-from turnout.routers.pattern.reach import Blend, Blocks, Prune, Reach, TopBlocks
+from turnout.routers.pattern.reach import Blend, Blocks, Prune, Reach, Routed, TopBlocks
 
 # Score of a key that is not read: its weight is exactly 0 in every dtype, and no softmax is over nothing.
 HIDDEN = -3e4
@@ -62,6 +62,8 @@ def _around(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor | None, 
         return _parts(q, k, v, reach, rows, impl)
     if reach.blend is not None:
         return _blended(q, k, v, reach.blend, rows, impl)
+    if reach.routed is not None:
+        return _routed(q, k, v, reach.routed, rows, impl)
     if impl not in ("auto", "reference"):
         raise UnsupportedError(f"impl={impl!r} has no bias, contextual positions or dilation; use impl='auto'")
     if reach.dilation is not None:
@@ -194,6 +196,23 @@ def _blended(q: Tensor, k: Tensor, v: Tensor, blend: Blend, rows: Tensor | None,
     ]
     o = torch.cat(outs, 2).unflatten(2, (k.shape[2], -1))
     return o[:, :, order.argsort()].flatten(2, 3)
+
+
+def _routed(q: Tensor, k: Tensor, v: Tensor, routed: Routed, rows: Tensor | None, impl: str) -> Tensor:
+    """All rows read near; those taken are brought to the front, read everything, and go back to their places."""
+    near = read(q, k, v, routed.near, rows=rows, impl=impl)
+    at = positions(q, k, rows).expand(q.shape[0], -1, -1)
+    first = k.shape[1] - routed.taken.shape[1]
+    taken = routed.taken[:, None].expand(-1, at.shape[1], -1).gather(2, (at - first).clamp(min=0)) & (at >= 0)
+    order = (~taken).long().argsort(dim=2, stable=True)
+
+    def of_heads(lists: Tensor) -> Tensor:
+        return lists.repeat_interleave(q.shape[2] // lists.shape[1], 1).transpose(1, 2)[..., None]
+
+    listed = torch.where(taken, at, -1).gather(2, order)
+    far = read(q.gather(1, of_heads(order).expand_as(q)), k, v, Reach(), rows=listed, impl=impl)
+    far = far.gather(1, of_heads(order.argsort(dim=2)).expand_as(far))
+    return torch.where(of_heads(taken), far, near)
 
 
 def _blank(o: Tensor, rows: Tensor | None) -> Tensor:

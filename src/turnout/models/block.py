@@ -106,14 +106,25 @@ def _local_spec(text: str, bias: bool) -> Spec:
     return Spec(spec.name, {**spec.options, "bias": False})
 
 
+def drop(y: Tensor, share: float, mode: RoutingMode) -> Tensor:
+    """Inverted dropout (Srivastava et al. 2014): y · m / (1 - share), m ~ Bernoulli(1 - share); y without sampling.
+
+    m comes from the generator of the gates, so that activation checkpointing and CUDA graphs repeat and renew it.
+    """
+    if not share or not mode.sample:
+        return y
+    return y * (mode.uniform(y.shape, y.device) >= share) * (1 / (1 - share))
+
+
 class Block(nn.Module):
-    """x = x + Mixer(norm(x));  x = x + MLP(norm(x))."""
+    """x = x + drop(Mixer(norm(x)));  x = x + drop(MLP(norm(x)))."""
 
     def __init__(self, config: ModelConfig, layer: int, seed: int) -> None:
         super().__init__()
         self.mixer_norm, self.mlp_norm = build_norm(config), build_norm(config)
         self.mixer = build_mixer(config, layer, seed)
         self.mlp = MLP(config)
+        self.dropout = config.dropout
 
     def init_state(self, batch: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> MixerState:
         return self.mixer.init_state(batch, max_len, device=device, dtype=dtype)
@@ -122,8 +133,8 @@ class Block(nn.Module):
         self, x: Tensor, *, mode: RoutingMode, state: MixerState | None = None, hint: Tensor | None = None
     ) -> tuple[Tensor, Route | None, MixerState | None]:
         y, route, state = self.mixer(self.mixer_norm(x), mode=mode, state=state, hint=hint, residual=x)
-        x = x + y
-        return x + self.mlp(self.mlp_norm(x)), route, state
+        x = x + drop(y, self.dropout, mode)
+        return x + drop(self.mlp(self.mlp_norm(x)), self.dropout, mode), route, state
 
     def flops(self, length: int, usage: float) -> float:
         """Forward multiply-adds × 2 of one sequence, norms and nonlinearities left out."""

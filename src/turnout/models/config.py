@@ -84,6 +84,7 @@ class ModelConfig:
         directions: spec of the direction router of every attention track, "prefix", "static:k=2", ...; "none" removes
             nothing (`turnout list directions`).
         output_gate: sigmoid gate between attention and Wo: "none", "head" or "element".
+        dropout: share of each mixer's and MLP's output that training sets to 0 before it joins the stream, in [0, 1).
     """
 
     layers: int = 4
@@ -100,6 +101,7 @@ class ModelConfig:
     tie: bool = False
     directions: str = "none"
     output_gate: str = "none"
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads"):
@@ -117,6 +119,8 @@ class ModelConfig:
             raise ConfigError(f"model.width/heads={self.width // self.heads} is odd; rope needs an even head dim")
         if self.output_gate not in OUTPUT_GATES:
             raise ConfigError(f"model.output_gate={self.output_gate!r}{nearest(self.output_gate, OUTPUT_GATES)}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.dropout={self.dropout}; expected 0 <= dropout < 1")
         if self.form not in FORMS:
             raise ConfigError(f"model.form={self.form!r}{nearest(self.form, FORMS)}")
         if not self.mlp_ratio * self.width >= 1:

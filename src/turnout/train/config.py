@@ -285,3 +285,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         _require(self.device in ("auto", "cpu", "cuda"), f"device={self.device!r}", "auto, cpu or cuda")
         _require(self.seed >= 0 and self.threads >= 0, f"seed={self.seed}, threads={self.threads}", ">= 0")
+        _require(
+            not (self.optim.compile and self.model.dropout),
+            f"optim.compile with model.dropout={self.model.dropout}",
+            "dropout 0, because compiled blocks hold no generator, or compile=false",
+        )

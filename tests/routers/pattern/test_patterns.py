@@ -18,7 +18,7 @@ from turnout.probe.causality import certify
 from turnout.routers.mode import SKIP, RoutingMode
 from turnout.routers.pattern import PATTERNS, PatternContext, Reach
 
-FIXED = ["full", "window", "sinks", "dilated", "strided", "alibi", "retnet", "power_law", "head_mixture"]
+FIXED = ["full", "window", "sinks", "dilated", "strided", "alibi", "retnet", "power_law", "routed", "head_mixture"]
 LENGTH = 21
 
 

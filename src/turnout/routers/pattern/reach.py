@@ -63,6 +63,14 @@ class Blend:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Routed:
+    """Tokens with `taken`, bool [B, T], read everything, the others by `near`; T are the last positions."""
+
+    taken: Tensor
+    near: Reach
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Reach:
     """How far the queries of one call may read. Every field is the identity when absent.
 
@@ -74,6 +82,7 @@ class Reach:
         contextual: table [H, positions, D] of contextual position embeddings; alone.
         parts: (heads, reach) of consecutive heads; alone.
         blend: two ways to read, weighted; alone.
+        routed: two ways to read, by token; alone.
     """
 
     window: int | None = None
@@ -86,11 +95,12 @@ class Reach:
     contextual: Tensor | None = None
     parts: tuple[tuple[int, Reach], ...] = ()
     blend: Blend | None = None
+    routed: Routed | None = None
 
     @property
     def in_operator(self) -> bool:
         """Whether one call of `attend` does it."""
-        around = (self.blend, self.dilation, self.bias, self.contextual)
+        around = (self.blend, self.routed, self.dilation, self.bias, self.contextual)
         return not self.parts and all(option is None for option in around)
 
     @property
@@ -98,5 +108,5 @@ class Reach:
         """Whether the decode operator does it, whose steps need no decision on the host."""
         if self.parts:
             return all(reach.stepwise for _, reach in self.parts)
-        rest = (self.prune, self.blocks, self.dilation, self.bias, self.contextual, self.blend)
+        rest = (self.prune, self.blocks, self.dilation, self.bias, self.contextual, self.blend, self.routed)
         return all(option is None for option in rest)

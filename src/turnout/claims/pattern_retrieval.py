@@ -1,0 +1,151 @@
+"""TH4: what patterns lose of a far association: recall, needles among noise and MQAR, learnt short, then at 4K and 16K.
+
+Layers alternate between a convolution over four tokens, which binds a value to the key before it, and attention, so
+that dense attention learns every task within the steps it is given. There are no positions but those that a pattern
+brings.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+from turnout.claims.patterns import GROUP
+from turnout.claims.registry import Arm, Claim, Finding, Summaries, claim
+from turnout.stats import mean_interval
+
+TASKS = ("needles", "MQAR", "recall")
+NEAR = 256
+PATTERNS = {
+    "dense": "full",
+    "window 256": "window:size=256",
+    "sinks + window 256": "sinks:size=252,sinks=4",
+    "dilated": "dilated:branches=(256/1+1024/4+4096/16+16384/64)",
+    "strided": "strided:block=64,near=3,stride=8",
+    "half of the heads window 256": "head_mixture:parts=(2 full;2 window:size=256)",
+    "ALiBi": "alibi",
+    "RetNet decay": "retnet",
+    "fixed decay": "forget:gate=fixed,shortest=16,longest=256",
+    "learned constant decay": "forget:gate=bias,shortest=16,longest=256",
+    "forgetting": "forget:gate=full,shortest=16,longest=256",
+}
+# Tokens of a sequence, and steps at that length; MQAR has 16,640 tokens to learn first.
+STAGES = ((512, 800), (4096, 150), (16384, 60))
+FIRST_STEPS = {"MQAR": 2000}
+TINY_STAGES = ((512, 2), (1024, 2))
+
+
+def stages() -> tuple[tuple[int, int], ...]:
+    """Lengths and steps; the variable TURNOUT_PATTERN_STEPS=tiny makes them small enough for a CPU."""
+    return TINY_STAGES if os.environ.get("TURNOUT_PATTERN_STEPS") == "tiny" else STAGES
+
+
+def grow(configs: list[Any], device: str) -> list[dict[str, Any]]:
+    """Train every seed at the first length and go on at the others; a record has the evaluation at each length."""
+    return [_grow(config, device) for config in configs]
+
+
+def _grow(config: Any, device: str) -> dict[str, Any]:
+    from turnout.train.config import JointConfig
+    from turnout.train.loop import Trainer
+
+    weights, told, record = None, [], {}
+    stage = replace(config, device=device, threads=1)
+    # What is learnt moves less at a new length.
+    calm = replace(config.optim, lr=config.optim.lr / 4, warmup=10)
+    for length, steps in stages():
+        if weights is not None:
+            task = config.task.with_length(length)
+            stage = replace(stage, task=task, schedule=JointConfig(steps=steps), optim=calm)
+        trainer = Trainer(stage)
+        if weights is not None:
+            trainer.model.load_state_dict(weights)
+        record = trainer.train()
+        weights = trainer.model.state_dict()
+        slices = trainer.last_eval["slices"]
+        kept = ("length", "steps", "accuracy", "loss", "n_eval", "train_s")
+        told.append({k: record[k] for k in kept} | {"distance": slices.get("distance", slices.get("gap"))})
+    return record | {"stages": told, "pattern": config.model.pattern}
+
+
+def _arm(task: str, name: str) -> Arm:
+    def config(seed: int) -> Any:
+        from turnout.recipes.patterns import pattern_retrieval
+
+        length, steps = stages()[0]
+        if stages() is STAGES:
+            steps = FIRST_STEPS.get(task, steps)
+        run = pattern_retrieval(task, pattern=PATTERNS[name], seed=seed, length=length, steps=steps)
+        if os.environ.get("TURNOUT_PATTERN_STEPS") == "tiny":
+            optim = replace(run.optim, precision="fp32", batch=4, max_tokens=2048)
+            return replace(run, loop=replace(run.loop, eval_sequences=4, final_sequences=8), optim=optim)
+        return run
+
+    return Arm(name=f"{task}, {name}", config=config, control=name == "dense", together=grow)
+
+
+def _arms() -> list[Arm]:
+    return [_arm(task, name) for task in TASKS for name in PATTERNS]
+
+
+def _at(records: list[dict[str, Any]], length: int) -> list[dict[str, Any]]:
+    return [stage for r in records for stage in r["stages"] if stage["length"] == length]
+
+
+def beyond(stage: dict[str, Any], near: int = NEAR) -> float:
+    """Accuracy of the questions whose answer lies `near` tokens back or more; nan where there is none."""
+    far = [part for part in stage["distance"] or [] if part["value"] >= near]
+    n = sum(part["n"] for part in far)
+    return sum(part["accuracy"] * part["n"] for part in far) / n if n else float("nan")
+
+
+def _told(records: list[dict[str, Any]], length: int) -> str:
+    mean, half = mean_interval([100 * stage["accuracy"] for stage in _at(records, length)])
+    far = [100 * beyond(stage) for stage in _at(records, length)]
+    return f"{length:,} tokens {mean:.1f} ± {half:.1f} % ({sum(far) / len(far):.1f} % beyond {NEAR} tokens)"
+
+
+def _judge(seen: Summaries) -> list[Finding]:
+    findings = []
+    for arm, records in seen.items():
+        task, _, name = arm.partition(", ")
+        dense = seen.get(f"{task}, dense")
+        lengths = [stage["length"] for stage in records[0]["stages"]][1:]
+        if not dense or name == "dense" or not lengths:
+            continue
+        ours = {n: [stage["accuracy"] for stage in _at(records, n)] for n in lengths}
+        theirs = {n: [stage["accuracy"] for stage in _at(dense, n)] for n in lengths}
+        kept = all(sum(ours[n]) / len(ours[n]) >= min(theirs[n]) - 0.01 for n in lengths)
+        learnt = min(min(theirs[n]) for n in lengths) >= 0.9
+        findings.append(
+            Finding(
+                statement=f"{task}: {name} retrieves as well as dense attention at "
+                + " and ".join(f"{n:,}" for n in lengths),
+                quoted="(ours) what is not correlated cannot be used",
+                measured="; ".join(_told(records, n) for n in lengths),
+                n=len(records),
+                interval="95 % over seeds, beside each number",
+                control="dense " + "; ".join(_told(dense, n) for n in lengths) + f"; chance {_chance(records)}",
+                # Where dense attention has not learnt the task, nothing can lose it.
+                verdict="not measured" if not learnt else "holds" if kept else "does not hold",
+                detail=f"seeds {', '.join(_seeds(records))}; steps {records[0]['stages'][0]['steps']} at "
+                f"{records[0]['stages'][0]['length']:,}, then "
+                + ", ".join(f"{s['steps']} at {s['length']:,}" for s in records[0]["stages"][1:]),
+            )
+        )
+    return findings
+
+
+def _chance(records: list[dict[str, Any]]) -> str:
+    return f"{100 * records[0]['chance']:.2g} %"
+
+
+def _seeds(records: list[dict[str, Any]]) -> list[str]:
+    return ["/".join(f"{100 * stage['accuracy']:.1f}" for stage in r["stages"]) for r in records]
+
+
+claim(
+    Claim(id="TH4", source="this library", title="what patterns lose of far associations at 4K and 16K", arms=_arms,
+          judge=_judge, seeds=3, group=GROUP)
+)  # fmt: skip
