@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from routing_laws import wake
-from turnout.bench.savings import _decode, build_arms, count_flops, measure_run
+from turnout.bench import savings
+from turnout.bench.power import NOT_REPORTED, PowerMeter
+from turnout.bench.savings import _decode, _joules, build_arms, count_flops, count_kv_bytes, measure_run
 from turnout.models import CausalLM, ModelConfig, RoutingConfig
 from turnout.tasks import RecallConfig
 from turnout.train.config import RunConfig
@@ -58,6 +62,9 @@ def test_every_arm_and_call_has_one_row_with_positive_ordered_times_and_operatio
         assert 0 < row["ms_p20"] <= row["ms"] <= row["ms_p80"]
         assert row["flops"] > 0 and row["length"] == 24 and row["n"] >= 5
         assert (row["usage"] is not None) is (row["arm"] == "routed")
+        assert (row["kv_bytes"] is not None) is (row["what"] == "decode")
+        tokens = row["batch"] * (1 if row["what"] == "decode" else 24)
+        assert row["tokens_per_s"] * row["ms"] / 1e3 == pytest.approx(tokens)
 
 
 def test_at_usage_zero_the_router_costs_less_than_the_attention_it_saves_once_the_sequence_is_long() -> None:
@@ -143,3 +150,46 @@ def test_every_timed_decode_call_takes_the_decisions_of_the_whole_sequence(route
         n = min(16, length - 1)
         assert torch.equal(torch.cat(seen, 1), whole[1][:, -n:])
     hook.remove()
+
+
+def test_a_decoded_token_of_dense_attention_reads_all_keys_and_values_of_all_layers() -> None:
+    model, _, task = run(layout="A", kv_heads=1, length=100)
+    batch = next(iter(task.eval_batches(1, 3)))
+    # 3 sequences, 2 layers, keys and values, 100 positions, 1 kv head of 8 dimensions, 4 bytes.
+    assert count_kv_bytes(model, batch, None) == 3 * 2 * 2 * 100 * 1 * 8 * 4
+    assert count_kv_bytes(model.bfloat16(), batch, None) == 3 * 2 * 2 * 100 * 1 * 8 * 2
+
+
+@pytest.mark.parametrize("usage", [0.0, 0.25, 1.0])
+def test_routing_reads_its_usage_of_the_keys_and_a_local_track_none(usage: float) -> None:
+    model, config, task = run("linear")
+    batch = next(iter(task.eval_batches(1, 2)))
+    arms = build_arms(model, config, task.vocab, [0.1, 0.7])
+    dense = count_kv_bytes(arms["dense"], batch, None)
+    assert count_kv_bytes(model, batch, [usage, usage]) == usage * dense
+    assert count_kv_bytes(arms["static_hybrid"], batch, None) == dense / 2
+    assert count_kv_bytes(arms["local"], batch, None) == 0
+
+
+def test_a_window_is_all_that_a_decoded_token_reads() -> None:
+    model, _, task = run(layout="A", pattern="window:size=5", length=40)
+    batch = next(iter(task.eval_batches(1, 1)))
+    assert count_kv_bytes(model, batch, None) == pytest.approx(2 * 2 * 5 * 16 * 4)
+
+
+def test_energy_is_shared_by_calls_and_tokens_and_missing_where_nothing_counts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, config, task = run(length=3)
+    without = measure(model, config, task)
+    assert without["energy"] == NOT_REPORTED and all(row["joules"] is None for row in without["rows"])
+    (tmp_path / "intel-rapl:0").mkdir()
+    (tmp_path / "intel-rapl:0" / "name").write_text("package-0")
+    counter = tmp_path / "intel-rapl:0" / "energy_uj"
+    counter.write_text("0")
+    monkeypatch.setattr(savings, "PowerMeter", partial(PowerMeter, powercap=tmp_path))
+
+    def call() -> None:
+        counter.write_text(str(int(counter.read_text()) + 6_000_000))
+
+    assert _joules(call, torch.device("cpu"), 0.0, 1) == 6.0 and _joules(call, torch.device("cpu"), 0.0, 4) == 1.5

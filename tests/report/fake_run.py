@@ -58,7 +58,15 @@ def write_fake_run(folder: Path, fake: Fake | None = None) -> Path:
     for shot in shots:
         _dump(folder / "gates" / f"step-{shot['step']:06d}.json", shot)
     _dump(folder / "gates" / "final.json", shots[-1])
-    _dump(folder / "savings.json", {"device": "Generic 2-core CPU", "threads": 2, "rows": _savings(fake, draw)})
+    _dump(
+        folder / "savings.json",
+        {
+            "device": "Generic 2-core CPU",
+            "threads": 2,
+            "energy": "energy counter of the CPU packages (RAPL)",
+            "rows": _savings(fake, draw),
+        },
+    )
     _dump(folder / "summary.json", _summary(fake, folder))
     return folder
 
@@ -265,10 +273,17 @@ def _savings(fake: Fake, draw: random.Random) -> list[dict[str, Any]]:
                     {
                         "what": what, "arm": arm, "length": length, "batch": 1 if what == "decode" else 8, "ms": ms,
                         "ms_p20": ms * (1 - spread), "ms_p80": ms * (1 + spread), "n": 40, "flops": total,
-                        "usage": fake.final_usage if arm == "routed" else None,
+                        "usage": fake.final_usage if arm == "routed" else None, "joules": 0.09 * ms,
+                        "tokens_per_s": 1e3 * tokens / ms, "peak_bytes": None,
+                        "kv_bytes": _kv_bytes(fake, arm, length) if what == "decode" else None,
                     }
                 )  # fmt: skip
     return rows
+
+
+def _kv_bytes(fake: Fake, arm: str, length: int) -> float:
+    shares = {"dense": 1.0, "static_hybrid": 1 / fake.layers, "local": 0.0}
+    return shares.get(arm, fake.final_usage) * fake.layers * 2 * length * WIDTH * 4
 
 
 def _flops_per_token(fake: Fake, length: int) -> dict[str, float]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from turnout.bench.power import PowerMeter
 from turnout.bench.rows import Row, provenance
+from turnout.bench.timing import wait
 from turnout.errors import ConfigError, UnsupportedError
 from turnout.layers import MixerState, RoutedMixer
 from turnout.models.causal_lm import CausalLM
@@ -167,11 +168,11 @@ def _prefill_ms(
         if memory.cache is not None:
             memory.cache.length = 0
     last = torch.full((tokens.shape[0], 1), tokens.shape[1] - 1, device=device)
-    _wait(device)
+    wait(device)
     began = time.perf_counter()
     with torch.no_grad():
         model(tokens, mode=SKIP, state=state, at=last)
-    _wait(device)
+    wait(device)
     return 1e3 * (time.perf_counter() - began)
 
 
@@ -192,10 +193,10 @@ def _decode_ms(step: DecodeStep, bill: Bill, device: torch.device) -> tuple[list
             for cache, length in zip(step.caches, host, strict=True):
                 cache.length = length
             _rewind_routers(step, start)
-            _wait(device)
+            wait(device)
             call = time.perf_counter()
             _burst(step, token, bill.steps)
-            _wait(device)
+            wait(device)
             times.append(1e3 * (time.perf_counter() - call) / bill.steps)
     return times, meter.watts
 
@@ -245,8 +246,3 @@ def _quantiles(samples: list[float]) -> dict[str, float]:
 
 def _peak(device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated() if device.type == "cuda" else None
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()

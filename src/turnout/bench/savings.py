@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from turnout.bench.timing import graphed, time_interleaved
+from turnout.bench.power import LEAST_SECONDS, NOT_REPORTED, PowerMeter
+from turnout.bench.timing import Timing, graphed, time_interleaved, wait
+from turnout.layers.attention import AttentionTrack
 from turnout.models.causal_lm import CausalLM
 from turnout.routers.mode import RoutingMode
 from turnout.routers.query import QueryRouter
@@ -26,7 +30,7 @@ DECODED_TOKENS = 16
 def measure_run(
     model: CausalLM, config: RunConfig, task: Task, summary: dict[str, Any], *, batch: int = 8, seconds: float = 2.0
 ) -> dict[str, Any]:
-    """Milliseconds and counted operations of train step, prefill and one-token decode at the task's length.
+    """Milliseconds, tokens a second, bytes, energy and counted operations of train step, prefill and one-token decode.
 
     The routed arm is the trained model with its own decisions on the task's data; dense, static hybrid (attention in
     the layer that the router uses most) and local have the same shape and fresh weights. GPU train steps and prefills
@@ -35,7 +39,10 @@ def measure_run(
     `dense_phase` is the routed model's own train step with both tracks computed everywhere, as in explore.
 
     Returns:
-        The content of savings.json. `flops` are multiply-adds × 2 of one call at the measured usage.
+        The content of savings.json. `flops` are multiply-adds × 2 of one call at the measured usage, `kv_bytes` what
+        attention reads of keys and values for one decoded token: both counted. `joules` are of one call (of one token
+        where decoding), None where `energy` says that the device reports none; `peak_bytes` is what the call and its
+        preparation allocated beside the model (a cache; a train step's gradients and moments), None on a CPU.
     """
     device = model.embed.weight.device
     was_training = model.training
@@ -49,22 +56,64 @@ def measure_run(
     for what, make in (("prefill", _prefill), ("decode", _decode), ("train_step", _train_step)):
         # Decoding reads single tokens of as few sequences as the router allows, behind the same context.
         item = _first(data, _least_batch(model)) if what == "decode" else data
-        calls = {name: make(arm, item, config, capacity) for name, arm in arms.items()}
+        made = {name: _with_peak(make, arm, item, config, capacity) for name, arm in arms.items()}
         if what == "train_step" and "routed" in arms:
-            calls["dense_phase"] = _train_step(model, item, config, None, skip=False)
-        for name, timing in time_interleaved(calls, device=device, seconds=seconds).items():
+            made["dense_phase"] = _with_peak(partial(_train_step, skip=False), model, item, config, None)
+        calls = {name: call for name, (call, _) in made.items()}
+        timed = time_interleaved(calls, device=device, seconds=seconds)
+        for name, timing in timed.items():
             usage = {"routed": summary["usage_layers"], "dense_phase": [1.0] * config.model.layers}.get(name)
-            tokens = _decoded(item) if what == "decode" else 1
             rows.append(
-                {
-                    "what": what, "arm": name, "length": length, "batch": item.tokens.shape[0],
-                    "ms": timing.ms / tokens, "ms_p20": timing.ms_p20 / tokens, "ms_p80": timing.ms_p80 / tokens,
-                    "n": timing.n, "flops": count_flops(arms.get(name, model), what, item, usage),
-                    "usage": summary["usage"] if name == "routed" else None,
-                }
-            )  # fmt: skip
+                _row(what, name, arms.get(name, model), item, timing, usage)
+                | {"usage": summary["usage"] if name == "routed" else None, "peak_bytes": made[name][1]}
+                | {"joules": _joules(calls[name], device, min(seconds, LEAST_SECONDS), _decoded(what, item))}
+            )
     model.train(was_training)
-    return {"device": device_name(device), "threads": torch.get_num_threads(), "rows": rows}
+    energy = PowerMeter(device).source
+    return {"device": device_name(device), "threads": torch.get_num_threads(), "energy": energy, "rows": rows}
+
+
+def _row(what: str, name: str, arm: CausalLM, item: Batch, timing: Timing, usage: list[float] | None) -> dict[str, Any]:
+    n, length = item.tokens.shape
+    tokens = _decoded(what, item)
+    ms = timing.ms / tokens
+    return {
+        "what": what, "arm": name, "length": length, "batch": n,
+        "ms": ms, "ms_p20": timing.ms_p20 / tokens, "ms_p80": timing.ms_p80 / tokens, "n": timing.n,
+        "tokens_per_s": 1e3 * (n if what == "decode" else n * length) / ms,
+        "flops": count_flops(arm, what, item, usage),
+        "kv_bytes": count_kv_bytes(arm, item, usage) if what == "decode" else None,
+    }  # fmt: skip
+
+
+def _with_peak(
+    make: Callable[..., Callable[[], object]], arm: CausalLM, item: Batch, config: RunConfig, capacity: int | None
+) -> tuple[Callable[[], object], int | None]:
+    """A call, warmed up once, and the most bytes that it and its preparation held at a time beside what was there."""
+    device = arm.embed.weight.device
+    if device.type != "cuda":
+        return make(arm, item, config, capacity), None
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call = make(arm, item, config, capacity)
+    call()
+    return call, torch.cuda.max_memory_allocated(device) - before
+
+
+def _joules(call: Callable[[], object], device: torch.device, seconds: float, tokens: int) -> float | None:
+    """Energy of one of `tokens` parts of a call, from calls one behind the other for `seconds`."""
+    meter = PowerMeter(device)
+    if meter.source == NOT_REPORTED:
+        return None
+    calls = 0
+    wait(device)
+    with meter:
+        began = time.perf_counter()
+        while calls == 0 or time.perf_counter() - began < seconds:
+            call()
+            wait(device)
+            calls += 1
+    return None if meter.joules is None else meter.joules / calls / tokens
 
 
 def build_arms(model: CausalLM, config: RunConfig, vocab: int, usage_layers: list[float]) -> dict[str, CausalLM]:
@@ -95,6 +144,30 @@ def count_flops(model: CausalLM, what: str, batch: Batch, usage: list[float] | N
     return 3 * n * (model.block_flops(length, per_layer) + head * batch.at.shape[1])
 
 
+def count_kv_bytes(model: CausalLM, batch: Batch, usage: list[float] | None) -> float:
+    """Bytes of keys and values that attention reads for the last token of every sequence.
+
+    Sum over layers of share · B · 2 · keys · G · D · bytes of a number; the share is 1 in a dense layer, the usage in a
+    routed one (a token that stays local reads no keys) and 0 in a local one.
+    """
+    n, length = batch.tokens.shape
+    total = 0.0
+    for kind, block, routed in zip(model.config.layer_kinds, model.blocks, _spread(model, usage), strict=True):
+        share = 1.0 if kind == "A" else routed
+        for track in (module for module in block.modules() if isinstance(module, AttentionTrack)):
+            total += share * n * 2 * _last_keys(track, length) * track.kv_heads * track.head_dim
+    return total * model.embed.weight.element_size()
+
+
+def _last_keys(track: AttentionTrack, length: int) -> float:
+    """Keys that the last row of a sequence reads: those of all rows, less those of all rows but it."""
+    pattern = track.pattern
+    if pattern is None:
+        return length
+    before = (length - 1) * pattern.mean_keys(length - 1) if length > 1 else 0.0
+    return length * pattern.mean_keys(length) - before
+
+
 def _spread(model: CausalLM, usage: list[float] | None) -> list[float]:
     values = iter(usage or [])
     return [next(values, 0.0) if kind == "R" else 0.0 for kind in model.config.layer_kinds]
@@ -109,9 +182,9 @@ def _first(batch: Batch, n: int) -> Batch:
     return Batch(**parts, slices={})
 
 
-def _decoded(batch: Batch) -> int:
-    """Tokens that one decode call reads; at least one is left as context."""
-    return max(1, min(DECODED_TOKENS, batch.tokens.shape[1] - 1))
+def _decoded(what: str, batch: Batch) -> int:
+    """Tokens that one decode call reads one after another; at least one is left as context. Other calls are whole."""
+    return max(1, min(DECODED_TOKENS, batch.tokens.shape[1] - 1)) if what == "decode" else 1
 
 
 def _prefill(model: CausalLM, batch: Batch, config: RunConfig, capacity: int | None) -> Callable[[], object]:
@@ -130,7 +203,7 @@ def _prefill(model: CausalLM, batch: Batch, config: RunConfig, capacity: int | N
 def _decode(model: CausalLM, batch: Batch, config: RunConfig, capacity: int | None) -> Callable[[], object]:
     """Decode the last tokens of the sequence one by one behind a prefilled context."""
     mode = RoutingMode()
-    split = batch.tokens.shape[1] - _decoded(batch)
+    split = batch.tokens.shape[1] - _decoded("decode", batch)
     model.eval()
     with torch.no_grad():
         state = model.init_state(batch.tokens.shape[0], batch.tokens.shape[1])

@@ -53,6 +53,12 @@ def time_interleaved(
     return {name: _summary(values) for name, values in samples.items()}
 
 
+def wait(device: torch.device) -> None:
+    """Until the device has done what was queued on it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def _once(call: Callable[[], object], device: torch.device, wipe: torch.Tensor | None = None) -> float:
     if device.type == "cuda":
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)

@@ -18,6 +18,7 @@ from turnout.bench.block_cost import ForcedRouter
 from turnout.bench.cases import Case
 from turnout.bench.layers import build_block, layer_call
 from turnout.bench.rows import Row, provenance
+from turnout.bench.timing import wait
 from turnout.errors import ConfigError
 from turnout.layers import RoutedMixer
 from turnout.models.causal_lm import CausalLM
@@ -67,14 +68,14 @@ def measure_training(
     began = time.perf_counter()
     for _ in range(5):
         stepper.step([batch], schedule, mode, optim.lr)
-    _wait(device)
+    wait(device)
     warm_up = time.perf_counter() - began
     times = []
     for _ in range(calls):
         began = time.perf_counter()
         for _ in range(case.steps):
             stepper.step([batch], schedule, mode, optim.lr)
-        _wait(device)
+        wait(device)
         times.append(1e3 * (time.perf_counter() - began) / case.steps)
     times.sort()
     ms = times[len(times) // 2]
@@ -151,8 +152,3 @@ def _random_batch(case: TrainCase, device: torch.device, generator: torch.Genera
     at = torch.arange(case.length, device=device).repeat(case.batch, 1)
     hint = torch.zeros(at.shape, dtype=torch.bool, device=device)
     return Batch(tokens=tokens[:, :-1].contiguous(), at=at, targets=tokens[:, 1:].contiguous(), hint=hint, slices={})
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -15,6 +14,7 @@ from turnout.dashboard.views import View
 from turnout.report import theme
 from turnout.report.numbers import count, percent, ratio, significant
 from turnout.report.template import engine
+from turnout.report.units import written_bytes
 
 _TEMPLATES = Path(__file__).parent / "templates"
 MENU = (
@@ -35,7 +35,7 @@ class Pages:
             "percent": _known(percent), "count": _known(count), "significant": _known(significant),
             "ratio": _known(ratio),
             "path": lambda name: quote(str(name), safe=""),
-            "bytes": _bytes,
+            "bytes": written_bytes,
         }  # fmt: skip
         self.light, self.dark = theme.page_colours()
 
@@ -72,12 +72,3 @@ def _link(query: list[tuple[str, str]], changed: dict[str, Any]) -> str:
 def _known(write: Any) -> Any:
     """A number's words; a dash for what is no number."""
     return lambda value: write(float(value)) if isinstance(value, int | float) else "–" if value is None else str(value)
-
-
-def _bytes(value: Any) -> str:
-    if not isinstance(value, int | float) or math.isnan(value):
-        return "–"
-    for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if abs(value) >= size:
-            return f"{significant(value / size)} {unit}"
-    return f"{value:,.0f} B"

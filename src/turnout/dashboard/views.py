@@ -18,7 +18,6 @@ from turnout.dashboard import budget, pareto
 from turnout.dashboard.folder import NotThere, RunsFolder
 from turnout.dashboard.listing import SORTS, STATES, Listing, RunLine, selected
 from turnout.dashboard.loader import Loaded, Loader
-from turnout.dashboard.savings import savings_table
 from turnout.report import bench, bill_curves, controls, costs, details, gatemap, reading, savings, training
 from turnout.report.figure import Cell, Data, Figure
 from turnout.report.gates import GateSnapshot
@@ -27,6 +26,7 @@ from turnout.report.headline import chance_level, comparison_headline, headline,
 from turnout.report.numbers import count, percent, significant
 from turnout.report.palette import layer_inks
 from turnout.report.run import Run, number
+from turnout.report.units import HEADS, energy_words, unit_rows, units_table
 
 PER_PAGE = 200
 MOST_COMPARED = 60
@@ -203,10 +203,11 @@ def savings_view(site: Site, name: str, query: Query) -> View:
     found = savings.compare(rows)
     if rows:
         view.figures = [costs.savings_figure(run, rows)]
-        view.tables = [savings_table(run)]
+        view.tables = [units_table(run)]
     values |= {
         "sentences": savings.sentences(found), "comparisons": found, "kinds": savings.KINDS,
-        "verdict_css": savings.verdict_css, "table": savings_table(run) if rows else None,
+        "verdict_css": savings.verdict_css, "units": unit_rows(run) if rows else [], "heads": list(HEADS.values()),
+        "energy": energy_words(run),
         "meta": {key: value for key, value in run.savings_meta.items() if not isinstance(value, dict | list)},
     }  # fmt: skip
     return view

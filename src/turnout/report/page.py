@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from turnout.errors import DataError
-from turnout.report import controls, costs, details, gatemap, reading, savings, training
+from turnout.report import controls, costs, details, gatemap, reading, savings, training, units
 from turnout.report.figure import Data, Figure
 from turnout.report.groups import Group, colour_variables, group_runs, provenance
 from turnout.report.headline import chance_level, comparison_headline, headline, run_rows, tiles, title_of
@@ -50,6 +50,8 @@ class SavingsBlock:
     sentences: list[tuple[str, str]]
     figure: Figure
     rows: list[savings.Comparison]
+    units: list[units.UnitRow]
+    energy: str
 
 
 def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
@@ -136,6 +138,7 @@ def _environment(groups: Sequence[Group]) -> Any:
         step_words=gatemap.STEP_WORDS,
         kinds=savings.KINDS,
         verdict_css=savings.verdict_css,
+        heads=list(units.HEADS.values()),
         slice_rows=SLICE_ROWS,
     )
     return environment
@@ -231,6 +234,8 @@ def _savings_context(groups: Sequence[Group]) -> dict[str, Any]:
                 sentences=savings.sentences(found),
                 figure=costs.savings_figure(run, rows, name=f"savings{suffix}"),
                 rows=found,
+                units=units.unit_rows(run),
+                energy=units.energy_words(run),
             )
         )
     note = f"{len(timed)} runs have timings; the first {SAVINGS_SHOWN} are shown." if len(timed) > SAVINGS_SHOWN else ""

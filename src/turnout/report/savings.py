@@ -29,6 +29,7 @@ class Timing:
     ms: float
     low: float
     high: float
+    joules: float
     flops: float
     usage: float
 
@@ -41,6 +42,7 @@ class Comparison:
         ms: arm → measured median.
         to_dense: measured ratio.
         to_hybrid: measured ratio.
+        joules_to_dense: measured ratio; NaN where the device reports no energy.
         flops_to_dense: counted ratio.
         flops_to_hybrid: counted ratio.
         verdict: against dense: "saves 48 %", "costs 30 % more" or "no clear difference" (the middle 60 % overlap).
@@ -54,6 +56,7 @@ class Comparison:
     ms: dict[str, float]
     to_dense: float
     to_hybrid: float
+    joules_to_dense: float
     flops_to_dense: float
     flops_to_hybrid: float
     verdict: str
@@ -81,6 +84,7 @@ def timings(run: Run) -> list[Timing]:
                 ms=number(row, "ms"),
                 low=number(row, "ms_p20"),
                 high=number(row, "ms_p80"),
+                joules=number(row, "joules"),
                 flops=number(row, "flops"),
                 usage=number(row, "usage"),
             )
@@ -106,6 +110,7 @@ def compare(rows: Sequence[Timing]) -> list[Comparison]:
                 ms={arm: other.ms for arm, other in others.items() if other},
                 to_dense=_divide(row.ms, dense.ms if dense else math.nan),
                 to_hybrid=_divide(row.ms, hybrid.ms if hybrid else math.nan),
+                joules_to_dense=_divide(row.joules, dense.joules if dense else math.nan),
                 flops_to_dense=_divide(row.flops, dense.flops if dense else math.nan),
                 flops_to_hybrid=_divide(row.flops, hybrid.flops if hybrid else math.nan),
                 verdict=_verdict(row, dense),
@@ -135,7 +140,7 @@ def sentences(found: Sequence[Comparison]) -> list[tuple[str, str]]:
         if not math.isnan(longest.flops_to_dense):
             line += (
                 f" At T={longest.length:,} the counted FLOPs are {ratio(longest.flops_to_dense)} those of dense, "
-                f"the measured time {ratio(longest.to_dense)}."
+                f"the measured time {ratio(longest.to_dense)}{_energy(longest)}."
             )
         words.append((name, line))
     return words
@@ -181,7 +186,12 @@ def _one_length(item: Comparison) -> str:
     if not math.isnan(item.flops_to_dense):
         beside = f" and {ratio(item.flops_to_hybrid)}" if not math.isnan(item.flops_to_hybrid) else ""
         words += f"; the counted FLOPs are {ratio(item.flops_to_dense)}{beside}"
-    return words + "."
+    return words + _energy(item) + "."
+
+
+def _energy(item: Comparison) -> str:
+    """`, the measured energy 0.31×`, or nothing where there is none."""
+    return "" if math.isnan(item.joules_to_dense) else f", the measured energy {ratio(item.joules_to_dense)}"
 
 
 def _lengths(items: Sequence[Comparison], measured: Sequence[int]) -> str:

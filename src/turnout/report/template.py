@@ -18,6 +18,9 @@ TEMPLATES = Path(__file__).parent / "templates"
 def engine(folder: Path = TEMPLATES) -> Any:
     """A jinja2 environment with escaping on, undefined names an error, and the filters `coded` and `script_json`.
 
+    Args:
+        folder: of the templates; the macros of the reports can be imported in it too.
+
     Raises:
         UnsupportedError: jinja2 is not installed.
     """
@@ -29,7 +32,7 @@ def engine(folder: Path = TEMPLATES) -> Any:
             "the report needs jinja2, which is not installed; install it with: pip install 'turnout[report]'"
         ) from error
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined,
+        loader=jinja2.FileSystemLoader([folder, TEMPLATES]), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {
