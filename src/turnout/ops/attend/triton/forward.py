@@ -105,11 +105,16 @@ def forward_kernel(
     STARTS: tl.constexpr = START_LISTS > 0
     pid = tl.program_id(0)
     n_tiles = (n_rows * PACK + TILE - 1) // TILE
+    if SPLIT:
+        # Neighbours read the same keys, so that all but the first find them in the cache; equal spans need no order.
+        tile = n_tiles - 1 - pid % n_tiles
+        pid = pid // n_tiles
+        split = pid // PACKED_HEADS // n_batch
+    else:
+        split = 0
+        tile = n_tiles - 1 - pid // PACKED_HEADS // n_batch
     packed_head = pid % PACKED_HEADS
     batch = pid // PACKED_HEADS % n_batch
-    order = pid // PACKED_HEADS // n_batch
-    split = order % n_splits
-    tile = n_tiles - 1 - order // n_splits
     kv_head = packed_head // (PACKED_HEADS // KV_HEADS)
 
     place = tl.arange(0, BM)
@@ -303,7 +308,14 @@ def forward(job: Job) -> tuple[Tensor, Tensor, Tensor]:
         "KEY_BLOCK": 0 if job.blocks is None else job.key_block,
         "DIRECTIONS": job.directions is not None and splits == 1,
     }  # fmt: skip
-    run(forward_kernel, n_tiles * splits * n_heads, arguments, warps=tile.warps, stages=tile.stages)
+    if job.specialised(tile):
+        from turnout.ops.attend.triton.hopper import arguments_of, hopper_kernel
+
+        own = ("n_splits", "span", "scale", "o_ptr", "lse_ptr", "SPLIT")
+        arguments = arguments_of(job, tile) | {name: arguments[name] for name in own}
+        run(hopper_kernel, n_tiles * splits * n_heads, arguments, warps=tile.warps)
+    else:
+        run(forward_kernel, n_tiles * splits * n_heads, arguments, warps=tile.warps, stages=tile.stages)
     if splits > 1:
         names = ("n_batch", "n_rows", "HEADS", "PACK", "D", "BD")
         merge = after | {name: shared[name] for name in names} | {

@@ -144,6 +144,10 @@ class Job:
             return {"k_ptr": self.k, "v_ptr": self.v, "TMA": False}
         return {"k_ptr": _matrix(self.k, tile.keys), "v_ptr": _matrix(self.v, tile.keys), "TMA": True}
 
+    def specialised(self, tile: Tile) -> bool:
+        """Whether the tile is one of the warp-specialised kernel and the call one that it does."""
+        return tile.tma == 2
+
     def _bulk_copies(self, x: Tensor) -> bool:
         """Whether [B, S, G, D] is one matrix [B·S, G·D] with aligned rows, on a device with a copy engine."""
         n_batch, n_keys, _, width = x.shape
