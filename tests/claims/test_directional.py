@@ -12,6 +12,7 @@ import pytest
 
 from turnout.claims import directional_rows as rows
 from turnout.claims.directional import GROUP, SCALES, TITLES, arms, record_run
+from turnout.claims.directional_perplexity import perplexity
 from turnout.claims.registry import VERDICTS, find_claims, get_claim
 from turnout.claims.reproduce import judge, reproduce, run_arm
 from turnout.errors import ConfigError
@@ -111,14 +112,45 @@ def test_a_gain_that_only_teacher_forcing_shows_does_not_hold(records: dict[str,
     leaky = seen["sequence"]
     for record in leaky:
         record["study"]["honest"] |= {"teacher_forced": 1.5, "honest": 2.1, "gap": 0.6, "gap_stderr": 0.01}
-    by_name = {finding.statement: finding.verdict for finding in rows.perplexity(seen)}
+    by_name = {finding.statement: finding.verdict for finding in perplexity(seen)}
     assert by_name["directional routing (sequence) lowers perplexity by 31 % or more"] == "does not hold"
     reads = "the published router reads the future: prefix-honest loss is above teacher-forced loss"
     assert by_name[reads] == "holds"
     for record in leaky:
         record["study"]["honest"]["honest"] = 1.5
-    by_name = {finding.statement: finding.verdict for finding in rows.perplexity(seen)}
+    by_name = {finding.statement: finding.verdict for finding in perplexity(seen)}
     assert by_name["directional routing (sequence) lowers perplexity by 31 % or more"] == "holds"
+
+
+def test_multiple_choice_shows_no_gain_unless_it_is_larger_than_chance_allows(
+    records: dict[str, list[dict[str, Any]]],
+) -> None:
+    seen = {name: seeds(records[f"{name}, cpu"][0]) for name in ("baseline", "sequence")}
+    for gain, want in ((0.02, "holds"), (0.5, "does not hold")):
+        for name, right in (("baseline", 0.3), ("sequence", 0.3 + gain)):
+            for record in seen[name]:
+                record["study"]["choice"] |= {"n": 64, "honest": {"accuracy": right}}
+        found = next(f for f in perplexity(seen) if f.statement == "no gain on multiple choice (sequence)")
+        assert found.verdict == want and "chance 25 %" in found.control
+        assert f"{100 * gain:+.1f} points" in found.measured
+
+
+def test_a_leak_that_grows_as_windows_shrink_is_said_with_its_gain(records: dict[str, list[dict[str, Any]]]) -> None:
+    seen = {name: seeds(records[f"{name}, cpu"][0]) for name in ("baseline", "sequence", "prefix")}
+    for name, gap in (("baseline", 0.0), ("sequence", 0.5), ("prefix", 0.0)):
+        for record in seen[name]:
+            record["study"]["honest"]["gap"] = gap / 4
+            row = {"length": 64, "gap": gap, "teacher_forced": 2.0 - gap, "honest": 2.0}
+            record["study"]["lengths"] = [row]
+    found = next(f for f in perplexity(seen) if f.statement.startswith("the shorter the window"))
+    assert found.verdict == "holds" and "64 tokens 0.5000" in found.measured and "arms 0.0e+00" in found.control
+    assert "39.3 ± 0.0 % below the baseline teacher-forced, 0.0 ± 0.0 % honest" in found.detail
+
+
+def test_a_study_that_was_cut_short_is_judged_on_what_it_has(records: dict[str, list[dict[str, Any]]]) -> None:
+    cut = {name: [dict(found[0], study={"honest": found[0]["study"]["honest"]})] for name, found in records.items()}
+    assert len(get_claim("DR1").judge(cut)) >= 2
+    assert all(get_claim(entry).judge(cut) == [] for entry in TITLES if entry != "DR1")
 
 
 @pytest.mark.parametrize(

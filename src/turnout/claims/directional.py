@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from turnout.claims import directional_rows as rows
+from turnout.claims.directional_perplexity import perplexity
 from turnout.claims.registry import Arm, Claim, Finding, Summaries, claim
 from turnout.errors import ConfigError, DataError, nearest
-from turnout.recipes.directional import ARMS, directional_run
+from turnout.recipes.directional import ARMS, ROUTERS, directional_run
 from turnout.train.config import JointConfig
 
 SOURCE = "Taylor 2026, Directional Routing in Transformers (arXiv 2603.14923)"
@@ -25,8 +26,14 @@ STEPS_433M = 800
 LEAST_SEEDS = 3
 Judge = Callable[[Summaries], list[Finding]]
 
+# What each claim reads of a study: a record without it (a run that was cut short) says nothing there.
+NEEDS = {
+    "DR1": ("honest",), "DR2": ("routing",), "DR3": ("routing",), "DR4": ("routing", "layers"), "DR5": ("facts",),
+    "DR6": ("attribution",), "DR7": ("heads", "copying"), "DR8": ("copying",), "DR9": ("domains",),
+    "DR10": ("regimes",), "DR11": ("steering",), "DR12": ("geometry",),
+}  # fmt: skip
 TITLES: dict[str, tuple[str, Judge]] = {
-    "DR1": ("perplexity 31-56 % lower by domain", rows.perplexity),
+    "DR1": ("perplexity 31-56 % lower by domain", perplexity),
     "DR2": ("routing off: perplexity 15 -> 7.7 million", rows.routing_off),
     "DR3": ("static routing r = 0.5: perplexity 5,284", rows.static_half),
     "DR4": ("one layer is worth +42.6 perplexity", rows.one_layer),
@@ -118,12 +125,18 @@ def arms(owner: str = "") -> list[Arm]:
     return [one(name, scale) for scale in SCALES for name in ARMS]
 
 
-def _judge(judge: Judge) -> Judge:
+def _judge(judge: Judge, needs: tuple[str, ...]) -> Judge:
+    routed = {"routing", "layers", "regimes", "steering", "geometry"} & set(needs)
+
     def by_scale(seen: Summaries) -> list[Finding]:
         found: list[Finding] = []
         for scale in SCALES:
-            own = {name.rpartition(", ")[0]: r for name, r in seen.items() if name.endswith(f", {scale}")}
-            own = {name: own[name] for name in ARMS if name in own}
+            own: Summaries = {}
+            for name in ARMS:
+                records = seen.get(f"{name}, {scale}", [])
+                asked = needs if name in ROUTERS or not routed else ()
+                complete = [r for r in records if all(part in r["study"] for part in asked)]
+                own |= {name: complete} if complete else {}
             found += [replace(f, statement=f"{f.statement} ({scale})") for f in judge(own)]
         # A claim that also has a benchmark is not asked for seeds by `judge`; its runs are.
         found = [replace(f, verdict="too few seeds") if f.n < LEAST_SEEDS else f for f in found]
@@ -140,7 +153,7 @@ def _bench(device: str) -> dict[str, Any]:
 
 for _id, (_title, _rows) in TITLES.items():
     _entry = Claim(
-        id=_id, source=SOURCE, title=_title, group=GROUP, seeds=3, judge=_judge(_rows),
+        id=_id, source=SOURCE, title=_title, group=GROUP, seeds=3, judge=_judge(_rows, NEEDS[_id]),
         arms=arms if _id == "DR1" else lambda: arms("DR1"), bench=_bench if _id == "DR12" else None,
     )  # fmt: skip
     claim(_entry)

@@ -35,116 +35,21 @@ def values(records: list[Record], *path: str | int) -> list[float]:
     return found
 
 
-def _half(half: float, unit: str = "") -> str:
+def half_width(half: float, unit: str = "") -> str:
     return f"± {half:.3f}{unit}" if math.isfinite(half) else "one seed"
 
 
-def _verdict(holds: bool, partly: bool = False) -> str:
+def judged(holds: bool, partly: bool = False) -> str:
     return "holds" if holds else "holds with changes" if partly else "does not hold"
 
 
-def _range(records: list[Record], read: Callable[[Record], float], form: str = ".3f") -> str:
+def each_seed(records: list[Record], read: Callable[[Record], float], form: str = ".3f") -> str:
     each = [read(record) for record in records]
     return f"seeds {', '.join(f'{v:{form}}' for v in each)}"
 
 
-def reduction(routed: list[Record], base: list[Record], kind: str, domain: str = "") -> list[float]:
-    """1 − ppl(routed) / ppl(base), seed by seed; `kind` of the routed one, the base read honestly."""
-
-    def loss(record: Record, which: str) -> float:
-        honest = record["study"]["honest"]
-        if domain:
-            honest = next(row for row in honest["by_domain"] if row["domain"] == domain)
-        return float(honest[which])
-
-    by_seed = {record["seed"]: record for record in base}
-    pairs = [(record, by_seed[record["seed"]]) for record in routed if record["seed"] in by_seed]
-    return [1 - math.exp(loss(a, kind) - loss(b, "honest")) for a, b in pairs]
-
-
-def perplexity(seen: Summaries) -> list[Finding]:
-    """DR1: against the baseline, teacher-forced and prefix-honest; the causal arms against each other; the leak."""
-    if "baseline" not in seen:
-        return []
-    found = []
-    others = "; ".join(
-        f"{name} {words([math.exp(v) for v in values(r, 'honest', 'honest')], '.2f')}" for name, r in seen.items()
-    )
-    for name in ROUTED:
-        if name not in seen:
-            continue
-        forced, honest = (reduction(seen[name], seen["baseline"], k) for k in ("teacher_forced", "honest"))
-        domains = [row["domain"] for row in seen[name][0]["study"]["honest"]["by_domain"]]
-        by_domain = "; ".join(
-            f"{d} {words(reduction(seen[name], seen['baseline'], 'teacher_forced', d), '.1f', 100)} teacher-forced, "
-            f"{words(reduction(seen[name], seen['baseline'], 'honest', d), '.1f', 100)} honest"
-            for d in domains
-        )
-        found.append(Finding(
-            statement=f"directional routing ({name}) lowers perplexity by 31 % or more",
-            quoted="31-56 % lower by domain, teacher-forced, one seed",
-            measured=f"{words(forced, '.1f', 100)} % lower teacher-forced, {words(honest, '.1f', 100)} % prefix-honest",
-            n=len(honest), interval=_range(seen[name], lambda r: math.exp(r["study"]["honest"]["honest"]), ".2f"),
-            control=f"honest perplexity: {others}", verdict=_verdict(_mean(honest) >= 0.31), detail=by_domain,
-        ))  # fmt: skip
-    return found + _leak(seen) + _gain(seen) + _last(seen)
-
-
-def _mean(numbers: Sequence[float]) -> float:
+def average(numbers: Sequence[float]) -> float:
     return sum(numbers) / len(numbers)
-
-
-def _leak(seen: Summaries) -> list[Finding]:
-    if "sequence" not in seen:
-        return []
-    gaps = values(seen["sequence"], "honest", "gap")
-    errors = values(seen["sequence"], "honest", "gap_stderr")
-    causal = {name: max(map(abs, values(r, "honest", "gap"))) for name, r in seen.items() if name != "sequence"}
-    return [
-        Finding(
-            statement="the published router reads the future: prefix-honest loss is above teacher-forced loss",
-            quoted="(ours) leaks by construction", measured=f"gap {words(gaps, '.4f')} nats/token", n=len(gaps),
-            interval="; ".join(f"{g:.4f} ± {1.96 * e:.4f}" for g, e in zip(gaps, errors, strict=True)),
-            control="largest gap of causal arms: " + ", ".join(f"{n} {g:.1e}" for n, g in causal.items()),
-            verdict=_verdict(all(g > 1.96 * e for g, e in zip(gaps, errors, strict=True))),
-        )
-    ]  # fmt: skip
-
-
-def _gain(seen: Summaries) -> list[Finding]:
-    if "prefix" not in seen or "matched" not in seen:
-        return []
-    gains = {name: reduction(seen["prefix"], r, "honest") for name, r in seen.items() if name != "prefix"}
-    mean, half = mean_interval(gains["matched"])
-    return [
-        Finding(
-            statement="causal directional routing (prefix) beats a baseline with as many parameters",
-            quoted="(ours) the control that is missing", measured=f"perplexity {100 * mean:.2f} % lower",
-            n=len(gains["matched"]), interval=_half(100 * half, " %"),
-            control="lower than " + "; ".join(f"{n} by {words(g, '.2f', 100)} %" for n, g in gains.items()),
-            verdict=_verdict(mean > (half if math.isfinite(half) else 0.0)),
-        )
-    ]  # fmt: skip
-
-
-def _last(seen: Summaries) -> list[Finding]:
-    """The published "no gain on benchmarks": answers are last tokens, where nothing can leak."""
-    if "sequence" not in seen:
-        return []
-    base = {r["seed"]: r["study"]["honest"]["last"] for r in seen["baseline"]}
-    pairs = [(r["study"]["honest"]["last"], base[r["seed"]]) for r in seen["sequence"] if r["seed"] in base]
-    gains = [b - a for a, b in pairs]
-    mean, half = mean_interval(gains)
-    return [
-        Finding(
-            statement="no gain where nothing can leak: loss at the last token of a window, published router",
-            quoted="no gain on multiple-choice benchmarks", measured=f"{mean:+.3f} nats better than the baseline",
-            n=len(gains), interval=_half(half),
-            control="; ".join(f"{name} {words(values(r, 'honest', 'last'))}" for name, r in seen.items()),
-            verdict=_verdict(mean <= (half if math.isfinite(half) else 0.0)),
-            detail="64 windows a seed; the benchmarks themselves need a larger model",
-        )
-    ]  # fmt: skip
 
 
 def _ablation(seen: Summaries, action: str, statement: str, quoted: str) -> list[Finding]:
@@ -159,15 +64,15 @@ def _ablation(seen: Summaries, action: str, statement: str, quoted: str) -> list
             after = values(seen[name], "routing", key)
             return [math.exp(a - p) for a, p in zip(after, plain, strict=True)]
 
-        drawn = [math.exp(_mean(r["study"]["routing"]["random"]) - p) for r, p in zip(seen[name], plain, strict=True)]
-        factor = _mean(times(action))
+        drawn = [math.exp(average(r["study"]["routing"]["random"]) - p) for r, p in zip(seen[name], plain, strict=True)]
+        factor = average(times(action))
         found.append(Finding(
             statement=f"{statement} ({name})", quoted=quoted,
             measured=f"perplexity {words([math.exp(p) for p in plain], '.2f')} x {words(times(action), '.2f')}",
             n=len(plain), interval=f"factors {', '.join(f'{t:.2f}' for t in times(action))}",
             control=f"x {words(times('mean'), '.3f')} with r at its mean, {words(times('swap'), '.3f')} with another "
             f"sequence's r, {words(drawn, '.2f')} with as much of random directions removed on top",
-            verdict=_verdict(factor >= 100, factor >= 2),
+            verdict=judged(factor >= 100, factor >= 2),
             detail="holds from a factor of 100 on, with changes from 2",
         ))  # fmt: skip
         # Of next to nothing no share can be taken.
@@ -179,7 +84,7 @@ def _ablation(seen: Summaries, action: str, statement: str, quoted: str) -> list
                 quoted="(implied) routing is what the model computes with",
                 measured=f"r at its mean adds {words(share, '.1f', 100)} % of the loss that r = 0 adds",
                 n=len(share), interval=f"shares {', '.join(f'{100 * s:.1f}' for s in share)} %",
-                control="the data-set mean of r is itself the control", verdict=_verdict(_mean(share) >= 0.5),
+                control="the data-set mean of r is itself the control", verdict=judged(average(share) >= 0.5),
             ))  # fmt: skip
     return found
 
@@ -200,26 +105,30 @@ def one_layer(seen: Summaries) -> list[Finding]:
     for name in ROUTED:
         if name not in seen:
             continue
-        firsts, seconds, means, which = [], [], [], []
+        firsts, seconds, means, drawn, which = [], [], [], [], []
         for record in seen[name]:
             plain = record["study"]["routing"]["plain"]
             rises = [
                 (math.exp(row["zero"]) - math.exp(plain), math.exp(row["mean"]) - math.exp(plain), row["layer"])
                 for row in record["study"]["layers"]
             ]
+            random = [v for row in record["study"]["layers"] for v in row.get("random", ())]
+            drawn += [math.exp(max(random)) - math.exp(plain)] if random else []
             first, second = sorted(rises, reverse=True)[:2]
             firsts.append(first[0])
             seconds.append(second[0])
             means.append(first[1])
             which.append(first[2])
-        intact = _mean([math.exp(v) for v in values(seen[name], "routing", "plain")])
-        dominates = _mean(firsts) > max(3 * _mean(seconds), 0.05 * intact)
+        intact = average([math.exp(v) for v in values(seen[name], "routing", "plain")])
+        dominates = average(firsts) > max(3 * average(seconds), 0.05 * intact)
         found.append(Finding(
             statement=f"routing off in one layer hurts far more than in any other ({name})",
             quoted="layer 9: +42.6 perplexity, the next +5.8", n=len(firsts),
             measured=f"layer {'/'.join(str(int(i)) for i in which)}: {words(firsts, '+.2f')}, the next "
             f"{words(seconds, '+.2f')}", interval=f"seeds {', '.join(f'{v:+.2f}' for v in firsts)}",
-            control=f"{words(means, '+.3f')} with that layer's r at its mean", verdict=_verdict(dominates),
+            control=f"{words(means, '+.3f')} with that layer's r at its mean"
+            + (f"; {words(drawn, '+.3f')} in the worst layer with as much at random removed" if drawn else ""),
+            verdict=judged(dominates),
             detail="holds if the largest rise is three times the next, and 5 % of the intact perplexity",
         ))  # fmt: skip
     return found
@@ -233,14 +142,17 @@ def recall(seen: Summaries) -> list[Finding]:
         if not records:
             continue
         plain, off, mean = (values(records, "facts", key) for key in ("plain", "zero", "mean"))
-        knows = _mean(plain) >= 0.01
-        verdict = _verdict(_mean(off) < 0.01 * _mean(plain)) if knows else "cannot be tested as published"
-        base = values([r for r in seen.get("baseline", []) if r["study"]["facts"]], "facts", "plain")
+        knows = average(plain) >= 0.01
+        verdict = judged(average(off) < 0.01 * average(plain)) if knows else "cannot be tested as published"
+        base = values([r for r in seen.get("baseline", []) if r["study"].get("facts")], "facts", "plain")
+        drawn = [average(r["study"]["facts"]["random"]) for r in records if "random" in r["study"]["facts"]]
         found.append(Finding(
             statement=f"with routing off all eight facts have near-zero probability ({name})",
-            quoted="near zero on 8 of 8 prompts", measured=f"mean P {_mean(plain):.1e} -> {_mean(off):.1e}",
+            quoted="near zero on 8 of 8 prompts", measured=f"mean P {average(plain):.1e} -> {average(off):.1e}",
             n=len(plain), interval=f"intact, by seed: {', '.join(f'{p:.1e}' for p in plain)}",
-            control=f"r at its mean {_mean(mean):.1e}" + (f"; baseline {_mean(base):.1e}" if base else ""),
+            control=f"r at its mean {average(mean):.1e}"
+            + (f"; as much of random directions removed {average(drawn):.1e}" if drawn else "")
+            + (f"; baseline {average(base):.1e}" if base else ""),
             verdict=verdict, detail="" if knows else "the intact model does not know the facts (mean P < 0.01)",
         ))  # fmt: skip
     return found
@@ -256,7 +168,8 @@ def attribution(seen: Summaries) -> list[Finding]:
         sizes = [values(seen[name], "attribution", key) for key in ("heads_abs", "deltas_abs")]
         off = values(seen[name], "attribution", "r = 0", "total")
         averaged = values(seen[name], "attribution", "r = mean", "total")
-        delta, rest = _mean(parts["routing delta"]), max(_mean(parts["heads"]), _mean(parts["MLPs"]))
+        drawn = [average(r["study"]["attribution"]["random totals"]) for r in seen[name]]
+        delta, rest = average(parts["routing delta"]), max(average(parts["heads"]), average(parts["MLPs"]))
         base = seen.get("baseline", [])
         heads = values(base, "attribution", "parts", "heads") if base else []
         found.append(Finding(
@@ -264,10 +177,11 @@ def attribution(seen: Summaries) -> list[Finding]:
             quoted="routing delta +25.57, heads -4.94, MLPs -3.81 (one prompt)", n=len(parts["total"]),
             measured=", ".join(f"{k} {words(v, '+.2f')}" for k, v in parts.items()),
             interval=f"delta by seed: {', '.join(f'{v:+.2f}' for v in parts['routing delta'])}",
-            control=f"total {words(off, '+.2f')} with r = 0, {words(averaged, '+.2f')} with r at its mean; sums of "
-            f"magnitudes: heads {words(sizes[0], '.2f')}, deltas {words(sizes[1], '.2f')}"
+            control=f"total {words(off, '+.2f')} with r = 0, {words(averaged, '+.2f')} with r at its mean, "
+            f"{words(drawn, '+.2f')} with as much of random directions removed; "
+            f"sums of magnitudes: heads {words(sizes[0], '.2f')}, deltas {words(sizes[1], '.2f')}"
             + (f"; baseline's heads {words(heads, '+.2f')}" if heads else ""),
-            verdict=_verdict(delta > max(rest, 0.0)), detail="32 windows a seed, logit minus the mean logit",
+            verdict=judged(delta > max(rest, 0.0)), detail="32 windows a seed, logit minus the mean logit",
         ))  # fmt: skip
     return found
 
@@ -283,13 +197,13 @@ def heads(seen: Summaries) -> list[Finding]:
             study = record["study"]["heads"]
             for action in ("zero", "mean"):
                 worst[action].append(max(math.exp(row[action] - study["plain"]) for row in study["each"]))
-            worst["random"].append(max(math.exp(_mean(row["random"]) - study["plain"]) for row in study["random"]))
+            worst["random"].append(max(math.exp(average(row["random"]) - study["plain"]) for row in study["random"]))
         found.append(Finding(
             statement=f"no single head matters ({name})", quoted="mover head x 1.07; induction keeps 98.6 %",
             measured=f"worst head at zero: perplexity x {words(worst['zero'], '.3f')}", n=len(worst["zero"]),
             interval=f"seeds {', '.join(f'{v:.3f}' for v in worst['zero'])}",
             control=f"worst at its mean x {words(worst['mean'], '.3f')}; worst layer with as many random dimensions of "
-            f"all heads removed x {words(worst['random'], '.3f')}", verdict=_verdict(_mean(worst["zero"]) <= 1.07),
+            f"all heads removed x {words(worst['random'], '.3f')}", verdict=judged(average(worst["zero"]) <= 1.07),
             detail=_copying_detail(seen[name]),
         ))  # fmt: skip
     return found
@@ -313,15 +227,17 @@ def induction(seen: Summaries) -> list[Finding]:
         plain, off, mean, swap = (
             values(seen[name], "copying", key) for key in ("plain", "r, zero", "r, mean", "r, swap")
         )
-        can = _mean(plain) >= 0.2
-        verdict = _verdict(_mean(off) <= 0.05 * _mean(plain), _mean(off) <= 0.5 * _mean(plain))
+        can = average(plain) >= 0.2
+        verdict = judged(average(off) <= 0.05 * average(plain), average(off) <= 0.5 * average(plain))
         base = values(seen["baseline"], "copying", "plain") if "baseline" in seen else []
+        drawn = [average(r["study"]["copying"]["r, random"]) for r in seen[name]]
         found.append(Finding(
             statement=f"induction vanishes with routing off ({name})", quoted="93.4 % -> 0.0 %", n=len(plain),
             measured=f"{words(plain, '.1f', 100)} % -> {words(off, '.1f', 100)} %",
             interval=f"intact by seed: {', '.join(f'{100 * p:.1f}' for p in plain)} %",
             control=f"{words(mean, '.1f', 100)} % with r at its mean, {words(swap, '.1f', 100)} % with another "
-            "sequence's r" + (f"; baseline {words(base, '.1f', 100)} %" if base else ""),
+            f"sequence's r, {words(drawn, '.1f', 100)} % with as much of random directions removed"
+            + (f"; baseline {words(base, '.1f', 100)} %" if base else ""),
             verdict=verdict if can else "cannot be tested as published",
             detail="" if can else "the intact model copies less than 20 %",
         ))  # fmt: skip
@@ -339,14 +255,14 @@ def domains(seen: Summaries) -> list[Finding]:
         r, words_, residual, chance = (
             values(records, *path, key) for key in ("r", "bag of tokens", "residual", "chance")
         )
-        high = _mean(r) >= 0.9
-        beaten = _mean(r) > max(_mean(words_), _mean(residual))
+        high = average(r) >= 0.9
+        beaten = average(r) > max(average(words_), average(residual))
         found.append(Finding(
             statement=f"r alone tells domains apart, and better than what needs no routing ({name})",
             quoted="23 of 24 texts = 96 %, no baseline", measured=f"{words(r, '.1f', 100)} %", n=len(r),
             interval=f"seeds {', '.join(f'{100 * v:.1f}' for v in r)} %",
             control=f"bag of tokens {words(words_, '.1f', 100)} %, mean residual {words(residual, '.1f', 100)} %, "
-            f"largest domain {words(chance, '.1f', 100)} %", verdict=_verdict(high and beaten, high or beaten),
+            f"largest domain {words(chance, '.1f', 100)} %", verdict=judged(high and beaten, high or beaten),
             detail="holds at 90 % and above both baselines, with changes at one of the two",
         ))  # fmt: skip
     return found
@@ -375,7 +291,7 @@ def regimes(seen: Summaries) -> list[Finding]:
             measured=f"first layer / steadiest {words(ratios['trained'], '.1f')}; most variable layer "
             f"{'/'.join(map(str, highest))}", interval=f"seeds {', '.join(f'{v:.1f}' for v in ratios['trained'])}",
             control=f"untrained twin {words(ratios['untrained'], '.1f')}",
-            verdict=_verdict(_mean(ratios["trained"]) >= 100, all(layer == 0 for layer in highest)),
+            verdict=judged(average(ratios["trained"]) >= 100, all(layer == 0 for layer in highest)),
             detail=f"specialist heads by layer (range of domain means > 0.1), by seed: {specialists}",
         ))  # fmt: skip
     return found
@@ -393,9 +309,9 @@ def steering(seen: Summaries) -> list[Finding]:
             s = record["study"]["steering"]
             change.append(s["steered"] / s["plain"] - 1)
             controls += [v / s["plain"] - 1 for v in s["random"]]
-        share = [_mean(r["study"]["steering"]["share"]) for r in seen[name]]
-        null = [_mean(r["study"]["steering"]["random_share"]) for r in seen[name]]
-        beyond = _mean(change) < min(controls)
+        share = [average(r["study"]["steering"]["share"]) for r in seen[name]]
+        null = [average(r["study"]["steering"]["random_share"]) for r in seen[name]]
+        beyond = average(change) < min(controls)
         found.append(Finding(
             statement=f"removing the directions that write a class lowers its probability ({name}, class: {kind})",
             quoted="an article direction forced to r = 1: P(article) -6.2 %",
@@ -403,7 +319,7 @@ def steering(seen: Summaries) -> list[Finding]:
             interval=f"seeds {', '.join(f'{100 * v:+.2f}' for v in change)} %",
             control=f"random directions of the same layers {100 * min(controls):+.2f} to {100 * max(controls):+.2f} %; "
             f"share of the class in top tokens: learned {words(share, '.3f')}, random directions {words(null, '.3f')}",
-            verdict=_verdict(beyond and _mean(change) <= -0.03, beyond),
+            verdict=judged(beyond and average(change) <= -0.03, beyond),
             detail="holds if it falls by 3 % or more and below every random choice, with changes if only the second",
         ))  # fmt: skip
     return found
@@ -427,7 +343,7 @@ def geometry(seen: Summaries) -> list[Finding]:
             measured=f"mean {words(mean, '.4f')}, std {words(spread, '.4f')}",
             interval=f"std by seed {', '.join(f'{v:.4f}' for v in spread)}",
             control=f"random: std {low:.4f} to {high:.4f}; |cosine| within a head {words(own, '.3f')}, random "
-            f"{own_low:.3f} to {own_high:.3f}", verdict=_verdict(_mean(spread) >= low),
+            f"{own_low:.3f} to {own_high:.3f}", verdict=judged(average(spread) >= low),
             detail="holds: chance explains the published number; less than random would be more orthogonal",
         ))  # fmt: skip
     return found
@@ -451,7 +367,7 @@ def costs(records: list[Record]) -> list[Finding]:
                 control="; ".join(
                     f"{row['size']}: " + ", ".join(f"{arm} {t:.3f} ms" for arm, t in row["ms"].items()) for row in mine
                 ),
-                verdict=_verdict(all(v <= 1.03 for v in best.values())),
+                verdict=judged(all(v <= 1.03 for v in best.values())),
                 detail="; ".join(f"{row['arm']}: {row['text']}" for row in record["models"]),
             ))  # fmt: skip
     return found

@@ -116,13 +116,13 @@ def study_parts(model: CausalLM, task: Task, size: StudySize, seed: int) -> dict
         "heads": lambda: head_knockouts(taps, batches, size.draws),
         "copying": lambda: copying(taps, task, size),
         "attribution": lambda: attribution(taps, batches, size.draws),
-        "facts": lambda: recall(taps, task, batches),
+        "facts": lambda: recall(taps, task, batches, size.draws),
         "domains": lambda: domains(taps, task, size),
     }
     if taps.find("hook_r"):
         found |= {
             "routing": lambda: routing_ablations(taps, batches, size.draws),
-            "layers": lambda: layer_ablations(taps, batches),
+            "layers": lambda: layer_ablations(taps, batches, size.draws),
             "regimes": both_regimes,
             "geometry": lambda: geometry(taps, untrained()),
             "steering": lambda: steering(taps, task, batches, size.draws),
@@ -176,13 +176,19 @@ def routing_ablations(taps: Taps, batches: Pairs, draws: int) -> dict[str, Any]:
     return found | {"random": [loss_under(taps, batches, edits_of(taps, R, "random", seed=i))[0] for i in range(draws)]}
 
 
-def layer_ablations(taps: Taps, batches: Pairs) -> list[dict[str, float]]:
-    """Loss with r of one layer alone at zero, and at its mean."""
+def layer_ablations(taps: Taps, batches: Pairs, draws: int) -> list[dict[str, Any]]:
+    """Loss with r of one layer alone at zero, at its mean, and with as much of random directions removed on top of it
+    (a list, at most two draws)."""
     rows = []
     for name in taps.find("hook_r"):
         unit = Unit("r", int(name.split(".")[1]))
         edits = _routing_edits(taps, batches, unit)
-        rows.append({"layer": unit.layer or 0, **{a: loss_under(taps, batches, edits[a])[0] for a in ("zero", "mean")}})
+        rows.append({
+            "layer": unit.layer or 0, **{a: loss_under(taps, batches, edits[a])[0] for a in ("zero", "mean")},
+            "random": [
+                loss_under(taps, batches, edits_of(taps, unit, "random", seed=i))[0] for i in range(min(2, draws))
+            ],
+        })  # fmt: skip
     return rows
 
 
@@ -265,8 +271,9 @@ def attribution(taps: Taps, batches: Pairs, draws: int) -> dict[str, Any]:
     return result | {"random totals": totals}
 
 
-def recall(taps: Taps, task: Task, batches: Pairs) -> dict[str, Any]:
-    """Mean probability of the answers of the fact set, as it is and with routing ablated; {} without `encode`."""
+def recall(taps: Taps, task: Task, batches: Pairs, draws: int) -> dict[str, Any]:
+    """Mean probability of the answers of the fact set, as it is, with routing ablated and with as much of random
+    directions removed (a list); {} without `encode`."""
     encode = getattr(task, "encode", None)
     if encode is None:
         return {}
@@ -275,6 +282,8 @@ def recall(taps: Taps, task: Task, batches: Pairs) -> dict[str, Any]:
     if taps.find("hook_r"):
         edits = {name: e for name, e in _routing_edits(taps, batches).items() if name != "swap"}
         found |= {name: _mean_p(facts(taps, encode, edits=e)) for name, e in edits.items()}
+        drawn = [edits_of(taps, R, "random", seed=i) for i in range(draws)]
+        found["random"] = [_mean_p(facts(taps, encode, edits=e)) for e in drawn]
     return found
 
 
