@@ -17,7 +17,7 @@ PACE = 500_000
 BLOCKS = {2048: 1.0, 8192: 1.5, 32768: 2.3}
 ANSWERS = (256, 1024, 4096)
 CONTEXT = 32_768
-TINY = {"layers": 2, "width": 32, "heads": 2}
+TINY: dict[str, Any] = {"layers": 2, "width": 32, "heads": 2}
 STEPS = 30
 
 

@@ -74,6 +74,7 @@ class Reach:
         contextual: table [H, positions, D] of contextual position embeddings; alone.
         parts: (heads, reach) of consecutive heads; alone.
         blend: two ways to read, weighted; alone.
+        starts: int64 [B, S], the first key that the token at each position may read; with window, sinks and log_decay.
     """
 
     window: int | None = None
@@ -86,6 +87,7 @@ class Reach:
     contextual: Tensor | None = None
     parts: tuple[tuple[int, Reach], ...] = ()
     blend: Blend | None = None
+    starts: Tensor | None = None
 
     @property
     def in_operator(self) -> bool:
