@@ -20,6 +20,8 @@ class Laws:
         """Whether two batches are equal in every tensor, bit for bit."""
         return (
             all(torch.equal(getattr(left, name), getattr(right, name)) for name in ("tokens", "at", "targets", "hint"))
+            and (left.starts is None) is (right.starts is None)
+            and (left.starts is None or torch.equal(left.starts, right.starts))  # type: ignore[arg-type]
             and left.slices.keys() == right.slices.keys()
             and all(torch.equal(left.slices[name], right.slices[name]) for name in left.slices)
         )

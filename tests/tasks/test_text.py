@@ -48,7 +48,10 @@ def test_streams_are_seeded_separate_fixed_and_resumable(laws: Any, book: Path) 
 
 def test_every_field_changes_the_batch(laws: Any, book: Path) -> None:
     config = TextConfig(path=str(book), length=16, tokenizer="bpe", vocab=280)
-    changed = {"path": str(RAILWAY), "length": 17, "tokenizer": "bytes", "vocab": 270, "val_frac": 0.3, "max_mb": 0.005}
+    changed = {
+        "path": str(RAILWAY), "length": 17, "tokenizer": "bytes", "vocab": 270, "val_frac": 0.3, "max_mb": 0.005,
+        "packing": True,
+    }  # fmt: skip
     varied_alone = {name: value for name, value in changed.items() if name != "tokenizer"}
     batch = config.build(0).train_batch(8)
     assert changed.keys() == {field.name for field in dataclasses.fields(config)}
@@ -216,6 +219,21 @@ def test_a_copied_token_cache_stands_for_its_text(book: Path, cache: Path, tmp_p
     (copy / "val.bin").unlink()
     with pytest.raises(DataError, match=r"damaged.*val\.bin"):
         dataclasses.replace(config, path=str(copy)).build(0)
+
+
+def test_packed_windows_say_where_each_document_begins(tmp_path: Path) -> None:
+    for number in range(40):
+        (tmp_path / f"{number:02}.txt").write_text(f"document {number}\n" * (1 + number % 3))
+    task = TextConfig(path=str(tmp_path), length=48, packing=True).build(0)
+    batch = task.train_batch(8)
+    assert batch.starts is not None and batch.starts.max() > 0
+    at = torch.arange(48)
+    separators = batch.tokens == task.tokenizer.separator
+    for row, marks, starts in zip(batch.tokens, separators, batch.starts, strict=True):
+        for t in at.tolist():
+            before = marks[: t + 1].nonzero()
+            assert int(starts[t]) == (int(before[-1]) if len(before) else 0), row
+    assert dataclasses.replace(task.config, packing=False).build(0).train_batch(8).starts is None
 
 
 @pytest.fixture

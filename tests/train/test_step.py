@@ -61,6 +61,28 @@ def test_other_ways_to_compute_a_step_learn_the_same_within_their_precision(chan
     assert other["accuracy"] is not None
 
 
+@pytest.mark.parametrize("changes", [{}, {"loss_chunk": 7}, {"checkpointing": True}, {"accumulate": 2}])
+def test_every_way_to_compute_a_step_keeps_packed_documents_apart(changes: dict[str, Any]) -> None:
+    task = RecallConfig(length=16).build(0)
+    batch = task.train_batch(4)
+    starts = torch.arange(16).div(4, rounding_mode="floor").mul(4).expand(4, 16)
+    model, losses = replace(MODEL, routing=RoutingConfig(router="ema")), []
+    for item in (batch, replace(batch, starts=starts)):
+        stepper = Stepper(CausalLM(model, vocab=task.vocab), replace(PLAIN, **changes), generator=torch.Generator())
+        mode = RoutingMode(skip=False)
+        stepper.step([item] * stepper.config.accumulate, Joint.idle(), mode, PLAIN.lr)
+        losses.append(stepper.read()["task_loss"])
+    separate = replace(
+        batch, tokens=batch.tokens.unflatten(1, (-1, 4)).flatten(0, 1)[3::4], at=batch.at % 4, starts=None,
+        hint=batch.hint[:, 12:],
+    )  # fmt: skip
+    assert (batch.at >= 12).all()
+    stepper = Stepper(CausalLM(model, vocab=task.vocab), PLAIN, generator=torch.Generator())
+    stepper.step([separate], Joint.idle(), RoutingMode(skip=False), PLAIN.lr)
+    assert losses[1] == pytest.approx(stepper.read()["task_loss"], rel=64 * torch.finfo(torch.float32).eps)
+    assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+
+
 def test_compiled_blocks_learn_what_eager_ones_learn() -> None:
     config = replace(MODEL, layers=1, routing=RoutingConfig(router="random:p=0.5"))
     task = RecallConfig(length=16).build(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ def losses_by_route(model: CausalLM, task: Task, *, sequences: int, batch: int) 
     count, total, squares = (torch.zeros(routed + 1, dtype=torch.float64) for _ in range(3))
     for item in task.eval_batches(-(-sequences // batch), batch, 1):
         moved = item.to(device)
-        out = model(moved.tokens, mode=SKIP, at=moved.at, hint=moved.hint)
+        out = model(moved.tokens, mode=replace(SKIP, starts=moved.starts), at=moved.at, hint=moved.hint)
         losses = torch.nn.functional.cross_entropy(
             out.logits.float().transpose(1, 2), moved.targets.clamp(min=0), reduction="none"
         ).double()

@@ -5,12 +5,13 @@ B batch, T tokens, E width, H query heads, G kv heads, D head dim, R rows taken,
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from turnout.errors import ConfigError
+from turnout.errors import ConfigError, UnsupportedError
 from turnout.layers.gate import OutputGate
 from turnout.layers.kv_cache import KVCache
 from turnout.layers.reading import read, step
@@ -77,10 +78,12 @@ class AttentionTrack(nn.Module):
             buffers: a decay is wanted for all places of the cache, as `step` reads it, not only for those in use.
         """
         if self.pattern is None:
-            return Reach()
+            return Reach(starts=mode.starts)
         tokens = x.shape[1]
         if cache is None:
-            return self.pattern.reach(x, at=torch.arange(tokens, device=x.device), length=tokens, state=None, mode=mode)
+            at = torch.arange(tokens, device=x.device)
+            reach = self.pattern.reach(x, at=at, length=tokens, state=None, mode=mode)
+            return reach if mode.starts is None else _packed(reach, mode.starts)
         length = cache.k.shape[1] if buffers else cache.length + tokens
         return self.pattern.reach(x, at=cache.next_positions(tokens), length=length, state=memory, mode=mode)
 
@@ -212,3 +215,13 @@ class AttentionTrack(nn.Module):
         if rows or not absorbed:
             flops += length * 4 * width * kv_width + rows * (4 * width**2 + 4 * width * seen)
         return flops + extra
+
+
+def _packed(reach: Reach, starts: Tensor) -> Reach:
+    """The same reach, inside each token's own document."""
+    if not reach.in_operator or reach.prune is not None or reach.blocks is not None:
+        raise UnsupportedError(
+            "this pattern cannot be kept inside one document of several in a sequence; use window, sinks, a decay or "
+            "full, or task.packing=false"
+        )
+    return replace(reach, starts=starts)

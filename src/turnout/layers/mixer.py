@@ -83,7 +83,7 @@ class LocalMixer(nn.Module):
         self, x: Tensor, *, mode: RoutingMode, state: MixerState | None = None, hint: Tensor | None = None,
         residual: Tensor | None = None,
     ) -> tuple[Tensor, Route | None, MixerState | None]:  # fmt: skip
-        y, memory = self.local(x, state.local if state else None)
+        y, memory = _local(self.local, x, mode, state)
         if state is not None:
             state.local = memory
         return y, None, state
@@ -153,7 +153,7 @@ class RoutedMixer(nn.Module):
             Output [B, T, E], the Route (with its dropped rows), the state.
         """
         route, router_state = self.router(x, mode=mode, state=state.router if state else None, hint=hint)
-        local, local_state = self.local(x, state.local if state else None)
+        local, local_state = _local(self.local, x, mode, state)
         if state is not None:
             state.router, state.local = router_state, local_state
         cache, memory = (state.cache, state.pattern) if state else (None, None)
@@ -187,7 +187,7 @@ class RoutedMixer(nn.Module):
         """
         if not x.is_cuda or mode.capacity is None or mode.impl != "auto" or mode.overflow != "earliest":
             return False
-        if self.attention.pattern is not None:
+        if self.attention.pattern is not None or mode.starts is not None:
             # The table is of plain causal attention.
             return False
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
@@ -245,7 +245,7 @@ class RoutedMixer(nn.Module):
         not hang on how many rows come after it. A static capacity is known before, and then it is all or none.
         """
         attention, impl = self.attention, mode.impl
-        first = attention.absorbed_rows(rows.shape[1]) if keys_values is None else 0
+        first = attention.absorbed_rows(rows.shape[1]) if keys_values is None and reach.starts is None else 0
         if mode.capacity is not None and rows.shape[2] > first:
             first = 0
         parts = []
@@ -266,6 +266,12 @@ class RoutedMixer(nn.Module):
         router = 2 * length * sum(p.numel() for p in self.router.parameters() if p.ndim == 2)
         absorbed = self.attention.absorbed_rows(self.groups) if skip else 0
         return self.local.flops(length) + router + self.attention.flops(length, usage * length, absorbed)
+
+
+def _local(track: LocalTrack, x: Tensor, mode: RoutingMode, state: MixerState | None) -> tuple[Tensor, Any]:
+    if mode.starts is not None:
+        return track(x, starts=mode.starts)
+    return track(x, state.local if state else None)
 
 
 def _steps(x: Tensor, cache: KVCache, mode: RoutingMode) -> bool:

@@ -51,9 +51,17 @@ def read(
     if reach.prune is not None and reach.log_decay is not None:
         q, k = _shorten(q, reach.prune.cap), _shorten(k, reach.prune.cap)
         options["starts"] = first_keys(reach.log_decay, positions(q, k, rows), k.shape[2], reach.prune, q.shape[-1])
+    if reach.starts is not None:
+        options["starts"] = reach.starts if rows is None else _at_rows(reach.starts, rows)
     if reach.blocks is not None:
         options |= _key_lists(q, k, rows, reach.blocks)
     return attend(q, k, v, rows=rows, impl=impl, **options)
+
+
+def _at_rows(starts: Tensor, rows: Tensor) -> Tensor:
+    """`starts` [B, S] at the positions `rows`, [B, R] or [B, G, R]."""
+    at = rows.clamp(min=0)
+    return starts.gather(1, at.flatten(1)).view_as(rows)
 
 
 def _around(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor | None, impl: str) -> Tensor:

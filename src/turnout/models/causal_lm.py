@@ -9,7 +9,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from turnout.errors import ConfigError, ShapeError
+from turnout.errors import ConfigError, ShapeError, UnsupportedError
 from turnout.layers import MixerState
 from turnout.models.block import Block, build_norm
 from turnout.models.config import ModelConfig
@@ -125,6 +125,20 @@ class CausalLM(nn.Module):
         for pattern in self._patterns():
             pattern.check_length(length)
 
+    def check_packing(self) -> None:
+        """Raise UnsupportedError where something cannot keep several documents of one sequence apart."""
+        for layer, block in enumerate(self.blocks):
+            attention = getattr(block.mixer, "attention", None)
+            parts = {"router": getattr(block.mixer, "router", None), "local track": getattr(block.mixer, "local", None)}
+            wrong = [name for name, part in parts.items() if part is not None and not part.packs]
+            if attention is not None and attention.directions is not None:
+                wrong.append("direction router")
+            if wrong:
+                raise UnsupportedError(
+                    f"the {wrong[0]} of layer {layer} cannot keep packed documents apart; use another one, or "
+                    "task.packing=false"
+                )
+
     def _patterns(self) -> list[Pattern]:
         tracks = (getattr(block.mixer, "attention", None) for block in self.blocks)
         return [track.pattern for track in tracks if track is not None and track.pattern is not None]
@@ -140,6 +154,13 @@ class CausalLM(nn.Module):
         """Embeddings [B, T, E] through all blocks, before the last norm, and the routes; arguments as in `forward`."""
         if state is not None:
             self._check_state(state, x)
+        if mode.starts is not None:
+            self.check_packing()
+            if state is not None or mode.starts.shape != x.shape[:2]:
+                raise ShapeError(
+                    f"starts {list(mode.starts.shape)} for {list(x.shape[:2])} tokens; expected one a token, and no "
+                    "state: continue one document at a time"
+                )
         routes: list[Route | None] = []
         recompute = self.checkpointing and state is None and torch.is_grad_enabled()
         for i, block in enumerate(self.blocks):

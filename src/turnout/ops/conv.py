@@ -26,22 +26,31 @@ GPU_MATRIX_TAPS = range(32, 129)
 GPU_BLOCK = 128
 
 
-def causal_conv(x: Tensor, weight: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def causal_conv(
+    x: Tensor, weight: Tensor, state: Tensor | None = None, *, starts: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Convolve every channel with its own kernel, or with the kernel of its head.
 
         y_t = Σ_{j<K} w_j · x_{t−j},   x_{−1}, x_{−2}, … = state (0 if None)
+
+    With `starts`, x_{t−j} counts as 0 where t − j < starts[t].
 
     Args:
         x: float [B, T, E].
         weight: [E, K], or [H, K] with E % H == 0: channel e uses kernel e // (E // H). Column 0 is the current token.
         state: the K−1 inputs before x, oldest first, [B, K−1, E].
+        starts: first position that each token sees, int64 [B, T]; without a state.
     Returns:
         y: [B, T, E], under autocast in autocast's dtype; state [B, K−1, E], to continue from.
     Raises:
         ShapeError: a tensor has the wrong shape, dtype or device.
-    Cost: O(B·T·E·K) multiply-adds; one step with T = 1 reads the state once.
+    Cost: O(B·T·E·K) multiply-adds; one step with T = 1 reads the state once; K passes over x with `starts`.
     """
     _check(x, weight, state)
+    if starts is not None:
+        if state is not None or starts.shape != x.shape[:2]:
+            raise ShapeError(f"starts {list(starts.shape)}; expected [B, T] = {list(x.shape[:2])}, and no state")
+        return _within(x, weight, starts), x[:, :0]
     n_taps, n_channels = weight.shape[1], x.shape[2]
     # In half precision every shifted sum would round; conv1d sums in float32.
     precise = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
@@ -80,6 +89,22 @@ def _choose(context: Tensor, weight: Tensor) -> Callable[[Tensor, Tensor], Tenso
     if context.device.type == "cpu":
         return _CausalConv.apply if n_taps >= OWN_BACKWARD_FROM else _forward
     return _as_matrix if n_kernels < context.shape[2] and n_taps in GPU_MATRIX_TAPS else _forward
+
+
+def _within(x: Tensor, weight: Tensor, starts: Tensor) -> Tensor:
+    """Sums of shifted copies that end at each token's own first position, in float32."""
+    device, dtype = x.device.type, x.dtype
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+    with torch.autocast(device, enabled=False):
+        wide = x.to(dtype).to(torch.promote_types(dtype, torch.float32))
+        kernel = _per_channel(weight, x.shape[2]).to(wide.dtype)
+        behind = torch.arange(x.shape[1], device=x.device) - starts
+        y = wide * kernel[:, 0]
+        for j in range(1, min(weight.shape[1], x.shape[1])):
+            before = pad(wide[:, :-j], (0, 0, j, 0)).masked_fill((behind < j)[..., None], 0.0)
+            y = y + before * kernel[:, j]
+        return y.to(dtype)
 
 
 def _per_channel(weight: Tensor, n_channels: int) -> Tensor:

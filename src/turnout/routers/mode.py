@@ -27,6 +27,8 @@ class RoutingMode:
             noisy, because the global generator is never read.
         impl: implementation of `turnout.ops.attend` ("auto", or one by name).
         tokens: ids int64 [B, T] of this pass, for routers that look tokens up; models fill it in.
+        starts: int64 [B, T], where several documents are packed into one sequence: the first position of each token's
+            own one, before which nothing is seen. None = one document.
         noise: gate noise float32 [B, T, G] drawn before the call, instead of `generator`: compiled code holds none.
     Raises:
         ConfigError: capacity < 1, or an unknown overflow policy.
@@ -40,6 +42,7 @@ class RoutingMode:
     impl: str = "auto"
     noise: Tensor | None = None
     tokens: Tensor | None = None
+    starts: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.capacity is not None and self.capacity < 1:

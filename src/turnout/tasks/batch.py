@@ -23,6 +23,7 @@ class Batch:
         targets: the token wanted at `at`, int64 [B, Q].
         hint: bool [B, T], True where a query sits: what the oracle router is told.
         slices: name -> int64 [B, Q], the groups that metrics are split by.
+        starts: int64 [B, T], the first position of each token's own document; None = a sequence is one.
     """
 
     tokens: torch.Tensor
@@ -30,6 +31,7 @@ class Batch:
     targets: torch.Tensor
     hint: torch.Tensor
     slices: dict[str, torch.Tensor]
+    starts: torch.Tensor | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same batch on `device`."""
@@ -43,6 +45,7 @@ class Batch:
             targets=move(self.targets),
             hint=move(self.hint),
             slices={name: move(value) for name, value in self.slices.items()},
+            starts=None if self.starts is None else move(self.starts),
         )
 
 

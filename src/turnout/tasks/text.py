@@ -21,6 +21,7 @@ from turnout.tasks.synthetic import check_count, check_token
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     from turnout.tasks.shards import Shards
     from turnout.tasks.tokenizer import Tokenizer
@@ -41,6 +42,8 @@ class TextConfig:
         vocab: number of token ids: 256 for bytes, more for BPE.
         val_frac: share of the text held out, in whole documents where there are several; 0 < val_frac < 1.
         max_mb: use only so many million bytes of text; none = all of it.
+        packing: a window holds several documents that do not see each other; false lets later ones read earlier ones.
+            The mark behind a document then opens the next one.
     """
 
     kind: ClassVar[str] = "text"
@@ -50,6 +53,7 @@ class TextConfig:
     vocab: int = _N_BYTES
     val_frac: float = 0.1
     max_mb: float | None = None
+    packing: bool = False
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -182,12 +186,14 @@ class TextTask:
         slices = {"position": floor_power_of_two(at + 1)}
         if self.slice_names:
             slices["domain"] = torch.from_numpy(self._domains(split, places[:, 1:]))
+        tokens = ids[:, :-1].contiguous()
         return Batch(
-            tokens=ids[:, :-1].contiguous(),
+            tokens=tokens,
             at=at,
             targets=ids[:, 1:].contiguous(),
             hint=torch.zeros(at.shape, dtype=torch.bool),
             slices=slices,
+            starts=document_starts(tokens, self._shards.tokenizer.separator) if self.config.packing else None,
         )
 
     def _domains(self, split: Literal["train", "val"], places: np.ndarray) -> np.ndarray:
@@ -197,6 +203,14 @@ class TextTask:
         index = self._shards.train_index if split == "train" else self._shards.val_index
         numbers = np.array([self.slice_names["domain"].index(name) for name, _ in index.domains], dtype=np.int64)
         return numbers[np.searchsorted([end for _, end in index.domains], places, side="right")]
+
+
+def document_starts(tokens: torch.Tensor, separator: int) -> torch.Tensor:
+    """Position int64 [B, T] of the last separator at or before each token; 0 before the first one."""
+    import torch
+
+    at = torch.arange(tokens.shape[1], device=tokens.device)
+    return torch.where(tokens == separator, at, 0).cummax(1).values
 
 
 def _warn_unless_near(config: TextConfig, shards: Shards) -> None:

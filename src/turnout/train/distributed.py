@@ -85,7 +85,7 @@ class DistributedTrainer(Trainer):
         each = size // self.world.size
         mine = slice(self.world.rank * each, (self.world.rank + 1) * each)
         parts = {name: getattr(whole, name)[mine] for name in ("tokens", "at", "targets", "hint")}
-        return Batch(**parts, slices={})
+        return Batch(**parts, slices={}, starts=None if whole.starts is None else whole.starts[mine])
 
     def _one_step(self) -> None:
         super()._one_step()

@@ -91,7 +91,9 @@ def _forward(model: CausalLM, batch: Batch, precision: str) -> Output:
     # Shapes of evaluation are many and seen once: compiling each would take longer than running it.
     stance = torch.compiler.set_stance("force_eager") if model.compiled else contextlib.nullcontext()
     with stance, torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=half):
-        return model(batch.tokens, mode=RoutingMode(), at=None if every else batch.at, hint=batch.hint)
+        return model(
+            batch.tokens, mode=RoutingMode(starts=batch.starts), at=None if every else batch.at, hint=batch.hint
+        )
 
 
 @torch.no_grad()

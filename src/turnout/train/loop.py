@@ -86,6 +86,8 @@ class Trainer:
                 f"schedule.solve_at={solve_at} waits for an accuracy, which task "
                 f"{self.config.task.kind!r} does not have; set schedule.solve_at to none, or use the budget schedule"
             )
+        if getattr(self.config.task, "packing", False):
+            self.model.check_packing()
         self.model.check_length(max([self.config.task.length, *getattr(self.config.schedule, "lengths", ())]))
         needs = [b for b in self.model.blocks if getattr(getattr(b.mixer, "router", None), "needs_hint", False)]
         if needs and not self.task.has_oracle:

@@ -50,7 +50,7 @@ class Objective(nn.Module):
             targets = batch.targets.masked_fill(batch.at < 0, IGNORED)
             if not config.loss_chunk and config.precision != "bf16_stream":
                 at = None if _every(batch) else batch.at
-                out = self.model(batch.tokens, mode=mode, at=at, hint=batch.hint)
+                out = self.model(batch.tokens, mode=replace(mode, starts=batch.starts), at=at, hint=batch.hint)
                 return Outcome(*_graded(out.logits, targets), out.routes)
             return Outcome(*self.model.during(lambda: self._by_parts(batch, mode, targets)))
 
@@ -60,7 +60,7 @@ class Objective(nn.Module):
         x = model.embed(batch.tokens)
         if config.precision == "bf16_stream":
             x = x.to(torch.bfloat16)
-        x, routes = model.features(x, mode=replace(mode, tokens=batch.tokens), hint=batch.hint)
+        x, routes = model.features(x, mode=replace(mode, tokens=batch.tokens, starts=batch.starts), hint=batch.hint)
         if not _every(batch):
             x = x.gather(1, batch.at.clamp(min=0)[..., None].expand(-1, -1, x.shape[-1]))
         # Uncompiled, a norm of a bf16 stream by fp32 weights has no fused kernel.

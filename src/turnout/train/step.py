@@ -158,12 +158,13 @@ class Stepper:
 
 
 def _tensors(batch: Batch) -> list[Tensor]:
-    return [batch.tokens, batch.at, batch.targets, batch.hint]
+    found = [batch.tokens, batch.at, batch.targets, batch.hint]
+    return found if batch.starts is None else [*found, batch.starts]
 
 
 def _clone(batch: Batch) -> Batch:
-    tokens, at, targets, hint = (t.clone() for t in _tensors(batch))
-    return Batch(tokens=tokens, at=at, targets=targets, hint=hint, slices={})
+    tokens, at, targets, hint, *starts = (t.clone() for t in _tensors(batch))
+    return Batch(tokens=tokens, at=at, targets=targets, hint=hint, slices={}, starts=starts[0] if starts else None)
 
 
 def _copy(old: Batch, new: Batch) -> None:

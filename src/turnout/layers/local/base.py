@@ -15,16 +15,18 @@ LOCAL_TRACKS = Registry("local track", "turnout.layers.local")
 class LocalTrack(nn.Module):
     """A causal map [B, T, E] -> [B, T, E] with finite memory.
 
-    Built with `width` and `heads` of the model; options are keyword-only.
+    Built with `width` and `heads` of the model; options are keyword-only. A track that `packs` takes `starts`, int64
+    [B, T]: the first position that each token may see, where documents are packed into one sequence.
     """
 
     causal: ClassVar[bool] = True
+    packs: ClassVar[bool] = False
 
     def init_state(self, batch: int, *, device: torch.device, dtype: torch.dtype) -> Any:
         """Memory before the first token."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+    def forward(self, x: Tensor, state: Any = None, *, starts: Tensor | None = None) -> tuple[Tensor, Any]:
         """Output, and the state after the last token; `state=None` starts a sequence."""
         raise NotImplementedError
 

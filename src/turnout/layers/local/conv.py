@@ -30,6 +30,8 @@ class ConvTrack(LocalTrack):
     Cost: O(E·K + 4·E²·project) per token. State: the last K - 1 inputs of the convolution, [B, K - 1, E].
     """
 
+    packs = True
+
     def __init__(
         self,
         width: int,
@@ -58,10 +60,10 @@ class ConvTrack(LocalTrack):
     def init_state(self, batch: int, *, device: torch.device, dtype: torch.dtype) -> Any:
         return torch.zeros(batch, self.kernel - 1, self.width, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+    def forward(self, x: Tensor, state: Any = None, *, starts: Tensor | None = None) -> tuple[Tensor, Any]:
         v = x if self.value is None else self.value(x)
         weight = self.weight.softmax(dim=-1) if self.form == "softmax" else self.weight
-        y, state = causal_conv(v, weight.to(v.dtype), state)
+        y, state = causal_conv(v, weight.to(v.dtype), state, starts=starts)
         return (y if self.out is None else self.out(y)), state
 
     def flops(self, length: int) -> float:

@@ -30,7 +30,7 @@ class SSMTrack(LocalTrack):
     def init_state(self, batch: int, *, device: torch.device, dtype: torch.dtype) -> Any:
         return self.mixer.init_state(batch, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+    def forward(self, x: Tensor, state: Any = None, *, starts: Tensor | None = None) -> tuple[Tensor, Any]:
         return self.mixer(x, state)
 
     def flops(self, length: int) -> float:

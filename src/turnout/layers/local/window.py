@@ -24,6 +24,8 @@ class WindowTrack(LocalTrack):
     Cost: O(8·E² + 4·w·E) per token. State: (keys, values of the last w - 1 tokens, position).
     """
 
+    packs = True
+
     def __init__(self, width: int, heads: int, *, size: int = 64, rope: bool = True, bias: bool = True) -> None:
         super().__init__()
         if size < 1:
@@ -41,7 +43,7 @@ class WindowTrack(LocalTrack):
         empty = torch.zeros(batch, 0, self.heads, self.width // self.heads, device=device, dtype=dtype)
         return empty, empty, 0
 
-    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+    def forward(self, x: Tensor, state: Any = None, *, starts: Tensor | None = None) -> tuple[Tensor, Any]:
         start = 0 if state is None else state[2]
         q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in self.qkv(x).chunk(3, dim=-1))
         if self.rope:
@@ -49,7 +51,7 @@ class WindowTrack(LocalTrack):
             q, k = rotate(q, positions), rotate(k, positions)
         if state is not None:
             k, v = torch.cat((state[0], k), dim=1), torch.cat((state[1], v), dim=1)
-        o = attend(q, k, v, window=self.size)
+        o = attend(q, k, v, window=self.size, starts=starts)
         keep = min(self.size - 1, k.shape[1])
         tail = slice(k.shape[1] - keep, None)
         return self.out(o.flatten(-2)), (k[:, tail], v[:, tail], start + x.shape[1])

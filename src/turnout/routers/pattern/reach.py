@@ -83,6 +83,7 @@ class Reach:
         parts: (heads, reach) of consecutive heads; alone.
         blend: two ways to read, weighted; alone.
         routed: two ways to read, by token; alone.
+        starts: int64 [B, S], the first key that the token at each position may read; with window, sinks and log_decay.
     """
 
     window: int | None = None
@@ -96,6 +97,7 @@ class Reach:
     parts: tuple[tuple[int, Reach], ...] = ()
     blend: Blend | None = None
     routed: Routed | None = None
+    starts: Tensor | None = None
 
     @property
     def in_operator(self) -> bool:

@@ -45,7 +45,7 @@ class QueryRouter(nn.Module):
 
     Subclasses implement `score`; a control that decides without a logit overrides `forward`. A router whose decision
     at t reads anything after t sets `causal = False`, and causal models refuse it. `least_batch` is the fewest
-    sequences that it can decide for.
+    sequences that it can decide for. A router that `packs` lets no decision hang on what lies before `mode.starts`.
     """
 
     causal: bool = True
@@ -53,6 +53,7 @@ class QueryRouter(nn.Module):
     needs_hint: bool = False
     causal_variant: str = ""
     least_batch: ClassVar[int] = 1
+    packs: ClassVar[bool] = False
 
     def __init__(self, context: RouterContext) -> None:
         super().__init__()

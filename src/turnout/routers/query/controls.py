@@ -37,6 +37,8 @@ class _Control(QueryRouter):
 class AlwaysRouter(_Control):
     """Every token attends: dense attention behind the routed interface."""
 
+    packs = True
+
     def take(self, positions: Tensor, x: Tensor, mode: RoutingMode, hint: Tensor | None) -> Tensor:
         return torch.ones_like(positions, dtype=torch.bool)[None, :, None]
 
@@ -44,6 +46,8 @@ class AlwaysRouter(_Control):
 @QUERY_ROUTERS.register("never")
 class NeverRouter(_Control):
     """No token attends: the local track alone."""
+
+    packs = True
 
     def take(self, positions: Tensor, x: Tensor, mode: RoutingMode, hint: Tensor | None) -> Tensor:
         return torch.zeros_like(positions, dtype=torch.bool)[None, :, None]
@@ -59,6 +63,8 @@ class RandomRouter(_Control):
     Args:
         p: probability, in [0, 1].
     """
+
+    packs = True
 
     def __init__(self, context: RouterContext, *, p: float = 0.0625) -> None:
         super().__init__(context)

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from turnout.errors import ConfigError
 from turnout.ops.ema import causal_ema
+from turnout.routers.mode import RoutingMode
 from turnout.routers.query.base import QUERY_ROUTERS, QueryRouter, RouterContext
+from turnout.routers.query.gating import Route
 
 
 @QUERY_ROUTERS.register("ema")
@@ -24,6 +26,8 @@ class EMARouter(QueryRouter):
         bias: added to the initial bias of z1; 0 is the published initialisation.
     Cost: O(E^2) per token. State: c, float [B, E].
     """
+
+    packs = True
 
     def __init__(self, context: RouterContext, *, decay: float = 0.9, bias: float = 0.0) -> None:
         super().__init__(context)
@@ -40,5 +44,16 @@ class EMARouter(QueryRouter):
 
     def score(self, x: Tensor, state: Any, hint: Tensor | None) -> tuple[Tensor, Any]:
         average, state = causal_ema(x, self.decay, state)
+        return self._logit(x, average), state
+
+    def forward(
+        self, x: Tensor, *, mode: RoutingMode, state: Any = None, hint: Tensor | None = None
+    ) -> tuple[Route, Any]:
+        if mode.starts is None:
+            return super().forward(x, mode=mode, state=state, hint=hint)
+        average, _ = causal_ema(x, self.decay, starts=mode.starts)
+        return self.context.gating.decide(self._logit(x, average), mode), None
+
+    def _logit(self, x: Tensor, average: Tensor) -> Tensor:
         z = self.net(torch.cat((x, average), dim=-1)).unflatten(-1, (self.context.groups, 2))
-        return z[..., 1] - z[..., 0], state
+        return z[..., 1] - z[..., 0]

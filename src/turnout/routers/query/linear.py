@@ -20,6 +20,8 @@ class LinearRouter(QueryRouter):
     Cost: O(E·G) per token.
     """
 
+    packs = True
+
     def __init__(self, context: RouterContext, *, bias: float = 2.0, std: float | None = None) -> None:
         super().__init__(context)
         if std is not None and std < 0:

@@ -20,6 +20,8 @@ class MLPRouter(QueryRouter):
     Cost: O(E·hidden) per token.
     """
 
+    packs = True
+
     def __init__(self, context: RouterContext, *, hidden: int | None = None, bias: float = 0.0) -> None:
         super().__init__(context)
         if hidden is not None and hidden < 1:

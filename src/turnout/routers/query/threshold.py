@@ -35,6 +35,8 @@ class ThresholdRouter(QueryRouter):
     threshold: Tensor
     seen: Tensor
 
+    packs = True
+
     def __init__(
         self, context: RouterContext, *, usage: float = 0.0625, decay: float = 0.99, frozen: bool = False
     ) -> None:

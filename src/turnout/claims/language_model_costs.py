@@ -1,0 +1,219 @@
+"""LM2 to LM4: tokens a second of training, one process against two, and seconds of whole answers."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from turnout.claims.language_models import SOURCE, text_path
+from turnout.claims.registry import Claim, Finding, Summaries, claim
+from turnout.errors import TurnoutError
+
+PACE = 500_000
+# Tokens a sequence: how many times dense attention's speed a compiled block trains at, usage 1/4.
+BLOCKS = {2048: 1.0, 8192: 1.5, 32768: 2.3}
+ANSWERS = (256, 1024, 4096)
+CONTEXT = 32_768
+TINY: dict[str, Any] = {"layers": 2, "width": 32, "heads": 2}
+STEPS = 30
+
+
+def _record(device: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    from turnout.train.loop import pick_device
+    from turnout.train.manifest import device_name
+
+    where = pick_device(device)
+    return {"device_name": device_name(where), "device": where.type, "rows": rows}
+
+
+def _verdict(good: bool, record: dict[str, Any]) -> str:
+    """What a CPU measures at a toy's size says that the measurement works, and nothing else."""
+    if record["device"] == "cpu":
+        return "not measured"
+    return "holds" if good else "does not hold"
+
+
+def _pace(device: str) -> dict[str, Any]:
+    from turnout.bench.training import TrainCase, block_cases, measure_block, measure_training
+    from turnout.models.config import hybrid_layout
+    from turnout.recipes.lm import lm_run
+    from turnout.train.loop import pick_device
+
+    where = pick_device(device)
+    config = lm_run("<text>", "routed", router="linear")
+    model, optim, case = config.model, config.optim, TrainCase()
+    if where.type == "cpu":
+        model, optim = replace(model, **TINY), replace(optim, compile=False, batch=2)
+        case = TrainCase(length=64, batch=2, vocab=256, steps=1)
+    layouts = {"dense": "A", "static_hybrid": hybrid_layout(model.layers, case.usage), "routed": "R"}
+    rows = [
+        measure_training(arm, replace(model, layout=layout), optim, case, device=where)
+        for arm, layout in layouts.items()
+    ]
+    for block in block_cases(case.usage) if where.type == "cuda" else []:
+        rows += measure_block(block, device=where, seconds=0.4)
+    return _record(device, rows)
+
+
+def _judge_pace(seen: Summaries) -> list[Finding]:
+    return [finding for record in seen.get("bench", []) for finding in _pace_findings(record)]
+
+
+def _pace_findings(record: dict[str, Any]) -> Iterator[Finding]:
+    rows = {row["arm"]: row for row in record["rows"] if row["kind"] == "train"}
+    dense, real = rows["dense"], record["device"] == "cuda"
+    words = "; ".join(f"{arm} {row['tokens_per_s']:,.0f}" for arm, row in rows.items())
+    yield Finding(
+        statement=f"124M dense, bf16, context 1,024: at least {PACE:,} tokens/s in training ({record['device_name']})",
+        quoted="540K on one H200, compiled GPT with bf16 weights; 453K on an H100",
+        measured=f"{dense['tokens_per_s']:,.0f} tokens/s" + (f", MFU {100 * dense['mfu']:.0f} %" if real else ""),
+        n=dense["n_calls"],
+        interval=f"{dense['ms_p20']:.1f}-{dense['ms_p80']:.1f} ms a step, p20 to p80",
+        control=words,
+        verdict=_verdict(dense["tokens_per_s"] >= PACE, record),
+    )
+    blocks = [row for row in record["rows"] if row["kind"] == "block" and row["arm"] == "routed:auto" and row["ms"]]
+    ratios = {row["case"]["n"]: min(row["ratio"].values()) for row in blocks}
+    if not ratios:
+        return
+    yield Finding(
+        statement="a routed block (E = 1,024, usage 1/4) trains as fast as dense at 2K, 1.5x at 8K, 2.3x at 32K "
+        f"({record['device_name']})",
+        quoted="(ours) 1.0x, 1.5x, 2.3x",
+        measured=", ".join(f"{n:,}: {ratio:.2f}x" for n, ratio in ratios.items()),
+        n=min(row["n_calls"] for row in blocks),
+        interval="medians of interleaved calls",
+        control="the faster of flash and cuDNN, compiled alike, in the same run",
+        verdict="holds" if all(ratios.get(n, 0) >= least for n, least in BLOCKS.items()) else "does not hold",
+    )
+
+
+def two_processes(device: str, *, layouts: tuple[str, ...] = ("dense", "routed")) -> Iterator[dict[str, Any]]:
+    """A row for each layout and kind, as soon as it is there; a run that failed is a row that says why."""
+    import torch
+
+    from turnout.bench.processes import KINDS, compared, train_lines
+
+    settings: dict[str, Any] = {
+        "task.path": text_path(), "schedule.steps": STEPS, "optim.compile": False, "optim.precision": "bf16",
+        "optim.loss_chunk": 0, "optim.warmup": 10, "loop.log_every": 1, "loop.cuda_graph": False,
+        "loop.eval_every": 100_000, "loop.final_sequences": 64,
+    }  # fmt: skip
+    if device == "cpu" or not torch.cuda.is_available():
+        settings |= {f"model.{name}": value for name, value in TINY.items()}
+        settings |= {
+            "task.length": 64,
+            "optim.batch": 4,
+            "device": "cpu",
+            "schedule.steps": 8,
+            "optim.precision": "fp32",
+        }
+        settings |= {"task.tokenizer": "bytes", "task.vocab": 256}
+    elif torch.cuda.device_count() < 2:
+        raise TurnoutError("one against two processes needs two GPUs; make two visible, or use device=cpu")
+    with tempfile.TemporaryDirectory(prefix="turnout-processes-") as folder:
+        for layout in layouts:
+            one: list[dict[str, Any]] = []
+            for kind in KINDS:
+                # Gate noise is each process's own; without it the same batches must give the same losses.
+                extra = {"model.routing.noise": "none"} if layout == "routed" else {}
+                try:
+                    lines = train_lines(f"lm_124m_{layout}", kind, settings | extra, Path(folder) / layout, timeout=110)
+                    if kind == "one":
+                        one = lines
+                    else:
+                        yield {"layout": layout, **compared(kind, one, lines)}
+                except (TurnoutError, ValueError) as error:
+                    yield {"layout": layout, "kind": kind, "error": str(error)}
+                    if kind == "one":
+                        break
+
+
+def _judge_processes(seen: Summaries) -> list[Finding]:
+    found = []
+    for record in seen.get("bench", []):
+        for row in record["rows"]:
+            if "error" in row:
+                continue
+            one, two = row["tokens_per_s"]
+            # bf16 keeps 8 bits: sums over half of a batch and over all of it round apart by as much, step after step.
+            near = 1e-4 if record["device"] == "cpu" else 2.0**-8
+            found.append(
+                Finding(
+                    statement=f"{row['layout']}: two processes ({row['kind'].upper()}) train what one trains "
+                    f"({record['device_name']})",
+                    quoted=f"(ours) losses within {near:.1e} over {row['steps']} steps",
+                    measured=f"largest difference {row['largest_difference']:.1e}; last losses {row['last'][0]:.4f}, "
+                    f"{row['last'][1]:.4f}",
+                    n=row["steps"],
+                    interval="every step of one run",
+                    control=f"one process {one:,.0f} tokens/s, two {two:,.0f} (eager)",
+                    verdict="holds" if row["largest_difference"] <= near else "does not hold",
+                )
+            )
+    return found
+
+
+def answers(device: str) -> Iterator[dict[str, Any]]:
+    """A row for each length of answer and arm, as soon as it is there."""
+    from turnout.bench.generation import Answer, measure_answer
+    from turnout.recipes.lm import lm_run
+    from turnout.train.loop import pick_device
+
+    where = pick_device(device)
+    model = lm_run("<text>", "routed", router="linear").model
+    on_gpu = where.type == "cuda"
+    # Wide enough that reading keys and values, not starting kernels, is what a dense step waits for.
+    model = replace(model, layers=16, width=2048, heads=16) if on_gpu else replace(model, **TINY)
+    for tokens in ANSWERS if on_gpu else (16,):
+        for arm in ("routed", "dense", "static_hybrid"):
+            case = Answer(prompt=CONTEXT - tokens if on_gpu else 256, tokens=tokens, batch=8, compiled=on_gpu)
+            yield measure_answer(model, arm, case, vocab=50304 if on_gpu else 256, device=where)
+
+
+def _judge_answers(seen: Summaries) -> list[Finding]:
+    found = []
+    for record in seen.get("bench", []):
+        rows = {(row["case"]["tokens"], row["arm"]): row for row in record["rows"]}
+        for tokens in sorted({length for length, _ in rows}):
+            if not {(tokens, "dense"), (tokens, "routed")} <= rows.keys():
+                continue
+            pace = {arm: rows[length, arm]["tokens_per_s"] for length, arm in rows if length == tokens}
+            ratio = pace["routed"] / pace["dense"]
+            case = rows[tokens, "routed"]["case"]
+            found.append(
+                Finding(
+                    statement=f"generate, batch {case['batch']}, {case['prompt']:,} tokens of prompt and {tokens:,} of "
+                    f"answer, one in ten attending: 4 times dense's tokens/s ({record['device_name']})",
+                    quoted="(ours) >= 4x at 32K when attention dominates",
+                    measured=f"{ratio:.2f}x: {pace['routed']:,.0f} against {pace['dense']:,.0f} tokens/s",
+                    n=1,
+                    interval="one whole answer, prompt included",
+                    control=f"static hybrid {pace['static_hybrid']:,.0f} tokens/s" if "static_hybrid" in pace else "",
+                    verdict=_verdict(ratio >= 4, record),
+                )
+            )
+    return found
+
+
+claim(
+    Claim(
+        id="LM2", source=SOURCE, title="training throughput of a 124M control and of routed blocks",
+        judge=_judge_pace, bench=_pace, seeds=1,
+    )
+)  # fmt: skip
+claim(
+    Claim(
+        id="LM3", source=SOURCE, title="two processes train what one trains", judge=_judge_processes,
+        bench=lambda device: _record(device, list(two_processes(device))), seeds=1,
+    )
+)  # fmt: skip
+claim(
+    Claim(
+        id="LM4", source=SOURCE, title="whole answers at 32K: routed against dense", judge=_judge_answers,
+        bench=lambda device: _record(device, list(answers(device))), seeds=1,
+    )
+)  # fmt: skip

@@ -1,0 +1,130 @@
+"""LM1: what routing costs a language model of 124M weights at each usage, beside dense, static, window and random.
+
+The text is what the variable TURNOUT_TEXT names (default `data/corpus`): a folder of text, or one of the token cache.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from turnout.claims.registry import Arm, Claim, Finding, Summaries, claim
+from turnout.stats import mean_interval
+
+SOURCE = "this library"
+# 32,768 tokens a step: as many as the corpus has.
+STEPS = 610
+USAGES = (0.0625, 0.125, 0.25, 0.5)
+EVERYWHERE = "dense + local"
+# Nats a token that a routed model may lose to attention in every slot and still count as equal, interval included.
+MARGIN = 0.01
+
+
+def text_path() -> str:
+    """Where the text is."""
+    return os.environ.get("TURNOUT_TEXT", "data/corpus")
+
+
+def _arms() -> list[Arm]:
+    def arm(name: str, kind: str, usage: float = 0.25, control: bool = True) -> Arm:
+        def config(seed: int) -> Any:
+            from turnout.recipes.lm import lm_run
+
+            return lm_run(text_path(), kind, usage=usage, seed=seed, steps=STEPS)
+
+        return Arm(name=name, config=config, control=control, when="full", after=_numbers)
+
+    return [
+        *(arm(f"routed {usage}", "routed", usage, control=False) for usage in USAGES),
+        arm("dense", "dense"),
+        arm(EVERYWHERE, "always"),
+        arm("window", "window"),
+        *(arm(f"static {usage}", "static", usage) for usage in (0.083, 0.25, 0.5)),
+        *(arm(f"random {usage}", "random", usage) for usage in USAGES),
+    ]
+
+
+def _numbers(trainer: Any) -> dict[str, Any]:
+    """What a table of language models wants beside the summary: pace, memory, losses by domain."""
+    import torch
+
+    tokens = trainer.batch_size() * trainer.task.length
+    on_gpu = trainer.device.type == "cuda"
+    domains = trainer.last_eval["slices"].get("domain", [])
+    return {
+        "tokens": tokens * trainer.step_count, "tokens_per_s": 1e3 * tokens / trainer.last_ms,
+        "peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
+        "domains": {row["value"]: row["loss"] for row in domains},
+        "bytes_per_token": trainer.task.bytes_per_token,
+    }  # fmt: skip
+
+
+def _words(records: Sequence[dict[str, Any]]) -> str:
+    mean, half = mean_interval([r["loss"] for r in records])
+    usage = [r["usage"] for r in records if r["usage"] is not None]
+    return f"{mean:.3f} ± {half:.3f}" + (f" at {100 * sum(usage) / len(usage):.1f} %" if usage else "")
+
+
+def _gap(control: Sequence[dict[str, Any]], learned: Sequence[dict[str, Any]]) -> tuple[float, float, int]:
+    """How much lower the learned loss is at the same seeds (the same order of data), half its interval, and seeds."""
+    by_seed = {r["seed"]: r["loss"] for r in control}
+    gaps = [by_seed[r["seed"]] - r["loss"] for r in learned if r["seed"] in by_seed]
+    return (*(mean_interval(gaps) if gaps else (0.0, float("inf"))), len(gaps))
+
+
+def _judge(seen: Summaries) -> list[Finding]:
+    found = []
+    for usage in USAGES:
+        learned = seen.get(f"routed {usage}", [])
+        equal = {name: seen[name] for name in (f"static {usage}", f"random {usage}") if name in seen}
+        if learned and equal:
+            found.append(_beside(seen, usage, learned, equal))
+        if learned and EVERYWHERE in seen:
+            found.append(_price(seen, usage, learned))
+    return found
+
+
+def _beside(
+    seen: Summaries, usage: float, learned: list[dict[str, Any]], equal: dict[str, list[dict[str, Any]]]
+) -> Finding:
+    gaps = {name: _gap(records, learned) for name, records in equal.items()}
+    verdict = "does not hold"
+    if all(gap > half for gap, half, _ in gaps.values()):
+        verdict = "holds"
+    return Finding(
+        statement=f"124M weights, 20M tokens, usage {100 * usage:g} %: learned routing beats static and random at it",
+        quoted="learned routing hurts language models (23.83 -> 31.63 perplexity; HRS)",
+        measured=f"{_words(learned)} nats/token",
+        n=min(n for _, _, n in gaps.values()),
+        interval=f"± {mean_interval([r['loss'] for r in learned])[1]:.3f} nats/token",
+        control="; ".join(f"{name} {_words(records)}" for name, records in seen.items() if name[:6] != "routed"),
+        verdict=verdict,
+        detail="; ".join(f"{gap:+.4f} ± {half:.4f} against {name}" for name, (gap, half, _) in gaps.items()),
+    )
+
+
+def _price(seen: Summaries, usage: float, learned: list[dict[str, Any]]) -> Finding:
+    gap, half, n = _gap(seen[EVERYWHERE], learned)
+    dense, dense_half, _ = _gap(seen.get("dense", []), learned)
+    pace = {name: mean_interval([r["tokens_per_s"] for r in records])[0] for name, records in seen.items()}
+    return Finding(
+        statement=f"124M weights, 20M tokens: routed at {100 * usage:g} % loses less than {MARGIN} nats to every slot",
+        quoted="(ours) the Pareto curve of loss against usage",
+        measured=f"{-gap:+.4f} ± {half:.4f} nats/token beside {_words(seen[EVERYWHERE])}",
+        n=n,
+        interval=f"± {half:.4f} nats/token, by seed",
+        control=f"dense without a convolution {_words(seen['dense'])}, {-dense:+.4f} ± {dense_half:.4f} against it"
+        if "dense" in seen
+        else "",
+        verdict="holds" if gap - half > -MARGIN else "does not hold",
+        detail="training tokens/s: " + ", ".join(f"{name} {value:,.0f}" for name, value in pace.items()),
+    )
+
+
+claim(
+    Claim(
+        id="LM1", source=SOURCE, title="a language model of 124M weights: loss against usage", arms=_arms,
+        judge=_judge, seeds=3,
+    )
+)  # fmt: skip
