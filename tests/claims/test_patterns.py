@@ -90,19 +90,20 @@ def test_a_pattern_keeps_an_association_only_if_dense_attention_has_it() -> None
 
 
 def test_a_search_must_beat_chance_and_the_uniform_pattern_of_its_cost() -> None:
-    def rows(reward: float, loss: float) -> list[dict[str, Any]]:
+    def rows(seed: int, reward: float, loss: float) -> list[dict[str, Any]]:
         return [
-            {"method": m, "seed": s, "held_reward": (reward if m == "grpo" else 0.0) + 0.001 * s,
-             "held_loss": (loss if m == "grpo" else 2.0) + 0.001 * s, "cost": 0.5, "pattern": "p", "curve": []}
-            for m in METHODS for s in range(3)
+            {"method": m, "held_reward": (reward if m == "grpo" else 0.0) + 0.001 * seed, "cost": 0.5, "pattern": "p",
+             "held_loss": (loss if m == "grpo" else 2.0) + 0.001 * seed, "shuffled": [loss + 0.5], "curve": []}
+            for m in METHODS
         ]  # fmt: skip
 
     uniform = {"full": {"held_loss": 1.0, "cost": 1.0}, "window:size=8": {"held_loss": 1.5, "cost": 0.4}}
     for reward, loss, verdicts in ((0.1, 1.2, ["holds", "holds"]), (0.0, 1.6, ["does not hold", "does not hold"])):
-        bench = {"rows": rows(reward, loss), "uniform": uniform, "evaluations": 16, "held_base": 1.0}
-        found = get_claim("TH5").judge({"bench": [bench]})
-        mine = [f.verdict for f in found if "grpo" in f.statement]
-        assert mine == verdicts
+        common = {"uniform": uniform, "evaluations": 16, "held_base": 1.0, "cost_batch": 1, "cost_length": 64}
+        seen = {"search": [{"seed": s, "rows": rows(s, reward, loss), **common} for s in range(3)]}
+        found = [f for f in get_claim("TH5").judge(seen) if "grpo" in f.statement]
+        assert [f.verdict for f in found] == verdicts
+        assert "window:size=8 1.5000 at 0.400" in found[1].control
 
 
 def test_a_pattern_slower_than_dense_anywhere_does_not_hold() -> None:
