@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from turnout.claims.data_efficiency import tokens_to
+from turnout.claims.discovered import discovered, rival
 from turnout.claims.pattern_retrieval import beyond
+from turnout.claims.pattern_runs import evidence_distance
 from turnout.claims.pattern_search import METHODS
 from turnout.claims.registry import get_claim
 
@@ -120,7 +123,37 @@ def test_every_arm_of_the_claims_is_a_config_that_can_be_built(monkeypatch: pyte
     from turnout.models import CausalLM
 
     monkeypatch.setenv("TURNOUT_TEXT", "text")
-    for name in ("TH1", "TH4", "TH7"):
+    for name in ("TH1", "TH4", "TH5", "TH7"):
         for one in get_claim(name).arms():
             config = one.config(0)
             CausalLM(config.model, vocab=8).check_length(config.task.length)
+
+
+def test_evidence_is_the_last_place_with_the_same_four_tokens() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(2, (3, 40), generator=generator)
+    have = evidence_distance(tokens)
+    for row, line in enumerate(tokens.tolist()):
+        for t in range(40):
+            seen = [s for s in range(3, t) if t >= 3 and line[s - 3 : s + 1] == line[t - 3 : t + 1]]
+            assert have[row, t] == (t - seen[-1] if seen else 0)
+
+
+def test_equal_time_is_dense_steps_at_the_measured_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TURNOUT_TEXT", "text")
+    monkeypatch.setattr(
+        "turnout.claims.pattern_time.step_times", lambda: {"dense": 4.0, "forgetting": 8.0, "ALiBi": 2.0}
+    )
+    steps = {arm.name: arm.config(0).schedule.steps for arm in get_claim("TH6").arms()}
+    assert steps == {"dense": 800, "forgetting, equal time": 400, "ALiBi, equal time": 1600}
+
+
+def test_a_discovered_pattern_is_the_best_of_all_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+    uniform = {"full": {"held_loss": 1.0, "cost": 1.0}, "window:size=8": {"held_loss": 1.5, "cost": 0.4}}
+    rows = [{"pattern": name, "held_reward": reward, "cost": 0.5} for name, reward in (("bad", -1.0), ("good", -0.1))]
+    assert rival({"uniform": uniform}, 0.5)[0] == "window:size=8"
+    assert rival({"uniform": uniform}, 0.1)[0] == "window:size=8"
+    monkeypatch.setattr(
+        "turnout.claims.discovered.summaries", lambda _: {"search": [{"rows": rows, "uniform": uniform}]}
+    )
+    assert discovered() == {"discovered": "good", "uniform at the cost of discovered": "window:size=8"}

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from turnout.claims.discovered import rival
 from turnout.claims.patterns import GROUP, text_path
 from turnout.claims.registry import Arm, Claim, Finding, Summaries, claim
-from turnout.claims.store import read_json, results_dir, summaries
+from turnout.claims.store import read_json, results_dir
 from turnout.stats import mean_interval
 
 METHODS = ("grpo", "reinforce", "evolution", "random", "relaxed")
@@ -122,23 +123,6 @@ def _records(seen: Summaries) -> list[dict[str, Any]]:
 def _row(record: dict[str, Any], method: str) -> dict[str, Any]:
     row: dict[str, Any] = next(row for row in record["rows"] if row["method"] == method)
     return row
-
-
-def rival(record: dict[str, Any], cost: float) -> tuple[str, dict[str, float]]:
-    """The uniform pattern with the lowest loss among those that cost no more."""
-    cheap = {spec: one for spec, one in record["uniform"].items() if one["cost"] <= cost * 1.001}
-    # The cheapest of all where even that costs more than what was found.
-    pool = cheap or dict([min(record["uniform"].items(), key=lambda pair: pair[1]["cost"])])
-    return min(pool.items(), key=lambda pair: pair[1]["held_loss"])
-
-
-def discovered() -> tuple[str, str] | None:
-    """(the best pattern that any search found, the best uniform one that costs no more), None before TH5 has run."""
-    pairs = [(row, record) for record in _records(summaries("TH5")) for row in record["rows"]]
-    if not pairs:
-        return None
-    row, record = max(pairs, key=lambda pair: pair[0]["held_reward"])
-    return row["pattern"], rival(record, row["cost"])[0]
 
 
 def _judge_methods(seen: Summaries) -> list[Finding]:
