@@ -19,10 +19,8 @@ import torch
 
 import turnout
 from turnout.cli import VERBS, main
-from turnout.config import from_dict
 from turnout.train import checkpoint
-from turnout.train.config import RunConfig
-from turnout.train.loop import Trainer
+from turnout.train.loop import Trainer, load_model
 from turnout.train.rundir import RunDir
 
 SMALL = [
@@ -481,7 +479,10 @@ def test_reach_and_search_read_a_run_and_leave_a_config_that_trains(cli: Cli, tm
     assert code == 0, err
     found = json.loads(out)
     folder = tmp_path / "far" / "search-grpo-0"
-    config = from_dict(RunConfig, json.loads((folder / "config.json").read_text()))
-    assert config.model.pattern == found["pattern"]
     assert len((folder / "evaluations.jsonl").read_text().splitlines()) > 3
+    assert found["found"].endswith("far/search-grpo-0/found-16")
+    model, config, _ = load_model(RunDir.open(folder / "found-16"))
+    assert config.model.pattern == found["pattern"] == model.config.pattern
     assert Trainer(config).train()["steps"] == 4
+    code, out, err = cli("generate", folder / "found-16", "--tokens", "4", "--prompt", "rail")
+    assert code == 0, err

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from turnout.claims.data_efficiency import tokens_to
+from turnout.claims.discovered import discovered, rival
 from turnout.claims.pattern_retrieval import beyond
+from turnout.claims.pattern_runs import evidence_distance
 from turnout.claims.pattern_search import METHODS
 from turnout.claims.registry import get_claim
 
@@ -90,19 +93,20 @@ def test_a_pattern_keeps_an_association_only_if_dense_attention_has_it() -> None
 
 
 def test_a_search_must_beat_chance_and_the_uniform_pattern_of_its_cost() -> None:
-    def rows(reward: float, loss: float) -> list[dict[str, Any]]:
+    def rows(seed: int, reward: float, loss: float) -> list[dict[str, Any]]:
         return [
-            {"method": m, "seed": s, "held_reward": (reward if m == "grpo" else 0.0) + 0.001 * s,
-             "held_loss": (loss if m == "grpo" else 2.0) + 0.001 * s, "cost": 0.5, "pattern": "p", "curve": []}
-            for m in METHODS for s in range(3)
+            {"method": m, "held_reward": (reward if m == "grpo" else 0.0) + 0.001 * seed, "cost": 0.5, "pattern": "p",
+             "held_loss": (loss if m == "grpo" else 2.0) + 0.001 * seed, "shuffled": [loss + 0.5], "curve": []}
+            for m in METHODS
         ]  # fmt: skip
 
     uniform = {"full": {"held_loss": 1.0, "cost": 1.0}, "window:size=8": {"held_loss": 1.5, "cost": 0.4}}
     for reward, loss, verdicts in ((0.1, 1.2, ["holds", "holds"]), (0.0, 1.6, ["does not hold", "does not hold"])):
-        bench = {"rows": rows(reward, loss), "uniform": uniform, "evaluations": 16, "held_base": 1.0}
-        found = get_claim("TH5").judge({"bench": [bench]})
-        mine = [f.verdict for f in found if "grpo" in f.statement]
-        assert mine == verdicts
+        common = {"uniform": uniform, "evaluations": 16, "held_base": 1.0, "cost_batch": 1, "cost_length": 64}
+        seen = {"search": [{"seed": s, "rows": rows(s, reward, loss), **common} for s in range(3)]}
+        found = [f for f in get_claim("TH5").judge(seen) if "grpo" in f.statement]
+        assert [f.verdict for f in found] == verdicts
+        assert "window:size=8 1.5000 at 0.400" in found[1].control
 
 
 def test_a_pattern_slower_than_dense_anywhere_does_not_hold() -> None:
@@ -119,7 +123,37 @@ def test_every_arm_of_the_claims_is_a_config_that_can_be_built(monkeypatch: pyte
     from turnout.models import CausalLM
 
     monkeypatch.setenv("TURNOUT_TEXT", "text")
-    for name in ("TH1", "TH4", "TH7"):
+    for name in ("TH1", "TH4", "TH5", "TH7"):
         for one in get_claim(name).arms():
             config = one.config(0)
             CausalLM(config.model, vocab=8).check_length(config.task.length)
+
+
+def test_evidence_is_the_last_place_with_the_same_four_tokens() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(2, (3, 40), generator=generator)
+    have = evidence_distance(tokens)
+    for row, line in enumerate(tokens.tolist()):
+        for t in range(40):
+            seen = [s for s in range(3, t) if t >= 3 and line[s - 3 : s + 1] == line[t - 3 : t + 1]]
+            assert have[row, t] == (t - seen[-1] if seen else 0)
+
+
+def test_equal_time_is_dense_steps_at_the_measured_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TURNOUT_TEXT", "text")
+    monkeypatch.setattr(
+        "turnout.claims.pattern_time.step_times", lambda: {"dense": 4.0, "forgetting": 8.0, "ALiBi": 2.0}
+    )
+    steps = {arm.name: arm.config(0).schedule.steps for arm in get_claim("TH6").arms()}
+    assert steps == {"dense": 800, "forgetting, equal time": 400, "ALiBi, equal time": 1600}
+
+
+def test_a_discovered_pattern_is_the_best_of_all_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+    uniform = {"full": {"held_loss": 1.0, "cost": 1.0}, "window:size=8": {"held_loss": 1.5, "cost": 0.4}}
+    rows = [{"pattern": name, "held_reward": reward, "cost": 0.5} for name, reward in (("bad", -1.0), ("good", -0.1))]
+    assert rival({"uniform": uniform}, 0.5)[0] == "window:size=8"
+    assert rival({"uniform": uniform}, 0.1)[0] == "window:size=8"
+    monkeypatch.setattr(
+        "turnout.claims.discovered.summaries", lambda _: {"search": [{"rows": rows, "uniform": uniform}]}
+    )
+    assert discovered() == {"discovered": "good", "uniform at the cost of discovered": "window:size=8"}

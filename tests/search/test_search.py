@@ -11,6 +11,8 @@ from routing_laws import assert_same
 from turnout.errors import ConfigError, DataError
 from turnout.models import CausalLM, ModelConfig
 from turnout.routers.mode import SKIP
+from turnout.search.costs import measure_costs
+from turnout.search.heads import order_model
 from turnout.search.optimisers import METHODS
 from turnout.search.run import search
 from turnout.search.scorer import Score, Scorer
@@ -18,6 +20,10 @@ from turnout.search.space import Space, default_actions, space_of
 from turnout.tasks import MQARConfig, Task
 
 ACTIONS = ("full", "sinks:size=4,sinks=1", "dilated:branches=(4/1+8/2)", "forget:gate=fixed,shortest=2,longest=2")
+
+
+# Two kv heads at the price of one and a half.
+COSTS = [[0.75 * ms, ms] for ms in (4.0, 1.0, 2.0, 3.0)]
 
 
 def config(**changes: object) -> ModelConfig:
@@ -32,33 +38,47 @@ def scorer(price: float = 0.1) -> Scorer:
     model = CausalLM(config(), vocab=64, seed=0)
     for p in model.parameters():
         p.data *= 2
-    made = Scorer(model, task(), space_of(config(), ACTIONS), price=price, batch=4)
-    made.ms = [4.0, 1.0, 2.0, 3.0]
-    return made
+    return Scorer(model, task(), space_of(config(), ACTIONS), price=price, costs=COSTS, batch=4)
 
 
-def test_a_score_is_the_loss_of_the_model_that_the_pattern_gives() -> None:
+@pytest.mark.parametrize("choice", [(0, 1, 2, 3), (1, 0, 3, 2)])
+def test_a_score_is_the_loss_of_the_model_that_serves_the_choice(choice: tuple[int, ...]) -> None:
     made = scorer()
-    choice = (0, 1, 2, 3)
     score = made(choice)
     pattern = made.space.pattern(choice)
     assert pattern.startswith("head_mixture:parts=(2 full;2 sinks:size=4,sinks=1) / head_mixture:parts=(2 dilated")
     twin = CausalLM(config(pattern=pattern), vocab=64, seed=0)
     for p in twin.parameters():
         p.data *= 2
+    order_model(twin, made.space.orders(choice))
     batch = next(iter(task().eval_batches(1, 4)))
     logits = twin.eval()(batch.tokens, mode=SKIP, at=batch.at).logits
     want = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
     assert_same(torch.tensor(score.loss), want, terms=1000)
-    assert score.cost == pytest.approx((4 + 1 + 2 + 3) / 16)
+    assert score.cost == pytest.approx(0.75 * (4 + 1 + 2 + 3) / 8)
     assert score.reward == pytest.approx(made.base - score.loss - 0.1 * score.cost)
+
+
+def test_heads_in_another_order_are_the_same_model() -> None:
+    made = scorer()
+    model, tokens = made.restore(), torch.arange(24).view(2, 12)
+    before = model(tokens, mode=SKIP).logits
+    order_model(model, [[1, 0], [1, 0]])
+    assert not torch.equal(model.blocks[0].mixer.attention.q.weight, made.weights[0]["q.weight"])  # type: ignore[union-attr]
+    assert_same(model(tokens, mode=SKIP).logits, before, terms=1000)
+
+
+def test_measured_costs_have_every_number_of_heads() -> None:
+    costs = measure_costs(config(), ACTIONS, torch.zeros(1, 32, dtype=torch.int64), seconds=0.0)
+    assert [len(times) for times in costs] == [2] * len(ACTIONS) and min(map(min, costs)) > 0
 
 
 def test_the_relaxation_of_a_certain_choice_is_that_choice() -> None:
     made = scorer()
     share = torch.nn.functional.one_hot(torch.tensor([[0, 1], [2, 3]]), 4).float()
     assert float(made.soft_loss((share - 1) * 3e4)) == pytest.approx(made((0, 1, 2, 3)).loss, abs=1e-4)
-    assert float(made.soft_cost(share)) == pytest.approx(made.cost((0, 1, 2, 3)))
+    # A whole layer's time, shared out: what two heads of one action cost together.
+    assert float(made.soft_cost(share)) == pytest.approx((4 + 1 + 2 + 3) / 16)
 
 
 class Known(Scorer):
@@ -66,7 +86,8 @@ class Known(Scorer):
 
     def __init__(self) -> None:
         self.space = Space(actions=("a", "b", "c"), layers=3, heads=4)
-        self.price, self.base, self.ms = 0.3, 1.0, [3.0, 1.0, 2.0]
+        self.price, self.base = 0.3, 1.0
+        self.costs = [[ms * n / 4 for n in range(1, 5)] for ms in (3.0, 1.0, 2.0)]
         self.wanted = tuple(i % 3 for i in range(12))
         self.calls = 0
 
@@ -121,7 +142,16 @@ def test_what_cannot_be_searched_is_said() -> None:
     with pytest.raises(ConfigError, match="search starts from a model with layout A"):
         space_of(config(layout="R"), ACTIONS)
     with pytest.raises(ConfigError, match="has weights that this model never trained"):
-        Scorer(CausalLM(config(), vocab=64), task(), space_of(config(), ("full", "kerple")), price=0.1, batch=2)
+        Scorer(
+            CausalLM(config(), vocab=64),
+            task(),
+            space_of(config(), ("full", "kerple")),
+            price=0.1,
+            costs=COSTS,
+            batch=2,
+        )
+    with pytest.raises(ConfigError, match="directions='static:k=2', output_gate='none'; search a model without them"):
+        space_of(config(directions="static:k=2"), ACTIONS)
 
 
 def test_the_price_waits_for_quality() -> None:

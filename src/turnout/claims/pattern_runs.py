@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from turnout.probe.distance import attention_distances
+from turnout.tasks import Batch, Task
+from turnout.tasks.slices import floor_power_of_two
 from turnout.train.evaluate import evaluate
 from turnout.train.loop import Trainer
 
 # So many times the trained length: 4,096 tokens.
 LONGER = 4
 _LONGER_SEQUENCES = 64
+_EVIDENCE_SEQUENCES = 256
 # What the attention of a dense model is held against.
 CUTS = (
     "window:size=64",
@@ -36,7 +43,9 @@ class _Curve:
 def look(trainer: Trainer) -> dict[str, Any]:
     """What the claims about patterns want to know of a trained run: loss by slice, distances, and a longer length."""
     config, text = trainer.config, trainer.config.task.kind == "text"
-    found: dict[str, Any] = {"slices": trainer.last_eval["slices"], "pattern": config.model.pattern}
+    found: dict[str, Any] = {"slices": dict(trainer.last_eval["slices"]), "pattern": config.model.pattern}
+    if text:
+        found["slices"] |= _by_evidence(trainer)
     if text and config.model.pattern == "full":
         found["distances"] = _distances(trainer, CUTS)
     length = LONGER * config.task.length
@@ -45,6 +54,45 @@ def look(trainer: Trainer) -> dict[str, Any]:
     seen = evaluate(trainer.model, longer, sequences=_LONGER_SEQUENCES, batch=4, precision=precision)
     found["longer"] = {"length": length, "loss": seen["loss"], "accuracy": seen["accuracy"], "slices": seen["slices"]}
     return found
+
+
+def evidence_distance(tokens: Tensor, gram: int = 4) -> Tensor:
+    """Tokens back to the last place where the same `gram` tokens stood, int64 [B, T]; 0 = nowhere before.
+
+    What followed there is the nearest evidence of what follows here. Cost: O(B·T²).
+    """
+    length = tokens.shape[1]
+    same = tokens[:, :, None] == tokens[:, None, :]
+    match = same.tril(-1)
+    for i in range(1, gram):
+        match[:, i:, i:] &= same[:, : length - i, : length - i]
+        # Fewer tokens than a gram repeat nothing.
+        match[:, :i] = False
+        match[:, :, :i] = False
+    at = torch.arange(length, device=tokens.device)
+    last = torch.where(match, at, -1).amax(2)
+    return torch.where(last >= 0, at - last, 0)
+
+
+class _ByEvidence:
+    """A task whose evaluation is split by the distance of the evidence."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def eval_batches(self, n_batches: int, n: int, seed_offset: int = 0) -> Iterator[Batch]:
+        for batch in self.task.eval_batches(n_batches, n, seed_offset):
+            far = evidence_distance(batch.tokens)
+            bucket = torch.where(far > 0, floor_power_of_two(far.clamp(min=1)), 0)
+            yield replace(batch, slices={"evidence": bucket})
+
+
+def _by_evidence(trainer: Trainer) -> dict[str, Any]:
+    """Loss by the distance of the evidence; every position of a text has a target."""
+    task, count = _ByEvidence(trainer.task), min(_EVIDENCE_SEQUENCES, trainer.config.loop.final_sequences)
+    seen = evaluate(trainer.model, task, sequences=count, batch=16, precision=trainer.config.optim.precision)  # type: ignore[arg-type]
+    slices: dict[str, Any] = seen["slices"]
+    return slices
 
 
 def train_one(config: Any, device: str) -> dict[str, Any]:

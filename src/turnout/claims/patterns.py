@@ -9,6 +9,7 @@ import os
 from dataclasses import replace
 from typing import Any
 
+from turnout.claims.discovered import DISCOVERED, UNIFORM, discovered
 from turnout.claims.registry import Arm, Claim, Finding, Summaries, claim
 from turnout.stats import mean_interval
 
@@ -54,7 +55,9 @@ def look(trainer: Any) -> dict[str, Any]:
     return look_at(trainer)
 
 
-def _text_arm(name: str, pattern: str, **options: Any) -> Arm:
+def text_arm(name: str, pattern: str, **options: Any) -> Arm:
+    """One pattern on text; options are those of the recipe `pattern_gpu`."""
+
     def config(seed: int) -> Any:
         from turnout.recipes.patterns import pattern_cpu, pattern_gpu
 
@@ -67,10 +70,10 @@ def _text_arm(name: str, pattern: str, **options: Any) -> Arm:
     return Arm(name=name, config=config, control=name in DENSE, after=look)
 
 
-def _text_arms() -> list[Arm]:
-    specs = {**DENSE, **FIXED, **LEARNED}
-    # What the statements hang on comes first: a reproduction that is cut short has it.
-    return [_text_arm(name, specs[name]) for name in dict.fromkeys((*FIRST, *specs))]
+def text_arms() -> list[Arm]:
+    """One arm a pattern; what the statements hang on comes first: a reproduction that is cut short has it."""
+    specs = {**DENSE, **FIXED, **LEARNED, **discovered()}
+    return [text_arm(name, specs[name]) for name in dict.fromkeys((*FIRST, *specs))]
 
 
 def by_slice(records: list[dict[str, Any]], slice_name: str) -> dict[str, list[float]]:
@@ -113,7 +116,7 @@ def _table(seen: Summaries, slice_name: str) -> str:
 def _judge_domains(seen: Summaries) -> list[Finding]:
     """One row a decaying pattern: does it cost more on dense text than on conversation?"""
     findings = []
-    for arm in (name for name in (*FIXED, *LEARNED) if name in seen and "dense" in seen):
+    for arm in (name for name in (*FIXED, *LEARNED, DISCOVERED, UNIFORM) if name in seen and "dense" in seen):
         more = excess(seen, arm, "domain")
         dense_text = [name for name in ("academic", "reference") if name in more]
         if "conversation" not in more or not dense_text:
@@ -140,15 +143,16 @@ def _judge_domains(seen: Summaries) -> list[Finding]:
 
 
 def _judge_forgetting(seen: Summaries) -> list[Finding]:
-    """Fixed against learned constant against data-dependent decay, everything else equal."""
+    """Fixed against learned constant against data-dependent decay, and discovered against uniform, all else equal."""
     ladder = [n for n in ("no decay, no positions", "fixed decay", "learned constant decay", "forgetting") if n in seen]
     findings = []
     for worse, better in (
         ("fixed decay", "learned constant decay"),
         ("learned constant decay", "forgetting"),
         ("fixed decay", "forgetting"),
+        (UNIFORM, DISCOVERED),
     ):
-        if worse not in ladder or better not in ladder:
+        if worse not in seen or better not in seen:
             continue
         gain = [a["loss"] - b["loss"] for a, b in zip(seen[worse], seen[better], strict=False)]
         mean, half = mean_interval(gain)
@@ -160,7 +164,10 @@ def _judge_forgetting(seen: Summaries) -> list[Finding]:
                 measured=words(gain, sign=True),
                 n=len(gain),
                 interval=f"± {half:.4f}",
-                control="; ".join(f"{name} {words([r['loss'] for r in seen[name]])}" for name in ladder),
+                control="; ".join(
+                    f"{name} {words([r['loss'] for r in seen[name]])}"
+                    for name in dict.fromkeys((*ladder, worse, better))
+                ),
                 verdict="holds" if mean - half > 0 else "does not hold",
                 detail="change by domain: "
                 + "; ".join(f"{k} {words(v, '', sign=True)}" for k, v in sorted(parts.items())),
@@ -191,6 +198,37 @@ def _judge_positions(seen: Summaries) -> list[Finding]:
                 control="dense at the same seeds and positions",
                 verdict="holds" if mean - half > 0 else "does not hold",
                 detail=f"at four times the trained length: {', '.join(f'{loss:.3f}' for loss in longer)}",
+            )
+        )
+    return findings
+
+
+def _judge_evidence(seen: Summaries) -> list[Finding]:
+    """What is lost where the nearest evidence, the last occurrence of the same four bytes, is far."""
+    findings = []
+    for arm in (name for name in (*FIXED, *LEARNED, DISCOVERED, UNIFORM) if name in seen):
+        if not any("evidence" in r["slices"] for r in seen[arm]) or "dense" not in seen:
+            continue
+        more = excess(seen, arm, "evidence")
+        near = [more[p] for p in ("4", "8", "16") if p in more]
+        far = [more[p] for p in ("256", "512") if p in more]
+        if not near or not far:
+            continue
+        # One column a seed.
+        means = [[sum(column) / len(column) for column in zip(*rows, strict=True)] for rows in (near, far)]
+        gaps = [b - a for a, b in zip(*means, strict=True)]
+        mean, half = mean_interval(gaps)
+        told = ((place, more[place]) for place in sorted(more, key=int))
+        findings.append(
+            Finding(
+                statement=f"{arm}: loses more beside dense where the evidence is 256 tokens or more away than below 32",
+                quoted="what is not correlated cannot be used",
+                measured="; ".join(f"{p if p != '0' else 'nowhere'}: {words(v, '', sign=True)}" for p, v in told),
+                n=len(gaps),
+                interval=f"far minus near {words(gaps, sign=True)}",
+                control="dense at the same seeds and bytes",
+                verdict="holds" if mean - half > 0 else "does not hold",
+                detail="distance to the last place with the same four bytes, to a power of two; nowhere: not in sight",
             )
         )
     return findings
@@ -269,14 +307,15 @@ def _bench(device: str) -> dict[str, Any]:
     return {"rows": rows, "device_name": name}
 
 
-claim(Claim(id="TH1", source=SOURCE, title="loss by domain: dense, fixed and learned patterns", arms=_text_arms,
+claim(Claim(id="TH1", source=SOURCE, title="loss by domain: dense, fixed and learned patterns", arms=text_arms,
             judge=_judge_domains, seeds=3, group=GROUP))  # fmt: skip
 claim(Claim(id="TH2", source="2503.02130", title="decay hard-coded, learned, from the data", seeds=3, group=GROUP,
-            arms=lambda: [replace(arm, owner="TH1") for arm in _text_arms()], judge=_judge_forgetting))  # fmt: skip
-claim(Claim(id="TH3", source="this library", title="loss by position", seeds=3, group=GROUP,
-            arms=lambda: [replace(arm, owner="TH1") for arm in _text_arms()], judge=_judge_positions))  # fmt: skip
+            arms=lambda: [replace(arm, owner="TH1") for arm in text_arms()], judge=_judge_forgetting))  # fmt: skip
+claim(Claim(id="TH3", source="this library", title="loss by position and by distance of the evidence", seeds=3,
+            arms=lambda: [replace(arm, owner="TH1") for arm in text_arms()], group=GROUP,
+            judge=lambda seen: [*_judge_positions(seen), *_judge_evidence(seen)]))  # fmt: skip
 claim(Claim(id="TH10", source=SOURCE, title="how far a dense model looks, by domain", seeds=3, group=GROUP,
-            arms=lambda: [replace(arm, owner="TH1") for arm in _text_arms() if arm.name == "dense"],
+            arms=lambda: [replace(arm, owner="TH1") for arm in text_arms() if arm.name == "dense"],
             judge=_judge_spans))  # fmt: skip
 claim(Claim(id="TH8", source="this library", title="patterns are never slower than dense", bench=_bench,
             judge=_judge_cost, group=GROUP))  # fmt: skip

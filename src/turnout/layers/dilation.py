@@ -1,9 +1,14 @@
 """Dilated segments: branches that read a grid inside a segment, merged by log-sum-exp.
 
-B batch, R query rows, S keys, H query heads, G kv heads, D head dim, N segments, M positions of a grid, L row lists.
+B batch, R query rows, S keys, H query heads, G kv heads, D head dim, N segments, M positions of a grid, L row lists,
+C calls of a kernel, K heads of one call.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +17,7 @@ from torch.nn.functional import pad
 from turnout.routers.pattern.reach import Dilation
 
 _NOTHING = -1e30
+Branches = tuple[tuple[int, int], ...]
 
 
 def dilated(q: Tensor, k: Tensor, v: Tensor, dilation: Dilation, rows: Tensor, *, whole: bool) -> Tensor:
@@ -23,14 +29,20 @@ def dilated(q: Tensor, k: Tensor, v: Tensor, dilation: Dilation, rows: Tensor, *
         whole: rows are not a selection; with R = S each branch computes its own grid and nothing else.
     Cost: whole: O(sum_k S w_k / r_k^2) a head; else O(R·S) a branch.
     """
-    size = q.shape[2] // k.shape[2]
-    k, v = k.repeat_interleave(size, 2), v.repeat_interleave(size, 2)
+    size, length = q.shape[2] // k.shape[2], k.shape[1]
+    if size > 1:
+        k, v = k.repeat_interleave(size, 2), v.repeat_interleave(size, 2)
+    if whole and q.shape[1] == length and dilation.detach and _has_kernel(q, dilation.branches):
+        extra, branches = _even(length, dilation.branches)
+        parts = [pad(x, (0, 0, 0, 0, 0, extra)) if extra else x for x in (q, k, v)]
+        merged: Tensor = _Merged.apply(*parts, branches)
+        return merged[:, :length]
     outs, sums = [], []
     for segment, rate in dilation.branches:
-        if whole and q.shape[1] == k.shape[1]:
+        if whole and q.shape[1] == length:
             out, total = _grid(q, k, v, segment, rate, exact=not dilation.detach)
         else:
-            out, total = eager_attend(q, k, v, on_grid(rows, k.shape[1], q.shape[2], segment, rate))
+            out, total = eager_attend(q, k, v, on_grid(rows, length, q.shape[2], segment, rate))
         outs.append(out)
         sums.append(total.detach() if dilation.detach else total)
     weight = torch.stack(sums).softmax(0).to(q.dtype)
@@ -57,6 +69,113 @@ def eager_attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> tuple[Tens
     return torch.einsum("bhrs,bshd->brhd", weight, v.to(number)).to(q.dtype), total.transpose(1, 2)
 
 
+def _has_kernel(q: Tensor, branches: Branches) -> bool:
+    """Whether torch's flash kernel takes these numbers, and the heads of every grid are evenly spaced."""
+    heads, dim = q.shape[2:]
+    half = q.dtype in (torch.bfloat16, torch.float16)
+    fused = half and dim % 8 == 0 and dim <= 256 if q.is_cuda else q.dtype != torch.float64
+    return fused and all(rate > heads or heads % rate == 0 for _, rate in branches)
+
+
+def _even(length: int, branches: Branches) -> tuple[int, Branches]:
+    """Positions to add so that segments come out even, and the branches with none longer than the sequence."""
+    unit = math.lcm(*(segment if segment <= length else rate for segment, rate in branches))
+    extra = -length % unit
+    return extra, tuple((segment if segment <= length else length + extra, rate) for segment, rate in branches)
+
+
+def _on_grid(x: Tensor, width: int, rate: int) -> Tensor:
+    """The positions of each head's grid as a view: [B, N · width, H, ...] -> [C, B, N, M, K, ...].
+
+    Head h is at h mod rate. Heads a whole number of rates apart are at one offset, heads side by side at offsets side
+    by side: both are one stride, and the fewer calls decide which of them a call has.
+    """
+    (n_batch, length, heads, *rest), (b, s, h, *inner) = x.shape, x.stride()
+    beside, apart = (min(rate, heads), s + h), (max(1, heads // rate), rate * h)
+    (calls, far), (together, near) = (beside, apart) if beside[0] <= apart[0] else (apart, beside)
+    shape = (calls, n_batch, length // width, width // rate, together, *rest)
+    return x.as_strided(shape, (far, b, width * s, rate * s, near, *inner), x.storage_offset())
+
+
+class _Merged(torch.autograd.Function):
+    """All branches by flash attention on views of their grids: nothing is gathered, and each adds up where its grid is.
+
+    The weights of the merge carry no gradient, as published, so that each branch's own backward pass is all there is.
+    The first branch has rate 1 and covers everything.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, branches: Branches) -> Tensor:
+        found = [_flash(*(_on_grid(x, *branch) for x in (q, k, v))) for branch in branches]
+        total = found[0][1][0].flatten(1, 2).clone(memory_format=torch.contiguous_format)
+        for branch, (_, sums, _) in zip(branches[1:], found[1:], strict=True):
+            at = _on_grid(total, *branch)
+            at.copy_(torch.logaddexp(at, sums))
+        weights = [
+            (sums - _on_grid(total, *branch)).exp().to(q.dtype)[..., None]
+            for branch, (_, sums, _) in zip(branches, found, strict=True)
+        ]
+        o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        torch.mul(found[0][0], weights[0], out=_on_grid(o, *branches[0]))
+        for branch, (out, _, _), weight in zip(branches[1:], found[1:], weights[1:], strict=True):
+            _on_grid(o, *branch).addcmul_(out, weight)
+        ctx.branches, ctx.kept = branches, [kept for _, _, kept in found]
+        ctx.save_for_backward(q, k, v, *weights)
+        return o
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, *weights = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        sums: list[Tensor] = []
+        for branch, weight, kept in zip(ctx.branches, weights, ctx.kept, strict=True):
+            parts = [_on_grid(x, *branch) for x in (q, k, v)]
+            found = _flash_backward(_on_grid(grad, *branch) * weight, parts, kept)
+            if not sums:
+                sums = [part[0].flatten(1, 2).contiguous() for part in found]
+                continue
+            for whole, part in zip(sums, found, strict=True):
+                _on_grid(whole, *branch).add_(part)
+        return *sums, None
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, list[Any]]:
+    """Causal attention along M of [C, B, N, M, K, D]: o, log-sum-exp [C, B, N, M, K], and what the way back needs."""
+    outs, sums, kept = [], [], []
+    for call in range(len(q)):
+        parts = [x[call].flatten(0, 1).transpose(1, 2) for x in (q, k, v)]
+        if q.is_cuda:
+            out, total, *rest = torch.ops.aten._scaled_dot_product_flash_attention(*parts, 0.0, True)
+        else:
+            out, total, *rest = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*parts, 0.0, True)
+        kept.append((out, total, rest))
+        outs.append(out.transpose(1, 2))
+        # Some kernels round the length of the sums up.
+        sums.append(total[..., : q.shape[3]].transpose(1, 2).float())
+    shape = q.shape[1:3]
+    o, total = (stack[0][None] if len(stack) == 1 else torch.stack(stack) for stack in (outs, sums))
+    return o.unflatten(1, shape), total.unflatten(1, shape), kept
+
+
+def _flash_backward(grad: Tensor, parts: Sequence[Tensor], kept: Sequence[Any]) -> list[Tensor]:
+    """Gradients of q, k, v, each [C, B, N, M, K, D]."""
+    found: list[list[Tensor]] = [[], [], []]
+    for call, (out, total, rest) in enumerate(kept):
+        given = [x[call].flatten(0, 1).transpose(1, 2) for x in (grad, *parts)]
+        if grad.is_cuda:
+            cum_q, cum_k, most_q, most_k, seed, offset = rest[:6]
+            pulled = torch.ops.aten._scaled_dot_product_flash_attention_backward(
+                *given, out, total, cum_q, cum_k, most_q, most_k, 0.0, True, seed, offset
+            )
+        else:
+            pulled = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(*given, out, total, 0.0, True)
+        for stack, part in zip(found, pulled, strict=True):
+            stack.append(part.transpose(1, 2))
+    shape = grad.shape[1:3]
+    stacked = (stack[0][None] if len(stack) == 1 else torch.stack(stack) for stack in found)
+    return [x.unflatten(1, shape) for x in stacked]
+
+
 def _grid(q: Tensor, k: Tensor, v: Tensor, segment: int, rate: int, *, exact: bool) -> tuple[Tensor, Tensor]:
     """One branch, its grid taken out as a batch of short dense sequences and put back."""
     n_batch, length, heads, dim = q.shape
@@ -80,18 +199,11 @@ def _grid(q: Tensor, k: Tensor, v: Tensor, segment: int, rate: int, *, exact: bo
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, exact: bool) -> tuple[Tensor, Tensor]:
     """(o [B, M, H, D], log-sum-exp [B, M, H]) of dense causal attention; `exact` wants a gradient of both."""
-    length, dim = q.shape[1], q.shape[3]
+    length = q.shape[1]
     # The backward pass of the memory-efficient kernel refuses the log-sum-exp that its own forward returns.
-    trained = q.is_cuda and q.dtype == torch.float32 and torch.is_grad_enabled()
-    if exact or trained or (q.is_cuda and dim % 8) or q.dtype == torch.float64:
+    if exact or torch.is_grad_enabled() or not q.is_cuda or q.dtype != torch.float32 or q.shape[3] % 8:
         place = torch.arange(length, device=q.device)
         return eager_attend(q, k, v, (place <= place[:, None])[None, None])
     parts = [t.transpose(1, 2) for t in (q, k, v)]
-    if not q.is_cuda:
-        out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*parts, 0.0, True)
-    elif q.dtype in (torch.bfloat16, torch.float16):
-        out, total = torch.ops.aten._scaled_dot_product_flash_attention(*parts, 0.0, True)[:2]
-    else:
-        out, total = torch.ops.aten._scaled_dot_product_efficient_attention(*parts, None, True, 0.0, True)[:2]
-    # Some kernels round the length of the sums up.
+    out, total = torch.ops.aten._scaled_dot_product_efficient_attention(*parts, None, True, 0.0, True)[:2]
     return out.transpose(1, 2), total[..., :length].transpose(1, 2).float()

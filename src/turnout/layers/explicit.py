@@ -17,8 +17,8 @@ from turnout.routers.pattern.reach import Reach, TopBlocks
 def explicit_log_weights(reach: Reach, heads: int, kv_heads: int, length: int, device: torch.device) -> Tensor:
     """What `reach` adds to the scores of whole sequences, float32 [H, T, S]; `HIDDEN` where a key is not read.
 
-    A decay that hangs on the tokens, and how often a row is taken, are averaged over the batch. Pruning is left out: it changes no weight by more than
-    its own bound.
+    A decay that hangs on the tokens, and how often a row is taken, are averaged over the batch. Pruning is left out: it
+    changes no weight by more than its own bound.
 
     Raises:
         UnsupportedError: contextual positions or chosen blocks, which are no function of the pair.
@@ -41,7 +41,9 @@ def explicit_log_weights(reach: Reach, heads: int, kv_heads: int, length: int, d
         z = reach.blend.z.detach().float().repeat_interleave(size)[:, None, None]
         return torch.logaddexp(far + z.log(), near + (1 - z).log()).clamp(min=HIDDEN)
     if reach.routed is not None:
-        far, near = (explicit_log_weights(part, heads, kv_heads, length, device) for part in (Reach(), reach.routed.near))
+        far, near = (
+            explicit_log_weights(part, heads, kv_heads, length, device) for part in (Reach(), reach.routed.near)
+        )
         share = reach.routed.taken.float().mean(0)[:, None]
         return torch.logaddexp(far + share.log(), near + (1 - share).log()).clamp(min=HIDDEN)
     rows = torch.arange(length, device=device)

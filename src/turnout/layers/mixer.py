@@ -159,6 +159,9 @@ class RoutedMixer(nn.Module):
         cache, memory = (state.cache, state.pattern) if state else (None, None)
         stepping = cache is not None and _steps(x, cache, mode)
         reach = self.attention.reach(x, cache, memory, mode, buffers=stepping)
+        if cache is not None and stepping and not reach.stepwise and cache.position is None:
+            # The decode kernel is a choice here, and has no such pattern; what was remembered is written once more.
+            stepping, reach = False, self.attention.reach(x, cache, memory, mode, buffers=False)
         if cache is not None and stepping:
             taken = route.taken[:, 0] if mode.skip else None
             cut = _cut(self.attention, x, residual, state)

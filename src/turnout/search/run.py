@@ -66,9 +66,9 @@ def search(
     log = EvaluationLog(path, settings)
     # Times are measured once: a search that goes on keeps those that its first scores were made with.
     if log.lines and "ms" in log.lines[0]:
-        scorer.ms = list(log.lines[0]["ms"])
+        scorer.costs = [list(times) for times in log.lines[0]["ms"]]
     elif not log.lines:
-        log.append({"ms": scorer.ms})
+        log.append({"ms": scorer.costs})
     runner = _relaxed if method == "relaxed" else _proposals
     # What the model was trained with is known before the first proposal.
     first = scorer.space.uniform(0)

@@ -112,6 +112,16 @@ def test_steps_and_segments_equal_the_whole_sequence(spec: str, layout: str, siz
 
 
 @pytest.mark.parametrize("spec", lively())
+def test_one_token_at_a_time_works_where_there_is_a_decode_kernel(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pattern that the kernel cannot do goes the other way, instead of failing on a GPU alone."""
+    monkeypatch.setattr("turnout.layers.mixer.has_decode_kernel", lambda k: True)
+    model = model_of(spec)
+    tokens, hint = sequences()
+    have, _ = in_pieces(model, tokens, hint, [9, 1, 1, 1, 1])
+    assert_same(have, model(tokens, hint=hint).logits.detach(), terms=terms_of(model.config), size=1.0)
+
+
+@pytest.mark.parametrize("spec", lively())
 def test_padding_after_a_sequence_changes_nothing_in_it(spec: str) -> None:
     model = model_of(spec, layout="A")
     tokens, _ = sequences()

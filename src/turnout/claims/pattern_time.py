@@ -1,0 +1,96 @@
+"""TH6: patterns at equal measured time: each trains for as many steps as dense attention's milliseconds pay for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from turnout.claims.discovered import DISCOVERED, UNIFORM
+from turnout.claims.patterns import GROUP, SOURCE, excess, text_arms, words
+from turnout.claims.registry import Arm, Claim, Finding, Summaries, claim
+from turnout.claims.store import read_json, results_dir
+from turnout.stats import mean_interval
+
+# Steps after which a step's time is read: captured, and past the first interval.
+TIMED_STEPS = 75
+EQUAL = ", equal time"
+KEY = (
+    "forgetting", "ALiBi", "learned constant decay", "fixed decay", "window 64", "sinks + window 64", "dilated",
+    "KERPLE", DISCOVERED, UNIFORM,
+)  # fmt: skip
+
+
+def measure(device: str) -> dict[str, Any]:
+    """Milliseconds of a training step of every pattern at TH1's size; nothing else should run beside it."""
+    from turnout.train.loop import Trainer, pick_device
+    from turnout.train.manifest import device_name
+
+    ms = {}
+    for arm in text_arms():
+        trainer = Trainer(replace(arm.config(0), device=device))
+        trainer.train(stop_after=TIMED_STEPS)
+        ms[arm.name] = trainer.last_ms
+    return {"ms": ms, "rows": [], "device_name": device_name(pick_device(device))}
+
+
+def step_times() -> dict[str, float]:
+    """Committed milliseconds a step, of the GPU where there are some."""
+    folder = results_dir() / "runs" / "TH6"
+    found = read_json(folder / "bench-cuda.json") or read_json(folder / "bench-cpu.json") or {}
+    times: dict[str, float] = found.get("ms", {})
+    return times
+
+
+def arms() -> list[Arm]:
+    """Arms that were timed, and dense attention as TH1 trained it."""
+    ms, found = step_times(), list[Arm]()
+    for arm in text_arms():
+        if arm.name == "dense":
+            found.append(replace(arm, owner="TH1"))
+        elif arm.name in KEY and {arm.name, "dense"} <= ms.keys():
+            found.append(_longer(arm, ms["dense"] / ms[arm.name]))
+    return found
+
+
+def _longer(arm: Arm, factor: float) -> Arm:
+    def config(seed: int) -> Any:
+        run = arm.config(seed)
+        # Whole intervals of logging.
+        every = run.loop.log_every
+        steps = max(every, round(run.schedule.steps * factor / every) * every)
+        return replace(run, schedule=replace(run.schedule, steps=steps))
+
+    return replace(arm, name=arm.name + EQUAL, config=config)
+
+
+def judge(seen: Summaries) -> list[Finding]:
+    """Is a pattern ahead of dense attention after the same milliseconds?"""
+    ms: dict[str, float] = next((record["ms"] for record in seen.get("bench", [])), {})
+    findings = []
+    for name in (name for name in KEY if name + EQUAL in seen and "dense" in seen):
+        arm = name + EQUAL
+        dense = {r["seed"]: r["loss"] for r in seen["dense"]}
+        gains = [dense[r["seed"]] - r["loss"] for r in seen[arm] if r["seed"] in dense]
+        mean, half = mean_interval(gains)
+        parts = excess(seen, arm, "domain")
+        findings.append(
+            Finding(
+                statement=f"{name}: a lower loss than dense attention after as many milliseconds of training",
+                quoted="(ours) equal measured cost",
+                measured=words(gains, "nats/byte lower", sign=True),
+                n=len(gains),
+                interval=f"± {half:.4f}",
+                control=f"dense {words(list(dense.values()))}",
+                verdict="holds" if mean - half > 0 else "does not hold",
+                detail=f"{seen[arm][0]['steps']} steps of {ms.get(name, float('nan')):.2f} ms against "
+                f"{seen['dense'][0]['steps']} of {ms.get('dense', float('nan')):.2f}; beside dense: "
+                + "; ".join(f"{k} {words(v, '', sign=True)}" for k, v in sorted(parts.items())),
+            )
+        )
+    return findings
+
+
+claim(
+    Claim(id="TH6", source=SOURCE, title="patterns at equal measured training time", arms=arms, judge=judge,
+          bench=measure, seeds=3, group=GROUP)
+)  # fmt: skip
