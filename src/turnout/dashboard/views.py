@@ -206,7 +206,7 @@ def savings_view(site: Site, name: str, query: Query) -> View:
         view.tables = [units_table(run)]
     values |= {
         "sentences": savings.sentences(found), "comparisons": found, "kinds": savings.KINDS,
-        "verdict_css": savings.verdict_css, "units": unit_rows(run) if rows else [], "heads": list(HEADS.values()),
+        "verdict_css": savings.verdict_css, "units": unit_rows(run) if rows else [], "heads": HEADS,
         "energy": energy_words(run),
         "meta": {key: value for key, value in run.savings_meta.items() if not isinstance(value, dict | list)},
     }  # fmt: skip
