@@ -51,7 +51,7 @@ def unit_rows(run: Run) -> list[UnitRow]:
             UnitRow(
                 case=_case_words(row),
                 arm=_arm(row),
-                cells=[(_written(row, column), _beside(row, beside, column)) for column in COLUMNS],
+                cells=[(_written(run, row, column), _beside(row, beside, column)) for column in COLUMNS],
             )
         )
     return found
@@ -107,8 +107,10 @@ def _arm(row: Line) -> str:
     return str(row.get("arm", "")).replace("_", " ")
 
 
-def _written(row: Line, column: str) -> str:
+def _written(run: Run, row: Line, column: str) -> str:
     value = number(row, column)
+    if column == "joules" and math.isnan(value) and isinstance(run.savings_meta.get("energy"), str):
+        return "not reported"
     if column.endswith("bytes"):
         return written_bytes(value)
     if column == "joules":
