@@ -35,6 +35,13 @@ def test_a_name_that_is_no_child_of_the_folder_is_not_there(runs: RunsFolder, se
         runs.path(name)
 
 
+def test_a_folder_with_no_file_of_a_run_is_none(runs: RunsFolder) -> None:
+    (runs.root / "notes").mkdir()
+    with pytest.raises(NotThere, match="is no run"):
+        runs.path("notes")
+    assert [entry.name for entry in runs.entries()] == ["a"]
+
+
 def test_a_linked_run_that_leads_outside_is_refused_and_not_listed(runs: RunsFolder, secret: Path) -> None:
     (runs.root / "link").symlink_to(secret / "other")
     with pytest.raises(NotThere, match="leads outside"):

@@ -34,21 +34,23 @@ CSS = {"holds": "good", "holds with changes": "even", "does not hold": "bad"}
 
 
 def claims_view(site: Site, query: Query) -> View:
-    """All claims, filtered by verdict, group of ids and words."""
+    """All claims, filtered by verdict, source and words."""
     rows, problem = _rows(site)
-    counts = Counter(str(row["verdict"]) for row in rows)
     words = query.get("q", "").lower().split()
-    verdict = query.get("verdict", "")
+    verdict, source = query.get("verdict", ""), query.get("source", "")
+    counts = Counter(str(row["verdict"]) for row in rows if not source or row["source"] == source)
     shown = [
         row
         for row in rows
         if (not verdict or row["verdict"] == verdict)
+        and (not source or row["source"] == source)
         and all(word in " ".join(str(row[key]) for key in _COLUMNS).lower() for word in words)
     ]
     cells: list[list[Cell]] = [[row[key] for key in _COLUMNS] for row in shown]
     values = {
-        "rows": shown, "every": len(rows), "counts": [(name, counts[name]) for name in VERDICTS if counts[name]],
-        "css": CSS, "problem": problem, "short": shorten,
+        "rows": shown, "every": counts.total(), "counts": [(name, counts[name]) for name in VERDICTS if counts[name]],
+        "sources": list(dict.fromkeys(row["source"] for row in rows)), "css": CSS, "problem": problem,
+        "titles": {claim_id: entry.title for claim_id, entry in load_claims().items()},
     }  # fmt: skip
     return View(template="claims.html.j2", title="Claims", values=values,
                 tables=[Data(name="claims", columns=list(_COLUMNS), rows=cells)])  # fmt: skip

@@ -92,7 +92,7 @@ class RunsFolder:
         """The folder of a run.
 
         Raises:
-            NotThere: no such run (names the nearest one), or it lies outside the runs folder.
+            NotThere: no such run (names the nearest one), it lies outside the runs folder, or it holds no run.
         """
         path = self.root / name
         if not _is_name(name) or not path.is_dir():
@@ -100,6 +100,8 @@ class RunsFolder:
             raise NotThere(f"there is no run {name!r} in {self.root}{nearest(name, beside)}")
         if not self._is_inside(path):
             raise NotThere(f"{name!r} is a link that leads outside {self.root}; the dashboard reads nothing there")
+        if not any(self.stamp(name, mark) for mark in MARKS):
+            raise NotThere(f"{path} is no run: it has none of {', '.join(MARKS)}")
         return path
 
     def stamp(self, name: str, file: str) -> Stamp | None:

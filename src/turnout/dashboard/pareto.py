@@ -11,7 +11,7 @@ from turnout.report.figure import Cell, Data, Figure
 from turnout.report.numbers import percent, significant
 from turnout.report.palette import base_name, ink
 from turnout.report.plot import Box, Panel, both_sizes, marker, picture
-from turnout.report.svg import Scale, linear_scale, log_scale, tag
+from turnout.report.svg import Scale, linear_scale, log_scale, tag, text
 
 Point = tuple[float, float]
 LABELLED = 12
@@ -94,11 +94,12 @@ def colour(mechanism: str) -> str:
 
 def _draw(lines: Sequence[RunLine], points: Sequence[Point], best: Sequence[int], quality: str, width: float) -> str:
     wide = width > 600
-    box = Box(left=60, top=30, width=width - (230 if wide else 84), height=400 if wide else 320)
+    box = Box(left=60, top=30, width=width - (140 if wide else 84), height=400 if wide else 320)
     x = log_scale([usage for usage, _ in points], box.left + 8, box.right - 8, zero_gap=36)
     panel = Panel(box=box, x=x, y=_quality_scale([value for _, value in points], quality, box))
     unit = "%" if quality == "accuracy" else ""
-    title = "Accuracy (% of answers right)" if quality == "accuracy" else "Loss (nats per target, log scale)"
+    scaled = ", log scale" if panel.y.kind != "linear" else ""
+    title = "Accuracy (% of answers right)" if quality == "accuracy" else f"Loss (nats per target{scaled})"
     panel.axes(title=title, y_unit=unit, x_unit="%", x_label="usage (% of attention slots open, log scale)")
     panel.line(_steps([points[i] for i in best]), "var(--soft)", dash="4 3")
     size = 4.6 if len(points) <= 60 else 3.4 if len(points) <= 400 else 2.6
@@ -109,10 +110,30 @@ def _draw(lines: Sequence[RunLine], points: Sequence[Point], best: Sequence[int]
         grown = size + (1.4 if i in best else 0)
         panel.dot((usage, value), colour(line.arm), shape=ink(base_name(line.arm)).marker, size=grown, title=words)
     if wide:
-        names = [(points[i][1], _short(lines[i].name), colour(lines[i].arm)) for i in best[-LABELLED:]]
-        panel.end_labels(names)
+        panel.marks += _names(panel, [(points[i], lines[i]) for i in best[-LABELLED:]])
     words = "; ".join(f"{lines[i].name} at {percent(points[i][0])} usage" for i in best[:LABELLED])
     return picture(width, box.bottom + 40, panel.marks, label=f"{title} against usage. On the front: {words}.")
+
+
+def _names(panel: Panel, front: Sequence[tuple[Point, RunLine]]) -> list[str]:
+    """Names of runs beside their marks; one that has no room left is told by its mark's tooltip and the table."""
+    taken: list[tuple[float, float, float, float]] = []
+    marks = []
+    for (usage, value), line in front:
+        words = _short(line.name)
+        wide, x, y = 6.6 * len(words), panel.x(usage), panel.y(value)
+        # Above the mark, but not in the title of the axis.
+        heights = (y - 6, y + 14) if y - 18 > panel.box.top else (y + 14,)
+        places = [(left, base) for left in (x + 10, x - 10 - wide) for base in heights]
+        for left, base in places:
+            room = left >= panel.box.left and left + wide <= panel.box.right + 70
+            free = all(left + wide < a or c < left or base < b or d < base - 12 for a, b, c, d in taken)
+            if room and free:
+                taken.append((left, base - 12, left + wide, base))
+                style = f"fill:{colour(line.arm)}"
+                marks.append(text(words, left, base, class_="direct halo", style=style))
+                break
+    return marks
 
 
 def _quality_scale(values: Sequence[float], quality: str, box: Box) -> Scale:

@@ -146,50 +146,46 @@ def so_far(run: Run) -> str:
 
 def gates_view(site: Site, name: str, query: Query) -> View:
     """Gate maps of one run with a slider over the stored steps."""
-    loaded = site.loader.load(name)
-    values, view = _run_frame(site, name, loaded, "gates")
-    if loaded.newer:
-        return view
-    steps = site.folder.gate_steps(name)
-    step = _step(query, steps)
-    snapshot, why = site.loader.gates(name, step)
-    run = loaded.run
-    run.gates = snapshot
+    view, run, steps = _map_frame(site, name, query, "gates")
+    snapshot = run.gates
     if snapshot:
         run.snapshots = [shot for at in _spread(steps, 8) if (shot := site.loader.gates(name, at)[0])]
         found = [gatemap.gate_figure(run, snapshot), gatemap.evolution_figure(run)]
         view.figures = [figure for figure in found if figure]
-    values |= {
-        "steps": steps, "step": snapshot.step if snapshot else None, "why": why, "latest": step is None,
+    view.values |= {
         "words": f"{reading.summary_words(snapshot)} {reading.query_words(snapshot)}" if snapshot else "",
         "tokens": reading.token_rows(snapshot) if snapshot else [], "step_words": gatemap.STEP_WORDS,
-        "phase": snapshot.phase if snapshot else "", "position": _position(steps, step),
-        "nothing_routed": run.router == "none" or (not snapshot and not why),
+        "phase": snapshot.phase if snapshot else "", "position": _position(steps, _step(query, steps)),
     }  # fmt: skip
-    _layer_colours(view, snapshot)
     return view
 
 
 def sequences_view(site: Site, name: str, query: Query) -> View:
     """Single sequences with their tokens coloured by the layers whose attention they took."""
+    view, run, _ = _map_frame(site, name, query, "sequences")
+    payload, left_out = reading.sequence_payload([(name, run)])
+    stored = len(run.gates.sequences) if run.gates else 0
+    view.values |= {"payload": payload, "left_out": left_out, "stored": stored}
+    view.tables = [reading.sequence_data([(name, run)])]
+    return view
+
+
+def _map_frame(site: Site, name: str, query: Query, tab: str) -> tuple[View, Run, list[int]]:
+    """What the pages of one gate map share: the run with that map in it, and the steps that have one."""
     loaded = site.loader.load(name)
-    values, view = _run_frame(site, name, loaded, "sequences")
+    values, view = _run_frame(site, name, loaded, tab)
+    run = loaded.run
     if loaded.newer:
-        return view
+        return view, run, []
     steps = site.folder.gate_steps(name)
     step = _step(query, steps)
-    snapshot, why = site.loader.gates(name, step)
-    loaded.run.gates = snapshot
-    payload, left_out = reading.sequence_payload([(loaded.run.name, loaded.run)])
+    run.gates, why = site.loader.gates(name, step)
     values |= {
-        "steps": steps, "step": snapshot.step if snapshot else None, "why": why, "payload": payload,
-        "left_out": left_out,
-        "stored": len(snapshot.sequences) if snapshot else 0, "nothing_routed": loaded.run.router == "none",
-        "latest": step is None,
+        "steps": steps, "step": run.gates.step if run.gates else None, "why": why, "latest": step is None,
+        "nothing_routed": run.router == "none" or (not run.gates and not why),
     }  # fmt: skip
-    view.tables = [reading.sequence_data([(loaded.run.name, loaded.run)])]
-    _layer_colours(view, snapshot)
-    return view
+    _layer_colours(view, run.gates)
+    return view, run, steps
 
 
 def savings_view(site: Site, name: str, query: Query) -> View:
@@ -206,7 +202,7 @@ def savings_view(site: Site, name: str, query: Query) -> View:
         view.tables = [units_table(run)]
     values |= {
         "sentences": savings.sentences(found), "comparisons": found, "kinds": savings.KINDS,
-        "verdict_css": savings.verdict_css, "units": unit_rows(run) if rows else [], "heads": list(HEADS.values()),
+        "verdict_css": savings.verdict_css, "units": unit_rows(run) if rows else [], "heads": HEADS,
         "energy": energy_words(run),
         "meta": {key: value for key, value in run.savings_meta.items() if not isinstance(value, dict | list)},
     }  # fmt: skip
@@ -284,9 +280,7 @@ def _run_frame(site: Site, name: str, loaded: Loaded, tab: str) -> tuple[dict[st
         "name": name, "run": loaded.run, "tab": tab, "newer": loaded.newer, "notes": loaded.run.notes,
         "state": line.state if line else "", "problem": line.problem if line else "",
     }  # fmt: skip
-    view = View(
-        template="newer.html.j2" if loaded.newer else f"run_{tab}.html.j2", title=loaded.run.name, values=values
-    )
+    view = View(template="newer.html.j2" if loaded.newer else f"run_{tab}.html.j2", title=name, values=values)
     view.light, view.dark = colour_variables(group_runs([loaded.run]))
     for i, ink in enumerate(layer_inks(max(1, len(loaded.run.routed_layers)))):
         view.light[f"--l{i}"], view.dark[f"--l{i}"] = ink.light, ink.dark

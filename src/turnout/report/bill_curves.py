@@ -30,32 +30,48 @@ QUANTITIES = {
     "joule_per_token": "Energy of a token (J)",
 }
 LENGTHS = ("context", "length", "n", "prompt")
-SETTINGS = ("batch", "device", "layers", "width", "dtype", "usage")
+# What splits rows into figures, and how a figure's title says it.
+SETTINGS = {
+    "batch": "batch {}",
+    "layers": "{} layers",
+    "width": "width {}",
+    "usage": "usage {}",
+    "dtype": "{}",
+    "device": "{}",
+}
 
 
 def bill_figures(rows: Sequence[Row]) -> list[Figure]:
     """One figure a kind of work and setting, with a panel for every quantity that was measured."""
     rows = [row for row in rows if _length(row) > 0 and row.get("arm")]
     settings = [key for key in SETTINGS if len({str(_of(row, key)) for row in rows}) > 1]
+    some_compiled = any(_of(row, "compiled") for row in rows)
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        told = ", ".join(f"{key} {_of(row, key)}" for key in settings)
-        groups.setdefault((str(_of(row, "what") or "inference"), told), []).append(row)
+        what = str(_of(row, "what") or "inference")
+        told = [SETTINGS[key].format(_of(row, key)) for key in settings]
+        # Only the steps are compiled, a prompt is the same either way.
+        if some_compiled and what != "prefill":
+            told.append("compiled" if _of(row, "compiled") else "not compiled")
+        groups.setdefault((what, ", ".join(told)), []).append(row)
     found = [(len({_length(row) for row in mine}), _figure(*key, mine)) for key, mine in groups.items()]
     # Curves say more than single lengths, so they come first.
     return [figure for _, figure in sorted(found, key=lambda item: -item[0]) if figure is not None]
 
 
 def _figure(what: str, told: str, rows: Sequence[Row]) -> Figure | None:
-    panels: dict[str, dict[str, Curve]] = {}
+    measured: dict[str, dict[str, dict[float, float]]] = {}
     for quantity in QUANTITIES:
         for row in rows:
             value = number(_all(row), quantity)
             if value > 0:
-                panels.setdefault(quantity, {}).setdefault(str(row["arm"]), []).append((_length(row), value))
-    if not panels:
+                # Rows are appended: the last one of a length is the newest.
+                measured.setdefault(quantity, {}).setdefault(str(row["arm"]), {})[_length(row)] = value
+    if not measured:
         return None
-    panels = {quantity: {arm: sorted(points) for arm, points in arms.items()} for quantity, arms in panels.items()}
+    panels = {
+        quantity: {arm: sorted(points.items()) for arm, points in arms.items()} for quantity, arms in measured.items()
+    }
     title = f"{what}, {told}" if told else what
     lengths = sorted({_length(row) for row in rows})
     wide, narrow = both_sizes(lambda width: _draw(title, panels, lengths, width))
@@ -120,7 +136,12 @@ def _bars(box: Box, quantity: str, arms: dict[str, Curve]) -> list[str]:
         size = {"x": box.left, "y": y, "width": max(1.0, x(value) - box.left), "height": 14.0}
         marks.append(tag("rect", class_="bar", style=f"fill:{_colour(arm)}", **size))
         marks.append(
-            text(tick_label(value) if value >= 1e4 else significant(value), x(value) + 6, y + 11, class_="tick")
+            text(
+                tick_label(float(f"{value:.3g}")) if value >= 1e4 else significant(value),
+                x(value) + 6,
+                y + 11,
+                class_="tick",
+            )
         )
     marks.append(tag("line", class_="axis", x1=box.left, x2=box.left, y1=box.top, y2=box.bottom))
     return marks

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from turnout.report.figure import Cell, Data, Figure
 from turnout.report.groups import arm_ink
-from turnout.report.numbers import percent, ratio, significant
+from turnout.report.numbers import percent, plural, ratio, significant
 from turnout.report.plot import Box, Panel, both_sizes, picture
 from turnout.report.run import Run, number
 from turnout.report.savings import ARMS, KINDS, Timing, batch_of, order
@@ -53,7 +53,7 @@ def savings_figure(run: Run, rows: Sequence[Timing], *, name: str = "savings") -
     wide, narrow = both_sizes(lambda width: _draw(run, rows, kinds, shown, width))
     device = run.savings_meta.get("device") or run.device
     threads = run.savings_meta.get("threads")
-    where = f"{device}, {threads} threads" if threads else str(device)
+    where = f"{device}, {plural(threads, 'thread')}" if isinstance(threads, int) else str(device)
     lengths = sorted({row.length for row in rows})
     how = f"T={lengths[0]:,.0f}; in brackets the ratio to dense." if len(lengths) == 1 else "Both axes are logarithmic."
     timed = [n for row in run.savings if not math.isnan(n := number(row, "n"))]

@@ -138,7 +138,7 @@ def _environment(groups: Sequence[Group]) -> Any:
         step_words=gatemap.STEP_WORDS,
         kinds=savings.KINDS,
         verdict_css=savings.verdict_css,
-        heads=list(units.HEADS.values()),
+        heads=units.HEADS,
         slice_rows=SLICE_ROWS,
     )
     return environment

@@ -50,6 +50,8 @@ _SAME = {
     "attention": "dense",
     "conv": "local",
     "local_only": "local",
+    # A train step with both tracks computed everywhere.
+    "dense_phase": "always",
 }
 
 

@@ -11,27 +11,23 @@ from dataclasses import dataclass
 from turnout.report.figure import Cell, Data
 from turnout.report.numbers import MISSING, NO_BREAK, count, ratio, significant
 from turnout.report.run import Line, Run, number
-from turnout.report.savings import KINDS, order
+from turnout.report.savings import ARMS, KINDS, order
+from turnout.report.svg import tick_label
 
-COLUMNS = ("ms", "tokens_per_s", "kv_bytes", "peak_bytes", "joules", "flops")
-HEADS = {
-    "ms": "time (ms)",
-    "tokens_per_s": "tokens/s",
-    "kv_bytes": "keys and values read (counted)",
-    "peak_bytes": "peak memory beside the model",
-    "joules": "energy",
-    "flops": "FLOPs (counted)",
-}
+COLUMNS = ("ms", "tokens_per_s", "joules", "kv_bytes", "peak_bytes", "flops")
+HEADS = ("time (ms)", "tokens/s", "energy", "K/V read", "peak memory", "FLOPs")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnitRow:
-    """One arm at one kind of work, ready to print: (value, ratio to dense attention or "") for each of `COLUMNS`."""
+    """One arm at one kind of work, ready to print: (value, ratio to dense attention or "") for each of `COLUMNS`.
 
-    work: str
+    Attributes:
+        case: work, length and batch in words; rows of one case stand together.
+    """
+
+    case: str
     arm: str
-    length: str
-    batch: str
     cells: list[tuple[str, str]]
 
 
@@ -53,11 +49,9 @@ def unit_rows(run: Run) -> list[UnitRow]:
         beside = dense.get(_case(row), {}) if row.get("arm") != "dense" else {}
         found.append(
             UnitRow(
-                work=KINDS.get(str(row.get("what")), (str(row.get("what", "")), ""))[0],
+                case=_case_words(row),
                 arm=_arm(row),
-                length=count(number(row, "length")),
-                batch=count(number(row, "batch")),
-                cells=[(_written(row, column), _beside(row, beside, column)) for column in COLUMNS],
+                cells=[(_written(run, row, column), _beside(row, beside, column)) for column in COLUMNS],
             )
         )
     return found
@@ -91,7 +85,18 @@ def joules(value: float) -> str:
 
 
 def _ordered(run: Run) -> list[Line]:
-    return sorted(run.savings, key=lambda row: (order(str(row.get("what"))), number(row, "length"), _arm(row)))
+    def place(row: Line) -> tuple[object, ...]:
+        arm = str(row.get("arm", ""))
+        return order(str(row.get("what"))), number(row, "length"), ARMS.index(arm) if arm in ARMS else len(ARMS), arm
+
+    return sorted(run.savings, key=place)
+
+
+def _case_words(row: Line) -> str:
+    work = str(row.get("what", ""))
+    behind = " of context" if work == "decode" else ""
+    length, batch = count(number(row, "length")), count(number(row, "batch"))
+    return f"{KINDS.get(work, (work, ''))[0]}, {length} tokens{behind}, batch {batch}"
 
 
 def _case(row: Line) -> tuple[str, float, float]:
@@ -102,12 +107,16 @@ def _arm(row: Line) -> str:
     return str(row.get("arm", "")).replace("_", " ")
 
 
-def _written(row: Line, column: str) -> str:
+def _written(run: Run, row: Line, column: str) -> str:
     value = number(row, column)
+    if column == "joules" and math.isnan(value) and isinstance(run.savings_meta.get("energy"), str):
+        return "not reported"
     if column.endswith("bytes"):
         return written_bytes(value)
     if column == "joules":
         return joules(value)
+    if column == "flops" and not math.isnan(value):
+        return tick_label(float(f"{value:.3g}"))
     return count(round(value)) if column == "tokens_per_s" and not math.isnan(value) else significant(value)
 
 

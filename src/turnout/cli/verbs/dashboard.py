@@ -42,10 +42,16 @@ def run(call: Call[Options]) -> Result:
     except ImportError as error:
         words = f"the dashboard needs {error.name}; install it with: pip install 'turnout[dashboard]'"
         raise UnsupportedError(words) from error
-    results = Path(options.results) if options.results else None
-    serve(
-        Path(options.runs), host=options.host, port=options.port, token=options.token, results=results, ready=_announce
-    )
+    runs, results = Path(options.runs), Path(options.results) if options.results else None
+    for folder, words in ((runs, "folder of all runs"), (results, "folder of committed results")):
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{folder} is no folder; give the {words}")
+    if results is not None and not results.exists():
+        raise ConfigError(f"there is no folder {results}; leave out --results to see those of the library")
+    if not runs.exists():
+        # No error: a dashboard may be opened before the first run.
+        print(f"there is no folder {runs} yet; its runs are shown as soon as it is there", file=sys.stderr, flush=True)
+    serve(runs, host=options.host, port=options.port, token=options.token, results=results, ready=_announce)
     return Result({"stopped": True}, [])
 
 

@@ -95,7 +95,8 @@
         say("on", "live");
       } else {
         const gone = doc.querySelector("[data-gone]");
-        banner.textContent = `${gone ? gone.textContent.trim() : `the server answered ${status}`} What you see is the last state that was read.`;
+        const words = gone ? gone.textContent.trim().replace(/\.$/, "") : `the server answered ${status}`;
+        banner.textContent = `${words}. What you see is the last state that was read.`;
         say("lost", "gone");
         pace = SLOW;
       }
