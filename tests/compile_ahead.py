@@ -18,10 +18,12 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from turnout.ops.attend.triton import backward, forward
-from turnout.ops.attend.triton.configs import Plan, Tile, numbers_of
+from turnout.ops.attend.triton.configs import SPECIALISED, Plan, Tile, numbers_of
 from turnout.ops.attend.triton.job import Job
 
 # Bytes of shared memory that one program may use; the tables for "ampere" keep to what the smallest of its parts has.
@@ -65,7 +67,8 @@ def launch_of(order: Order) -> tuple[Any, dict[str, Any], dict[str, int]]:
     found: list[tuple[Any, dict[str, Any], dict[str, int]]] = []
 
     def record(kernel: Any, n_programs: int, arguments: dict[str, Any], *, warps: int, stages: int = 1) -> None:
-        if kernel.__name__ == f"{order.kernel}_kernel":
+        specialised = order.kernel == "forward" and order.tile.tma == SPECIALISED
+        if kernel.__name__ == ("hopper_kernel" if specialised else f"{order.kernel}_kernel"):
             found.append((kernel, arguments, {"num_warps": warps, "num_stages": stages}))
 
     forward.run = backward.run = record
@@ -93,13 +96,17 @@ def source_of(kernel: Any, arguments: dict[str, Any]) -> Any:
             divisible[(place,)] = [["tt.divisibility", 16]]
         elif isinstance(value, TensorDescriptor):
             signature[parameter.name] = f"tensordesc<{TYPES[value.base.dtype][1:]}{list(value.block_shape)}>"
+        elif isinstance(value, GluonDescriptor):
+            what = f"{TYPES[value.base.dtype][1:]}{list(value.block_shape)}"
+            signature[parameter.name] = f"tensordesc<{what},{value.layout!r}>"
         elif isinstance(value, float):
             signature[parameter.name] = "fp32"
         else:
             signature[parameter.name] = "i32"
             if not parameter.do_not_specialize and value % 16 == 0:
                 divisible[(place,)] = [["tt.divisibility", 16]]
-    return ASTSource(kernel, signature, constants, divisible)
+    source = GluonASTSource if kernel.is_gluon() else ASTSource
+    return source(kernel, signature, constants, divisible)
 
 
 def what_does_not_fit(order: Order) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from turnout.bench.cases import Case
+from turnout.bench.profile import profiled
 from turnout.bench.rows import Row, provenance
 from turnout.bench.timing import Timing, graphed, time_interleaved
 
@@ -47,9 +48,13 @@ def pinned(backend: str, call: Callable[[], object]) -> Callable[[], object]:
 
 
 def measure_arms(
-    kind: str, case: Case, arms: Mapping[str, Arm], *, device: torch.device, seconds: float, extra: Row | None = None
-) -> list[Row]:
-    """Rows of all arms, timed interleaved; an arm that cannot run has a row that says why, and no time."""
+    kind: str, case: Case, arms: Mapping[str, Arm], *, device: torch.device, seconds: float, extra: Row | None = None,
+    profiles: bool = False,
+) -> list[Row]:  # fmt: skip
+    """Rows of all arms, timed interleaved; an arm that cannot run has a row that says why, and no time.
+
+    With `profiles` the rows of routed arms say in `kernels` what their time is spent on.
+    """
     ready: dict[str, Callable[[], object]] = {}
     notes: dict[str, Row] = {}
     for name, arm in arms.items():
@@ -60,6 +65,10 @@ def measure_arms(
         except (RuntimeError, NotImplementedError, ValueError) as error:
             notes[name] = {"status": "unsupported", "reason": str(error).split("\n")[0][:300], "peak_bytes": None}
     timings = time_interleaved(ready, device=device, seconds=seconds, most=100, flush=True) if ready else {}
+    if profiles:
+        for name in timings:
+            if name.startswith("route"):
+                notes[name]["kernels"] = profiled(arms[name].call, device)
     where = provenance(device)
     return [
         {"kind": kind, "case": case.to_dict(), "arm": name, **notes[name], **_numbers(arm, timings.get(name)),

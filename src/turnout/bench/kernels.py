@@ -18,6 +18,7 @@ from turnout.bench.rows import Row
 from turnout.bench.self_check import check_attend
 from turnout.errors import TurnoutError
 from turnout.ops import attend, compact
+from turnout.ops.gate import linear_gate
 
 GPU_CASES = ((2048, 1 / 16, 16), (8192, 1 / 8, 4), (16384, 1 / 16, 2), (65536, 1 / 256, 1))
 CPU_CASES = ((512, 1 / 16, 1), (2048, 1 / 64, 1), (2048, 1 / 4, 1))
@@ -47,11 +48,12 @@ def measure_kernel(
     seconds: float = 1.0,
     flex: bool = False,
     router: bool = True,
+    profiles: bool = False,
 ) -> list[Row]:
     """Dense arms (on a GPU pinned to flash and to cuDNN) and one routed arm for each `impl`.
 
     The gate logits are given; threshold, compaction and attention are timed. The arm `router+IMPL` also computes them,
-    with one linear router over [B, N, E]. Data and routes are random, exactly round(p·N) rows a sequence.
+    with one linear router that reads [B, N, E]. Data and routes are random, exactly round(p·N) rows a sequence.
     """
     impls = impls or (("triton", "auto") if device.type == "cuda" else ("auto",))
     generator, dtype = generator_of(case, device), dtype_of(case)
@@ -69,8 +71,7 @@ def measure_kernel(
         arms[f"dense:{backend or 'sdpa'}"] = Arm(call=call, flops=flops, n_bytes=n_bytes)
     order = torch.rand(case.batch, case.n, 1, device=device, generator=generator).argsort(1).argsort(1)
     logit = torch.where(order < case.rows, 1.0, -1.0)
-    x = torch.randn(case.batch, case.n, case.width, device=device, dtype=dtype, generator=generator)
-    weight = torch.randn(1, case.width, device=device, dtype=dtype, generator=generator)
+    x, weight = _router_input(logit, case, dtype, generator)
     q = randn(case.rows, case.heads)
     for impl in impls:
         try:
@@ -83,9 +84,7 @@ def measure_kernel(
             return attend(q, k, v, rows=compact(logit > 0, case.rows).rows, impl=impl)
 
         def with_router(q: Tensor, k: Tensor, v: Tensor, impl: str = impl) -> Tensor:
-            # The router's own logits are paid for; their sign is replaced, so that p is what the case says.
-            seen = torch.nn.functional.linear(x, weight)
-            return attend(q, k, v, rows=compact(logit + 0 * seen > 0, case.rows).rows, impl=impl)
+            return attend(q, k, v, rows=compact(linear_gate(x, weight) > 0, case.rows).rows, impl=impl)
 
         both = ((f"routed:{impl}", routed), (f"router+{impl}", with_router))
         for name, function in both if router else both[:1]:
@@ -97,7 +96,18 @@ def measure_kernel(
             )
     if flex:
         arms["routed:flex"] = _flex_arm(case, q, k, v, logit)
-    return add_ratios(measure_arms("kernel", case, arms, device=device, seconds=seconds) + rows)
+    return add_ratios(measure_arms("kernel", case, arms, device=device, seconds=seconds, profiles=profiles) + rows)
+
+
+def _router_input(logit: Tensor, case: Case, dtype: torch.dtype, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Random x [B, N, E] and w [1, E] whose product has the sign of `logit`, so that p is what the case says."""
+    x, w = (
+        torch.randn(*shape, case.width, device=logit.device, dtype=dtype, generator=generator)
+        for shape in ((case.batch, case.n), (1,))
+    )
+    length = w.float().norm()
+    wanted = 3 * length * logit.to(dtype) - x @ w.T
+    return x.addcmul_(wanted, w / length.square().to(dtype)), w
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -40,7 +40,9 @@ def default_cases(device: torch.device) -> list[Case]:
     return [default_case(device, n=n, batch=batch, step=step) for n, batch in GPU_SIZES for step in steps]
 
 
-def measure_layer(case: Case, *, device: torch.device, impl: str = "auto", seconds: float = 1.0) -> list[Row]:
+def measure_layer(
+    case: Case, *, device: torch.device, impl: str = "auto", seconds: float = 1.0, profiles: bool = False
+) -> list[Row]:
     """Dense attention, the local track alone and the routed layer with a linear router.
 
     The router is computed and paid for; the rows taken are the case's, at random places.
@@ -65,7 +67,7 @@ def measure_layer(case: Case, *, device: torch.device, impl: str = "auto", secon
         call=layer_call(blocks["R"], x, mode, case), flops=_flops(blocks["R"], case, case.rows / case.n), n_bytes=0.0,
         wrong=check_attend(case, impl, device),
     )  # fmt: skip
-    return add_ratios(measure_arms("layer", case, arms, device=device, seconds=seconds))
+    return add_ratios(measure_arms("layer", case, arms, device=device, seconds=seconds, profiles=profiles))
 
 
 def layer_config(case: Case, kind: str) -> ModelConfig:

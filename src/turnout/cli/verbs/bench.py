@@ -173,9 +173,11 @@ def _measure(what: str, case: Case, options: Options, device: torch.device) -> l
     if what in ("layers", "layer"):
         rows = []
         for impl in impls or ["auto"]:
-            rows += measure_layer(case, device=device, impl=impl, seconds=options.seconds)
+            rows += measure_layer(case, device=device, impl=impl, seconds=options.seconds, profiles=options.measure)
         return rows
-    return measure_kernel(case, device=device, impls=impls, seconds=options.seconds, flex=options.flex)
+    return measure_kernel(
+        case, device=device, impls=impls, seconds=options.seconds, flex=options.flex, profiles=options.measure
+    )
 
 
 def _peaks(device: torch.device, seconds: float) -> list[Row]:

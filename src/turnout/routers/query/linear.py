@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from turnout.errors import ConfigError
+from turnout.ops.gate import linear_gate
 from turnout.routers.query.base import QUERY_ROUTERS, QueryRouter, RouterContext
 
 
@@ -32,4 +33,4 @@ class LinearRouter(QueryRouter):
             nn.init.normal_(self.proj.weight, std=std)
 
     def score(self, x: Tensor, state: Any, hint: Tensor | None) -> tuple[Tensor, Any]:
-        return self.proj(x), state
+        return linear_gate(x, self.proj.weight, self.proj.bias), state

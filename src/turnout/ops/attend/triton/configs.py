@@ -5,6 +5,7 @@ Axes: B batch, R query rows, S keys, H query heads, G kv heads, D head dim, P = 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,8 +15,10 @@ MAX_HEAD_DIM = 256
 # tl.dot needs at least 16 in every dimension.
 LEAST = 16
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Programs a multiprocessor that keep it busy, and the least keys worth a program of their own.
-PROGRAMS_PER_SM = 4
+# Programs a multiprocessor that keep it busy, of those that share one and of those that fill one, and from how many on
+# they are left whole: rows at random places make tiles of every length, which fill the gaps of each other.
+PROGRAMS_PER_SM, SPECIALISED_PER_SM, WHOLE_FROM = 4, 2.5, 1.75
+# The least keys worth a program of their own.
 LEAST_SPAN = 256
 MOST_SPLITS = 64
 # A backward with fewer programs than this a multiprocessor is split over rows.
@@ -24,7 +27,10 @@ BACKWARD_PER_SM = 1
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Rows and keys of a tile, warps and pipeline stages; `splits` 0 = decided by the sizes; `tma` 1 = bulk copies."""
+    """Rows and keys of a tile, warps and pipeline stages; `splits` 0 = decided by the sizes.
+
+    `tma` 1 = bulk copies, SPECIALISED = the kernel of `hopper.py`, whose tile is that of two warpgroups.
+    """
 
     rows: int
     keys: int
@@ -34,6 +40,7 @@ class Tile:
     tma: int = 0
 
 
+SPECIALISED = 2
 FIELDS = ("rows", "keys", "warps", "stages", "splits", "tma")
 
 
@@ -60,7 +67,7 @@ _SINGLE: dict[str, Table] = {
 _HOPPER: dict[str, Table] = {
     "forward": {
         (2, 64): (Tile(16, 64, 4, 3), Tile(64, 128, 4, 3, tma=1)),
-        (2, 128): (Tile(16, 64, 4, 3), Tile(64, 32, 4, 3, tma=1), Tile(128, 128, 8, 3, tma=1)),
+        (2, 128): (Tile(16, 64, 4, 3), Tile(64, 32, 4, 3, tma=1), Tile(128, 128, 4, 2, tma=SPECIALISED)),
         (2, 256): (Tile(16, 32, 4, 2), Tile(64, 64, 8, 2), Tile(128, 32, 8, 2)),
     },
     "dq": {
@@ -74,6 +81,10 @@ _HOPPER: dict[str, Table] = {
         (2, 256): (Tile(16, 32, 8, 1), Tile(32, 32, 8, 1)),
     },
 }
+# In place of a specialised tile, where the call or the device is none for it.
+ORDINARY = {64: Tile(64, 128, 4, 3, tma=1), 128: Tile(128, 128, 8, 3, tma=1)}
+# Up to here lower blocks of keys are faster: a row has few of them.
+SHORT = 2048
 # All others: at most 99 KB, which every part from 8.0 on has.
 _AMPERE: dict[str, Table] = {
     "forward": {
@@ -137,7 +148,7 @@ def family(capability: tuple[int, int]) -> str:
     return "hopper" if capability[0] in (9, 10) else "ampere"
 
 
-def choose_plan(name: str, itemsize: int, width: int, n_packed: int, *, lean: bool) -> Plan:
+def choose_plan(name: str, itemsize: int, width: int, n_packed: int, n_keys: int, *, lean: bool) -> Plan:
     """The tiles for `n_packed` packed rows of one packed head.
 
     Args:
@@ -145,20 +156,28 @@ def choose_plan(name: str, itemsize: int, width: int, n_packed: int, *, lean: bo
         itemsize: bytes of an element.
         width: head dim.
         n_packed: rows × query heads packed into a tile.
+        n_keys: keys of a sequence.
         lean: an option holds registers.
     """
     key = (itemsize, max(padded(width), 64))
     if lean:
         return LEAN[name][key]
     tables = TABLES[name]
-    return Plan(*(_tallest_useful(tables[kernel][key], n_packed) for kernel in ("forward", "dq", "dkdv")))
+    plan = Plan(*(_tallest_useful(tables[kernel][key], n_packed) for kernel in ("forward", "dq", "dkdv")))
+    if plan.forward.tma == SPECIALISED and n_keys <= SHORT:
+        plan = replace(plan, forward=replace(plan.forward, keys=64, stages=4))
+    return plan
 
 
 def _tallest_useful(tiles: tuple[Tile, ...], n_packed: int) -> Tile:
-    """A tile of BM rows wastes about BM / 2 of P packed rows' work (its triangle): the tallest with BM ≤ P / 4."""
+    """A tile of BM rows wastes about BM / 2 of P packed rows' work (its triangle): the tallest with BM ≤ P / 4.
+
+    The two warpgroups of a specialised tile stop each at its own last row; it only needs rows for both.
+    """
     best = tiles[0]
     for tile in tiles:
-        if tile.rows * 4 <= n_packed or (tile.rows <= 64 and tile.rows // 2 < n_packed):
+        low = tile.rows <= 64 or tile.tma == SPECIALISED
+        if tile.rows * 4 <= n_packed or (low and tile.rows // 2 < n_packed):
             best = tile
     return best
 
@@ -173,7 +192,9 @@ def forward_splits(tile: Tile, n_tiles: int, n_heads: int, n_span: int, n_sms: i
         n_span: most keys that a row can see.
         n_sms: multiprocessors.
     """
-    wanted = tile.splits or -(-PROGRAMS_PER_SM * n_sms // max(n_tiles * n_heads, 1))
+    programs = max(n_tiles * n_heads, 1)
+    per_sm = SPECIALISED_PER_SM if tile.tma == SPECIALISED else PROGRAMS_PER_SM
+    wanted = tile.splits or (1 if programs >= WHOLE_FROM * n_sms else math.ceil(per_sm * n_sms / programs))
     most = tile.splits or max(min(n_span // LEAST_SPAN, MOST_SPLITS), 1)
     n_splits = max(min(wanted, most), 1)
     span = max(-(-n_span // (n_splits * tile.keys)) * tile.keys, tile.keys)

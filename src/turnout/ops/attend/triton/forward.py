@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from turnout.ops.attend.triton.configs import forward_splits
+from turnout.ops.attend.triton.configs import SPECIALISED, forward_splits
 from turnout.ops.attend.triton.job import LOG2E, Job, run
 from turnout.ops.attend.triton.tiles import (
     fold_scores,
@@ -308,7 +308,8 @@ def forward(job: Job) -> tuple[Tensor, Tensor, Tensor]:
         "KEY_BLOCK": 0 if job.blocks is None else job.key_block,
         "DIRECTIONS": job.directions is not None and splits == 1,
     }  # fmt: skip
-    if job.specialised(tile):
+    if tile.tma == SPECIALISED:
+        # Not at the top: older parts and other versions of Triton do without it.
         from turnout.ops.attend.triton.hopper import arguments_of, hopper_kernel
 
         own = ("n_splits", "span", "scale", "o_ptr", "lse_ptr", "SPLIT")

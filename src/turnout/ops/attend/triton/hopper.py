@@ -5,8 +5,8 @@ of shared memory; a warpgroup a tile multiplies them, each up to its own last ro
 the next block's scores and that of this block's values together, and computes the softmax while the second one runs
 (Shah et al. 2024, FlashAttention-3, sec. 3.2). Plain calls only: no window, decay, packed sequences or key lists.
 
-Axes: B batch, R query rows, S keys, H query heads, G kv heads, D head dim, F = H / PACK packed heads, P = R · PACK packed
-rows of one packed head, BM rows of a warpgroup and BN keys of a block.
+Axes: B batch, R query rows, S keys, H query heads, G kv heads, D head dim, F = H / PACK packed heads, P = R · PACK
+packed rows of one packed head, BM rows of a warpgroup and BN keys of a block.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def _compute_tile(
     peak = gl.full([BM], float("-inf"), gl.float32, OF_ROW)
     total = gl.zeros([BM], gl.float32, OF_ROW)
     key = lo + gl.arange(0, BN, gl.SliceLayout(0, SCORES))
-    weight, shrink, peak, total = _soften(score, row, key, peak, total, scale, True)
+    weight, _, peak, total = _soften(score, row, key, peak, total, scale, True)
     p = gl.convert_layout(weight.to(k_ring.dtype), WEIGHTS)
     acc = gl.zeros([BM, D], gl.float32, OUT)
     acc, p, total, peak = _fold(

@@ -7,14 +7,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from turnout.ops.attend.triton.configs import LEAST, Plan, Tile, choose_plan, family, padded, plan_of, with_rows
+from turnout.ops.attend.triton.configs import (
+    LEAST,
+    ORDINARY,
+    SPECIALISED,
+    Plan,
+    Tile,
+    choose_plan,
+    family,
+    padded,
+    plan_of,
+    with_rows,
+)
+from turnout.ops.attend.triton.support import has_gluon
 
 LOG2E = math.log2(math.e)
 # Multiprocessors that a plan without a device (tests on the CPU) is made for.
@@ -82,8 +94,11 @@ class Job:
                 self.q.element_size(),
                 self.q.shape[3],
                 self.n_packed,
+                self.k.shape[1],
                 lean=self.has_options(),
             )
+            if plan.forward.tma == SPECIALISED and not self._specialises():
+                plan = replace(plan, forward=ORDINARY[self.q.shape[3]])
         if self.blocks is None:
             return plan
         height = max(LEAST, 1 << (self.row_block * self.pack - 1).bit_length())
@@ -144,9 +159,11 @@ class Job:
             return {"k_ptr": self.k, "v_ptr": self.v, "TMA": False}
         return {"k_ptr": _matrix(self.k, tile.keys), "v_ptr": _matrix(self.v, tile.keys), "TMA": True}
 
-    def specialised(self, tile: Tile) -> bool:
-        """Whether the tile is one of the warp-specialised kernel and the call one that it does."""
-        return tile.tma == 2
+    def _specialises(self) -> bool:
+        """Whether the kernel of `hopper.py` does this call: plain rows, on the one kind of device that it is for."""
+        plain = self.directions is None and self.k.numel() > 0 and self.q.shape[3] in ORDINARY
+        here = self.q.is_cuda and _capability(self.q.device) == (9, 0) and has_gluon()
+        return plain and here and self._bulk_copies(self.k) and self._bulk_copies(self.v)
 
     def _bulk_copies(self, x: Tensor) -> bool:
         """Whether [B, S, G, D] is one matrix [B·S, G·D] with aligned rows, on a device with a copy engine."""

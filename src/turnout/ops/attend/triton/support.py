@@ -11,6 +11,8 @@ import torch
 from turnout.ops.attend.call import Call
 
 LEAST_TRITON = (3, 6)
+# Gluon, in which the specialised kernel is written, is experimental: only where it was compiled.
+GLUON_TRITON = ((3, 6), (3, 7))
 LEAST_CAPABILITY = (8, 0)
 MAX_HEAD_DIM = 256
 # Packed rows of a tile of chosen blocks, by padded head dim: what fits a multiprocessor.
@@ -53,7 +55,7 @@ def why_not_here(device: str, index: int) -> str:
     found = _installed()
     if not found:
         return "Triton is not installed"
-    if tuple(int(part) for part in found.split(".")[:2]) < LEAST_TRITON:
+    if _numbers(found) < LEAST_TRITON:
         return f"Triton is {found}, older than {'.'.join(map(str, LEAST_TRITON))}"
     if device == "cuda":
         if torch.version.cuda is None:
@@ -63,6 +65,16 @@ def why_not_here(device: str, index: int) -> str:
     if device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
         return ""
     return f"the tensors are on {device}, not on a CUDA device, and TRITON_INTERPRET=1 is not set"
+
+
+@lru_cache
+def has_gluon() -> bool:
+    """Whether this Triton's Gluon is one that the specialised kernel was compiled with."""
+    return _numbers(_installed()) in GLUON_TRITON
+
+
+def _numbers(found: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in found.split(".")[:2])
 
 
 @lru_cache
