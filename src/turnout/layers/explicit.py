@@ -41,7 +41,9 @@ def explicit_log_weights(reach: Reach, heads: int, kv_heads: int, length: int, d
         z = reach.blend.z.detach().float().repeat_interleave(size)[:, None, None]
         return torch.logaddexp(far + z.log(), near + (1 - z).log()).clamp(min=HIDDEN)
     if reach.routed is not None:
-        far, near = (explicit_log_weights(part, heads, kv_heads, length, device) for part in (Reach(), reach.routed.near))
+        far, near = (
+            explicit_log_weights(part, heads, kv_heads, length, device) for part in (Reach(), reach.routed.near)
+        )
         share = reach.routed.taken.float().mean(0)[:, None]
         return torch.logaddexp(far + share.log(), near + (1 - share).log()).clamp(min=HIDDEN)
     rows = torch.arange(length, device=device)
