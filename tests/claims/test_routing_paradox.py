@@ -6,7 +6,7 @@ import pytest
 
 from turnout.claims.registry import find_claims, load_claims
 from turnout.claims.reproduce import _jobs
-from turnout.claims.routing_mechanics import transitions
+from turnout.claims.routing_mechanics import jump_at
 from turnout.claims.routing_paradox import best_lr, chance_of, chance_of_published, judge_rows, routing_class
 from turnout.errors import ConfigError
 from turnout.recipes.routing_paradox import FULL, ROWS, SMALL, arms_of
@@ -79,8 +79,8 @@ def test_the_published_size_replaces_the_small_one() -> None:
 
 
 def test_transitions_are_read_off_the_curves() -> None:
-    found = transitions([record(0, 1.0), record(1, 0.1)], 1.0)
-    assert found[0] is not None and found[1] is None
+    found = jump_at([record(0, 1.0), record(1, 0.1)], 1.0)
+    assert found.seeds[0] is not None and found.seeds[1] is None and found.jumping == 1
 
 
 def test_what_positions_give_away_counts_as_the_floor() -> None:

@@ -42,12 +42,13 @@ def test_it_is_the_sum_over_taps(n_taps: int, n_tokens: int, n_kernels: int, dty
     )
 
 
+@pytest.mark.parametrize("n_kernels", [2, 6])
 @pytest.mark.parametrize("n_taps,n_tokens", [(1, 5), (9, 63), (32, 200), (64, 33), (128, 300)])
-def test_the_matrix_product_for_gpus_is_the_sum_over_taps(n_taps: int, n_tokens: int) -> None:
+def test_the_matrix_product_for_gpus_is_the_sum_over_taps(n_taps: int, n_tokens: int, n_kernels: int) -> None:
     assert_as_exact_as_eager(
         lambda x, w: conv._as_matrix(torch.nn.functional.pad(x, (0, 0, n_taps - 1, 0)), w),
         by_taps,
-        (randn(3, n_tokens, 6), randn(2, n_taps, seed=2)),
+        (randn(3, n_tokens, 6), randn(n_kernels, n_taps, seed=2)),
         reduction=max(n_taps, 3 * n_tokens),
     )
 

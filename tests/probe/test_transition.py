@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from turnout.errors import DataError
-from turnout.probe.transition import find_transition
+from turnout.probe.transition import find_transition, over_seeds
 
 
 def test_a_step_is_found_between_its_neighbours() -> None:
@@ -30,3 +30,17 @@ def test_a_curve_that_starts_high_is_measured_from_its_start() -> None:
 def test_two_points_are_too_few() -> None:
     with pytest.raises(DataError, match="3 points"):
         find_transition([(0, 0.0), (1, 1.0)])
+
+
+def test_seeds_without_a_jump_are_counted_and_leave_the_mean_alone() -> None:
+    def jump_at(step: int) -> list[tuple[int, float]]:
+        return [(i, float(i >= step)) for i in range(100)]
+
+    found = over_seeds([jump_at(20), jump_at(30), [(i, 0.0) for i in range(100)]])
+    assert found.jumping == 2 and found.seeds[2] is None
+    assert (
+        found.start.mean == pytest.approx(24.1)
+        and found.start.n == 2
+        and found.start.low < 19.1 < 29.1 < found.start.high
+    )
+    assert over_seeds([[(i, 0.0) for i in range(3)]]).start.n == 0

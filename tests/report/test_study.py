@@ -37,7 +37,7 @@ def results(tmp_path: Path) -> Path:
             (folder / f"{found['arm_name']}-{seed}.json").write_text(json.dumps(found))
     cost = tmp_path / "results" / "runs" / "RPC"
     cost.mkdir()
-    rows = [{"name": "raw", "ms": 2.0, "ms_p20": 1.0, "ms_p80": 3.0, "n": 5, "parameter_bytes": 8, "peak_bytes": None}]
+    rows = [{"name": "raw", "ms": 2.0, "ms_p20": 1.0, "ms_p80": 3.0, "n": 5, "parameter_bytes": 8, "peak_bytes": 2e6}]
     bench = {"arm_name": "bench", "seed": 0, "rows": rows, "batch": 8, "length": 512, "width": 128, "device_name": "x"}
     (cost / "bench-cpu.json").write_text(json.dumps(bench))
     return tmp_path / "results"

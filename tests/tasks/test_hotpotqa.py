@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from turnout.errors import ConfigError, DataError
-from turnout.tasks.hotpotqa import load_hotpotqa, words
+from turnout.tasks.hotpotqa import hotpot_splits, load_hotpotqa, words
 
 
 def question(n_sentences: int = 20, fact: tuple[str, int] = ("P0", 1), **changes: Any) -> dict[str, Any]:
@@ -93,3 +95,27 @@ def test_files_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
         load_hotpotqa(write(tmp_path / "few.jsonl", question(4)))
     with pytest.raises(ConfigError, match="segments"):
         load_hotpotqa(tmp_path / "x.jsonl", unit="segment")
+
+
+def test_a_dataset_of_the_hub_is_read_like_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load_dataset(name: str, subset: str, **options: Any) -> list[Any]:
+        asked.append((name, subset, options["split"]))
+        return [question(37), question(20)]
+
+    # The package itself would have to download.
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    files = hotpot_splits("hub:a/b")
+    assert files == {"train": "hub:a/b:train", "test": "hub:a/b:validation"}
+    path = write(tmp_path / "a.jsonl", question(37), question(20))
+    assert load_hotpotqa(files["test"]).items == load_hotpotqa(path).items
+    assert asked == [("a/b", "distractor", "validation")]
+    with pytest.raises(ConfigError, match="names no split"):
+        load_hotpotqa("hub:squad")
+
+
+def test_a_folder_without_both_files_says_which_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "my_train.jsonl").touch()
+    with pytest.raises(DataError, match="no HotpotQA file with 'test'"):
+        hotpot_splits(str(tmp_path))

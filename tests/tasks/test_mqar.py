@@ -49,6 +49,19 @@ def test_every_query_sits_on_its_key_and_wants_its_value(
         assert ((batch.tokens > 0).sum(1) == 3 * pairs).all()
 
 
+# 3 of 127 ids are drawn until they differ, 40 are the first of an order of all.
+@pytest.mark.parametrize("pairs", [3, 40])
+def test_keys_and_values_are_distinct_and_all_come_up(pairs: int) -> None:
+    batch = MQARConfig(length=4 * pairs, pairs=pairs, vocab=256).build(0).train_batch(2000)
+    keys, values = batch.tokens[:, 0 : 2 * pairs : 2], batch.tokens[:, 1 : 2 * pairs : 2]
+    for part, ids in ((keys, range(1, 128)), (values, range(128, 256))):
+        assert all(len(set(row)) == pairs for row in part.tolist())
+        counts = torch.bincount(part.flatten(), minlength=256)[ids.start : ids.stop].double()
+        # Five standard deviations of a binomial count.
+        mean = 2000 * pairs / len(ids)
+        assert (counts - mean).abs().max() < 5 * mean**0.5
+
+
 @pytest.mark.parametrize("power", [0.01, 1.0])
 def test_gaps_have_the_published_distribution(power: float) -> None:
     n = 4000

@@ -348,3 +348,12 @@ def test_direction_routers_may_learn_at_a_rate_of_their_own() -> None:
     # Adam's first steps are as long as the learning rate, whatever the gradient.
     assert moved[0.5][True] < 0.6 * moved[1.0][True]
     assert moved[0.5][False] > 0.9 * moved[1.0][False]
+
+
+def test_a_run_without_phases_ends_at_the_evaluation_that_solves_the_task() -> None:
+    watch = Watch()
+    # Every accuracy is at least 0, so the first evaluation decides.
+    summary = Trainer(tiny(schedule=JointConfig(steps=12, solve_at=0.0)), view=watch).train()
+    assert summary["steps"] == 4
+    assert any("solved at" in record["detail"] for record in watch.of("event"))
+    assert Trainer(tiny(schedule=JointConfig(steps=12, solve_at=1.1))).train()["steps"] == 12

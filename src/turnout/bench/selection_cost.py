@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from turnout.bench.memory import peak_bytes
 from turnout.bench.timing import time_interleaved
 from turnout.models.testbed import TestBed
 from turnout.models.testbed_config import TestBedConfig
@@ -22,6 +23,7 @@ MECHANISMS = {
     "raw, contrastive": ("none", "cosine"),
     "raw, memory of 16 slots": ("none", "memory"),
     "raw, loop of 3 rounds": ("none", "loop"),
+    "raw, budget of a half": ("none", "budget"),
     "raw, segment mean": ("none", "segment:size=32"),
     "identity match": ("none", "exact"),
     "bloom": ("none", "bloom:size=32"),
@@ -47,7 +49,7 @@ def measure(device: str, *, seconds: float = 8.0) -> dict[str, Any]:
         device: "auto", "cpu" (one thread) or "cuda".
         seconds: for all mechanisms together.
     Returns:
-        One record: `rows` with name, ms, ms_p20, ms_p80, n, parameter bytes, peak bytes (GPU only, else None).
+        One record: `rows` with name, ms, ms_p20, ms_p80, n, parameter bytes, peak bytes of one call.
     """
     from turnout.train.loop import pick_device
     from turnout.train.manifest import device_name
@@ -72,15 +74,10 @@ def measure(device: str, *, seconds: float = 8.0) -> dict[str, Any]:
     for name, timing in times.items():
         bed = beds[name]
         parts = [bed.flow, bed.norm, bed.selector]
-        peak = None
-        if where.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(where)
-            before = torch.cuda.memory_allocated(where)
-            calls[name]()
-            peak = torch.cuda.max_memory_allocated(where) - before
         rows.append({
             "name": name, "ms": timing.ms, "ms_p20": timing.ms_p20, "ms_p80": timing.ms_p80, "n": timing.n,
-            "parameter_bytes": sum(4 * p.numel() for part in parts for p in part.parameters()), "peak_bytes": peak,
+            "parameter_bytes": sum(4 * p.numel() for part in parts for p in part.parameters()),
+            "peak_bytes": peak_bytes(calls[name], where),
         })  # fmt: skip
     return {
         "rows": rows, "length": LENGTH, "width": WIDTH, "batch": BATCH,

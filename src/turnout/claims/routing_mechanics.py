@@ -121,12 +121,11 @@ def _lower_verdict(arms: dict[str, list[dict[str, Any]]]) -> str:
     return "holds" if all(low) else "holds with changes" if any(low) else "does not hold"
 
 
-def transitions(records: list[dict[str, Any]], lr: float) -> list[Any]:
-    """Transition of every seed at one learning rate; None where there is none."""
-    from turnout.probe.transition import find_transition
+def jump_at(records: list[dict[str, Any]], lr: float) -> Any:
+    """The transitions of all seeds at one learning rate."""
+    from turnout.probe.transition import over_seeds
 
-    runs = [next(run for run in record["runs"] if run["lr"] == lr) for record in records]
-    return [find_transition(run["curve"]) for run in runs]
+    return over_seeds([next(run for run in record["runs"] if run["lr"] == lr)["curve"] for record in records])
 
 
 def _judge_transition(seen: Summaries) -> list[Finding]:
@@ -134,10 +133,10 @@ def _judge_transition(seen: Summaries) -> list[Finding]:
     parts, without, spans = [], [], []
     for name, records in arms.items():
         for lr in (run["lr"] for run in records[0]["runs"]):
-            found = [t for t in transitions(records, lr) if t is not None]
-            if len(found) < len(records):
+            jump = jump_at(records, lr)
+            if jump.jumping < len(records):
                 continue
-            start, width = (mean_over_seeds([getattr(t, key) for t in found]) for key in ("start", "width"))
+            start, width = jump.start, jump.width
             parts.append(f"{name} at lr {lr:g}: plateau {start.mean:.0f}, rise {width.mean:.0f} steps")
             spans.append(
                 f"{name} at {lr:g}: plateau {start.low:.0f}-{start.high:.0f}, rise {width.low:.0f}-{width.high:.0f}"

@@ -18,6 +18,7 @@ def _judge(seen: Summaries) -> list[Finding]:
     findings = []
     for record in seen.get("bench", []):
         ms = {row["name"]: row["ms"] for row in record["rows"]}
+        peak = [f"{row['name']} {row['peak_bytes'] / 1e6:.2f}" for row in record["rows"] if row["peak_bytes"]]
         order = sorted(ms, key=lambda name: ms[name])
         findings.append(
             Finding(
@@ -34,7 +35,8 @@ def _judge(seen: Summaries) -> list[Finding]:
                 if min(ms["perceiver 16"], ms["ssm both"], ms["mean"]) < ms["attention"]
                 else "does not hold",
                 detail=f"width {record['width']}, batch {record['batch']}, float32, plain PyTorch on both sides; "
-                "embedding, flow and selector, one query a sequence",
+                "embedding, flow and selector, one query a sequence. Peak beyond weights and inputs, MB: "
+                + ", ".join(peak),
             )
         )
     return findings

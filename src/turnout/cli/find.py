@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from turnout.config import apply_overrides, from_dict
@@ -35,6 +36,14 @@ def find_run(word: str, root: str) -> RunDir:
 def run_config(run: RunDir, overrides: Mapping[str, str] | None = None) -> RunConfig:
     """The config that a run was started with."""
     return apply_overrides(from_dict(RunConfig, run.config), overrides or {})
+
+
+def seeds_of(run: RunDir) -> list[RunDir]:
+    """The run and those beside it whose configs differ from its own in the seed alone, by seed."""
+    own = run_config(run)
+    beside = [RunDir.open(run.path.parent / name) for name in list_runs(run.path.parent)]
+    same = [(run_config(other).seed, other) for other in beside if replace(run_config(other), seed=own.seed) == own]
+    return [other for _, other in sorted(same, key=lambda pair: pair[0])]
 
 
 def find_config(word: str, overrides: Mapping[str, str], root: str) -> RunConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -190,6 +191,33 @@ def steering(model: Any, task: Any, sequences: int) -> Shown:
     bars = [(name, float(value)) for name, value in rows]
     table = Table(("model", f"P({found['class']})"), rows, f"layer, head, direction: {found['picks']}")
     return Shown(found, [table], bars, f"P({found['class']})")
+
+
+def transition(evaluations: Sequence[Sequence[dict[str, Any]]], names: Sequence[str]) -> Shown:
+    """When the held-out accuracy of each run jumps, and the mean over the runs with its interval.
+
+    Args:
+        evaluations: "eval" lines of the metrics of each run.
+    """
+    from turnout.probe.transition import over_seeds
+
+    curves = [[(line["step"], line["accuracy"]) for line in lines] for lines in evaluations]
+    if any(value is None for curve in curves for _, value in curve):
+        raise ConfigError("a transition is a jump of the accuracy, which a task of text does not have; use its loss")
+    jump = over_seeds(curves)
+    rows: list[tuple[str, ...]] = [
+        (name, *("---" if found is None else (f"{getattr(found, key):.0f}" for key in ("start", "end", "width"))))
+        for name, found in zip(names, jump.seeds, strict=True)
+    ]
+    spans = [
+        f"{e.mean:.0f}" + (f" ({e.low:.0f} to {e.high:.0f})" if e.low == e.low else "") if e.n else "-"
+        for e in (jump.start, jump.end, jump.width)
+    ]
+    rows.append((f"{jump.jumping} of {len(names)} jump", *spans))
+    columns = ("run", "plateau until step", "risen at step", "rise (steps)")
+    table = Table(columns, rows, "10 and 90 % of the rise of held-out accuracy; in brackets 95 % over runs")
+    bars = [(name, found.start) for name, found in zip(names, jump.seeds, strict=True) if found is not None]
+    return Shown(asdict(jump), [table], bars, "step at which the plateau ends")
 
 
 def _taps(model: Any, task: Any, sequences: int) -> Any:

@@ -68,6 +68,7 @@ class TestBed(nn.Module):
             torch.manual_seed(seed)
             width = config.width
             self.embed = nn.Parameter(torch.randn(vocab, width) * config.init_std)
+            self.frozen = _frozen(config, vocab)
             learned = config.positions == "learned"
             self.place = nn.Parameter(torch.randn(length, width) * config.init_std) if learned else None
             self.flow = FLOWS.build(config.flow, context=FlowContext(width=width, length=length, heads=config.heads))
@@ -80,8 +81,11 @@ class TestBed(nn.Module):
 
     def represent(self, tokens: Tensor) -> Tensor:
         """What the selector sees: [B, T] -> [B, T, E]."""
-        # index_select and not nn.Embedding: its backward has a batching rule for stacked models.
-        x = self.embed.index_select(0, tokens.flatten()).view(*tokens.shape, -1)
+        if self.frozen is not None:
+            x = self.frozen(tokens)
+        else:
+            # index_select and not nn.Embedding: its backward has a batching rule for stacked models.
+            x = self.embed.index_select(0, tokens.flatten()).view(*tokens.shape, -1)
         if self.place is not None:
             x = x + self.place
         return self.norm(self.flow(x))
@@ -106,3 +110,13 @@ class TestBed(nn.Module):
             picks = (evidence[..., None] + more).clamp(max=tokens.shape[1] - 1)
         picked = rows_at(x, picks.flatten(1)).unflatten(1, picks.shape[1:])
         return score, self.head(self.council(rows_at(x, at), picked, x, at))
+
+
+def _frozen(config: TestBedConfig, vocab: int) -> nn.Module | None:
+    """The frozen language model instead of embeddings, where the config names one."""
+    if not config.frozen:
+        return None
+    # Optional: only these beds need transformers.
+    from turnout.models.hf.foreign import FrozenStates
+
+    return FrozenStates(config.frozen, config.width, vocab=vocab, layer=config.frozen_layer, twin=config.frozen_twin)

@@ -24,6 +24,10 @@ class TestBedConfig:
         init_std: standard deviation of the embeddings.
         norm: LayerNorm before the selector.
         directions: spec of the council's direction router, "token", "prefix", ...; "none" removes nothing.
+        frozen: local folder of a Hugging Face causal language model that reads the token ids, frozen; the flow is then
+            the trainable bridge behind it. "" = this bed's own embeddings.
+        frozen_layer: 0 = its embeddings, -1 = its last block.
+        frozen_twin: fresh weights of the same architecture instead, the control of a frozen model.
     """
 
     # pytest collects classes by this prefix.
@@ -39,6 +43,9 @@ class TestBedConfig:
     init_std: float = 0.02
     norm: bool = True
     directions: str = "none"
+    frozen: str = ""
+    frozen_layer: int = -1
+    frozen_twin: bool = False
 
     def __post_init__(self) -> None:
         if self.positions not in BED_POSITIONS:
@@ -49,3 +56,5 @@ class TestBedConfig:
             raise ConfigError(
                 f"k={self.k}, expand={self.expand}, init_std={self.init_std}; expected k >= 1, the others >= 0"
             )
+        if not self.frozen and (self.frozen_twin or self.frozen_layer != -1):
+            raise ConfigError("frozen_layer and frozen_twin belong to a frozen model; set frozen to its folder")

@@ -24,6 +24,9 @@ OWN_BACKWARD_FROM = 8
 BLOCK = 32
 GPU_MATRIX_TAPS = range(32, 129)
 GPU_BLOCK = 128
+# A long kernel for each channel: one banded matrix a channel. Spectra would be cheaper still, but what they round
+# depends on the whole sequence, and no output may depend on the future by even a bit.
+GPU_CHANNEL_TAPS = 48
 
 
 def causal_conv(
@@ -88,7 +91,8 @@ def _choose(context: Tensor, weight: Tensor) -> Callable[[Tensor, Tensor], Tenso
         return fused_shifts
     if context.device.type == "cpu":
         return _CausalConv.apply if n_taps >= OWN_BACKWARD_FROM else _forward
-    return _as_matrix if n_kernels < context.shape[2] and n_taps in GPU_MATRIX_TAPS else _forward
+    shared = n_kernels < context.shape[2]
+    return _as_matrix if (n_taps in GPU_MATRIX_TAPS if shared else n_taps >= GPU_CHANNEL_TAPS) else _forward
 
 
 def _within(x: Tensor, weight: Tensor, starts: Tensor) -> Tensor:

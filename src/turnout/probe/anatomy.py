@@ -155,3 +155,35 @@ class Anatomy:
         module: Any = self.part(self.layout.projection, layer)
         # Hugging Face's Conv1D holds [in, out].
         return module.weight.T if type(module).__name__ == "Conv1D" else module.weight
+
+    def query_key(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """W_q and W_k of every query head, [H, D, E] each; None for a layer without attention.
+
+        Raises:
+            UnsupportedError: attention whose query and key maps are not where a known family has them.
+        """
+        if self.ours:
+            track: Any = getattr(self.blocks[layer].mixer, "attention", None)
+            if track is None:
+                return None
+            return _heads(track.q.weight, track.kv.weight[: track.kv_heads * track.head_dim], track.heads)
+        attention: Any = self.part(self.layout.attention, layer)
+        if hasattr(attention, "q_proj"):
+            return _heads(attention.q_proj.weight, attention.k_proj.weight, self.heads)
+        if hasattr(attention, "c_attn"):
+            q, k, _ = attention.c_attn.weight.T.chunk(3)
+            return _heads(q, k, self.heads)
+        if hasattr(attention, "query_key_value"):
+            # Head by head: its query, its key, its value.
+            q, k, _ = attention.query_key_value.weight.unflatten(0, (self.heads, 3, -1)).unbind(1)
+            return q, k
+        raise UnsupportedError(
+            f"{type(attention).__name__} has none of q_proj, c_attn, query_key_value; expected a known attention"
+        )
+
+
+def _heads(q: Tensor, k: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Rows of W_q and W_k by query head; key heads are repeated for the query heads that share them."""
+    q = q.unflatten(0, (heads, -1))
+    k = k.unflatten(0, (-1, q.shape[1]))
+    return q, k.repeat_interleave(heads // k.shape[0], dim=0)

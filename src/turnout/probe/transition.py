@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from turnout.errors import DataError
+from turnout.stats import Estimate, mean_over_seeds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +49,38 @@ def find_transition(curve: Sequence[Sequence[float]], *, least_rise: float = 0.5
         return None
     start = _crossing(curve, low + 0.1 * (high - low))
     return Transition(start=start, end=max(start, _crossing(curve, low + 0.9 * (high - low))), low=low, high=high)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Jump:
+    """The transitions of several seeds.
+
+    Attributes:
+        seeds: of every curve; None where there is no transition.
+        start, end, width: mean step with its 95 % interval over the seeds that jump.
+    """
+
+    seeds: tuple[Transition | None, ...]
+    start: Estimate
+    end: Estimate
+    width: Estimate
+
+    @property
+    def jumping(self) -> int:
+        """Seeds with a transition."""
+        return sum(found is not None for found in self.seeds)
+
+
+def over_seeds(curves: Sequence[Sequence[Sequence[float]]], *, least_rise: float = 0.5) -> Jump:
+    """The transition of each curve, and when they happen on average.
+
+    Raises:
+        DataError: a curve has fewer than 3 points.
+    """
+    seeds = tuple(find_transition(curve, least_rise=least_rise) for curve in curves)
+    jumps = [found for found in seeds if found is not None]
+    start, end, width = (mean_over_seeds([getattr(t, name) for t in jumps]) for name in ("start", "end", "width"))
+    return Jump(seeds=seeds, start=start, end=end, width=width)
 
 
 def _crossing(curve: Sequence[Sequence[float]], level: float) -> float:

@@ -6,6 +6,7 @@ a GPU. Both sweep the learning rate and read the label both ways.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -96,6 +97,21 @@ class PaperRow:
 def both(name: str, **options: Any) -> tuple[BedArm, BedArm]:
     """The arm under both labels."""
     return BedArm(name=f"{name}, key", label="key", **options), BedArm(name=f"{name}, value", label="value", **options)
+
+
+def frozen_arms(folder: str) -> tuple[BedArm, ...]:
+    """A frozen language model, alone and behind trainable bridges, with its untrained twin; none without a folder."""
+    if not folder:
+        return ()
+    model = {"frozen": folder, "positions": "none"}
+    twin = model | {"frozen_twin": True}
+    return (
+        *both("frozen model", model=model),
+        *both("frozen model, attention bridge", flow="attention", model=model),
+        *both("frozen model, shift bridge", flow="shift", model=model),
+        BedArm(name="untrained twin, key", model=twin, control=True),
+        BedArm(name="untrained twin, attention bridge, key", flow="attention", model=twin, control=True),
+    )
 
 
 UNTRAINED = {"steps": 0, "lrs": (1e-3,)}
@@ -320,8 +336,10 @@ ROWS = (
             BedArm(
                 name="frozen random embeddings, key", run={"freeze_flow": True}, model={"init_std": 1.0}, control=True
             ),
+            *frozen_arms(os.environ.get("TURNOUT_FROZEN", "")),
         ),
-        note="no pretrained weights are reachable here; the random-init twin is the control the study lacks",
+        note="no pretrained weights are reachable here; the random-init twin is the control the study lacks; "
+        "TURNOUT_FROZEN names a local folder of a causal language model to measure it",
     ),
     PaperRow(
         claim="RP14",
@@ -345,6 +363,30 @@ ROWS = (
         quoted="1.7 % [1.6]",
         published=0.017,
         arms=both("raw, loop of 3 rounds", selector="loop:rounds=3"),
+    ),
+    PaperRow(
+        claim="RP16",
+        statement="a budget of 50 % routes, but oscillates",
+        quoted='91.2 %, "between 0 % and 90 %+" [1.6]',
+        published=0.912,
+        arms=(
+            *both("raw, budget of a half", selector="budget:spend=0.5"),
+            BedArm(name="raw, fixed budget of a half, key", selector="budget:spend=0.5,adaptive=false", control=True),
+        ),
+        note="a controller in prose only: our definition, a query reads the more the less it knows",
+    ),
+    PaperRow(
+        claim="RP16",
+        statement="a budget of 25 % collapses to chance",
+        quoted="1.6 % [1.6]",
+        published=0.016,
+        arms=(
+            *both("raw, budget of a quarter", selector="budget:spend=0.25"),
+            BedArm(
+                name="raw, fixed budget of a quarter, key", selector="budget:spend=0.25,adaptive=false", control=True
+            ),
+        ),
+        note="as the row above",
     ),
     PaperRow(
         claim="RP16",

@@ -42,7 +42,8 @@ class HotpotRunConfig:
         seed: of tie-breaks and of learned selectors.
         unit: segments, sentences or paragraphs.
         picks: units chosen.
-        folder: with `*train300.jsonl` and `*test500.jsonl`, or any two files with train and test in their names.
+        folder: with two files that have train and test in their names, or "hub:NAME" of a dataset of the hub.
+        most_train: training questions that are read; the dense vectors hold all their units at once.
         selectors: learned content selectors.
     """
 
@@ -50,6 +51,7 @@ class HotpotRunConfig:
     unit: str = "segments"
     picks: int = 2
     folder: str = ""
+    most_train: int = 2000
     selectors: tuple[str, ...] = ("pairwise", "low_rank:rank=16", "cosine", "linear_attention", "rank1")
 
 
@@ -94,31 +96,23 @@ def _run_bandit(config: BanditRunConfig) -> dict[str, Any]:
 
 def run_hotpot(configs: Sequence[HotpotRunConfig], device: str) -> list[dict[str, Any]]:
     """One record a seed with any-hit, all-hit and recall of every ranker."""
-    from pathlib import Path
-
-    from turnout.errors import DataError
     from turnout.probe import hotpot as rankers
     from turnout.probe import hotpot_learned as learned
-    from turnout.tasks.hotpotqa import load_hotpotqa
+    from turnout.tasks.hotpotqa import hotpot_splits, load_hotpotqa
 
     config = configs[0]
-    files = {name: sorted(Path(config.folder).glob(f"*{name}*.json*")) for name in ("train", "test")}
-    for name, found in files.items():
-        if not found:
-            raise DataError(
-                f"no HotpotQA file with {name!r} in its name in {config.folder!r}; "
-                "set TURNOUT_HOTPOT to a folder with a training and a test file (distractor setting)"
-            )
-    train, test = (load_hotpotqa(files[name][0], unit=config.unit) for name in ("train", "test"))
+    files = hotpot_splits(config.folder)
+    train, test = (load_hotpotqa(files[name], unit=config.unit) for name in ("train", "test"))
+    taught = train.items[: config.most_train]
     table = {
         **rankers.simple_rankers(),
         "bm25": rankers.bm25_ranker(),
         "bloom, words": rankers.bloom_ranker(1),
         "bloom, bigrams": rankers.bloom_ranker(2),
     }
-    vectors = learned.TextVectors(train.items)
+    vectors = learned.TextVectors(taught)
     table["dense vectors (LSA), cosine"] = learned.cosine_ranker(vectors)
-    tables, gold = [vectors.table(q) for q in train.items], [q.gold for q in train.items]
+    tables, gold = [vectors.table(q) for q in taught], [q.gold for q in taught]
     records = []
     for entry in configs:
         scored = {
@@ -130,7 +124,7 @@ def run_hotpot(configs: Sequence[HotpotRunConfig], device: str) -> list[dict[str
             scored[f"learned {spec}"] = rankers.evaluate(test.items, rank, picks=entry.picks, seed=entry.seed)
         records.append({
             "seed": entry.seed, "rankers": scored, "chance": rankers.chance(test.items, entry.picks),
-            "n_eval": len(test.items), "n_train": len(train.items), "lost_facts": test.lost_facts, "device": "cpu",
+            "n_eval": len(test.items), "n_train": len(taught), "lost_facts": test.lost_facts, "device": "cpu",
             "skipped": {"train": train.skipped, "test": test.skipped},
             "gold_units": sum(len(q.gold) for q in test.items) / len(test.items),
         })  # fmt: skip

@@ -204,8 +204,9 @@ def spectra(runs: Runs) -> Figure | None:
 
 
 def pareto(runs: Runs, cost: Runs) -> Figure | None:
-    """Precision against measured time, both labels of every mechanism."""
-    record = next(iter(cost.get("bench", [])), None)
+    """Precision against measured time and against measured memory, both labels of every mechanism."""
+    # A GPU's record where there is one.
+    record = next(iter(sorted(cost.get("bench", []), key=lambda r: str(r.get("device")), reverse=True)), None)
     if record is None:
         return None
     rows: list[list[Any]] = []
@@ -213,37 +214,53 @@ def pareto(runs: Runs, cost: Runs) -> Figure | None:
         for label in ("key", "value", ""):
             name = f"{row['name']}, {label}" if label else row["name"]
             if name in runs:
-                rows.append([name, row["ms"], row["parameter_bytes"], row["peak_bytes"], precision(runs[name]).mean])
+                size = (row["parameter_bytes"] + row["peak_bytes"]) / 1e6 if row["peak_bytes"] else math.nan
+                rows.append([name, row["ms"], size, row["parameter_bytes"], precision(runs[name]).mean])
     if not rows:
         return None
+    costs = [(1, "milliseconds a batch", "ms"), (2, "megabytes, weights and peak", "MB")]
+    costs = [cost for cost in costs if not math.isnan(rows[0][cost[0]])]
 
     def draw(width: float) -> str:
-        box = Box(left=46, top=28, width=width - (300 if width > 600 else 150), height=300)
-        panel = Panel(
-            box=box, x=log_scale([row[1] for row in rows], box.left, box.right),
-            y=linear_scale([0.0, 1.0], box.bottom, box.top, floor=0.0),
+        beside = width > 600
+        each = width / (len(costs) if beside else 1)
+        marks: list[str] = []
+        for i, (column, words, unit) in enumerate(costs):
+            left, top = (i * each, 28.0) if beside else (0.0, 28.0 + 350 * i)
+            box = Box(left=left + 46, top=top, width=each - 196, height=270)
+            marks += _front(rows, column, words, unit, box)
+        return picture(
+            width, (28 if beside else 28 + 350 * (len(costs) - 1)) + 310, marks,
+            label="Routing precision against measured time and memory",
         )  # fmt: skip
-        panel.axes(title="routing precision", y_unit="%", x_label="milliseconds a batch (log scale)")
-        for name, ms, _, _, found in rows:
-            shape = "circle" if name.endswith("key") else "triangle"
-            panel.dot((ms, found), _colour(name), shape=shape, title=f"{name}: {100 * found:.1f} %, {ms:.2f} ms")
-        best = sorted(rows, key=lambda row: (row[1], -row[4]))
-        front, top = [], -1.0
-        for row in best:
-            if row[4] > top + 0.005:
-                top = row[4]
-                front.append(row)
-        panel.line([(row[1], row[4]) for row in front], "var(--soft)", dash="4 3")
-        panel.end_labels([(row[4], f"{row[0]}, {row[1]:.2g} ms", _colour(row[0])) for row in front])
-        return picture(width, box.bottom + 40, panel.marks, label="Routing precision against measured time")
 
     wide, narrow = both_sizes(draw)
     return Figure(
         title="Precision against cost", wide=wide, narrow=narrow,
-        caption=f"Circles: label key; triangles: label value. Time of embedding, flow, selector for {record['batch']} "
+        caption=f"Circles: label key; triangles: label value. Embedding, flow and selector for {record['batch']} "
         f"sequences of {record['length']} tokens, width {record['width']}, {record['device_name']}, median of at least "
-        f"{min(row['n'] for row in record['rows'])} calls. Precision: {_provenance(runs)}.",
-        data=Data(
-            name="pareto", columns=["arm", "ms", "parameter_bytes", "peak_bytes", "precision"], rows=rows
-        ),
+        f"{min(row['n'] for row in record['rows'])} calls; memory: weights and the most that is alive at once. "
+        f"Precision: {_provenance(runs)}.",
+        data=Data(name="pareto", columns=["arm", "ms", "megabytes", "parameter_bytes", "precision"], rows=rows),
     )  # fmt: skip
+
+
+def _front(rows: list[list[Any]], column: int, words: str, unit: str, box: Box) -> list[str]:
+    """One panel: every mechanism, and a line through those that nothing cheaper matches."""
+    panel = Panel(
+        box=box, x=log_scale([row[column] for row in rows], box.left, box.right),
+        y=linear_scale([0.0, 1.0], box.bottom, box.top, floor=0.0),
+    )  # fmt: skip
+    panel.axes(title="routing precision", y_unit="%", x_label=f"{words} (log scale)")
+    for row in rows:
+        name, value, found = row[0], row[column], row[4]
+        shape = "circle" if name.endswith("key") else "triangle"
+        panel.dot((value, found), _colour(name), shape=shape, title=f"{name}: {100 * found:.1f} %, {value:.3g} {unit}")
+    front, top = [], -1.0
+    for row in sorted(rows, key=lambda row: (row[column], -row[4])):
+        if row[4] > top + 0.005:
+            top = row[4]
+            front.append(row)
+    panel.line([(row[column], row[4]) for row in front], "var(--soft)", dash="4 3")
+    panel.end_labels([(row[4], f"{row[0]}, {row[column]:.2g} {unit}", _colour(row[0])) for row in front])
+    return [tag("g", *panel.marks)]

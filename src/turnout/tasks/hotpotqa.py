@@ -1,7 +1,7 @@
 """HotpotQA (distractor setting) as a routing problem: which units of a question's own context hold supporting facts?
 
 A file is JSONL or JSON in the schema of the Hugging Face data set: id, question, supporting_facts {title[], sent_id[]},
-context {title[], sentences[][]}. No torch here; nothing is downloaded.
+context {title[], sentences[][]}. `hub:NAME:SPLIT` is such a data set itself (extra `datasets`). No torch here.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from turnout.errors import ConfigError, DataError, nearest
+from turnout.tasks.hub import dataset_rows
 
 UNITS = ("segments", "sentences", "paragraphs")
+HUB = "hub:"
 _WORD = re.compile(r"\w+")
 
 
@@ -63,7 +65,7 @@ def load_hotpotqa(path: str | Path, *, unit: str = "segments", segments: int = 1
     """Read a file and cut every context into units.
 
     Args:
-        path: .jsonl, or .json with a list.
+        path: .jsonl, .json with a list, or "hub:NAME:SPLIT" (its subset "distractor").
         unit: "segments" (the whole context in `segments` consecutive parts), "sentences" or "paragraphs".
         segments: number of parts.
         by: parts of equal numbers of "sentences", or of nearly equal numbers of "words" (sentences stay whole).
@@ -80,11 +82,39 @@ def load_hotpotqa(path: str | Path, *, unit: str = "segments", segments: int = 1
     if segments < 2:
         raise ConfigError(f"hotpotqa segments={segments}; expected at least 2")
     found = Questions()
-    for where, record in _records(Path(path)):
+    rows = _hub_rows(str(path)) if str(path).startswith(HUB) else _records(Path(path))
+    for where, record in rows:
         _add(found, record, where, unit, segments, by)
     if not found.items:
         raise DataError(f"{path} has no usable question; left out: {found.skipped or 'nothing, the file is empty'}")
     return found
+
+
+def hotpot_splits(where: str) -> dict[str, str]:
+    """What to train on and what to test on: two files of a folder by their names, or two splits of "hub:NAME".
+
+    Raises:
+        DataError: a folder without such files.
+    """
+    if where.startswith(HUB):
+        # The test split of the release has no answers.
+        return {"train": f"{where}:train", "test": f"{where}:validation"}
+    found = {name: sorted(Path(where).glob(f"*{name}*.json*")) for name in ("train", "test")}
+    for name, files in found.items():
+        if not files:
+            raise DataError(
+                f"no HotpotQA file with {name!r} in its name in {where!r}; set TURNOUT_HOTPOT to a folder with a "
+                "training and a test file (distractor setting), or to hub:hotpotqa/hotpot_qa"
+            )
+    return {name: str(files[0]) for name, files in found.items()}
+
+
+def _hub_rows(where: str) -> Iterator[tuple[str, Any]]:
+    name, _, split = where.removeprefix(HUB).rpartition(":")
+    if not name or not split:
+        raise ConfigError(f"{where!r} names no split; write hub:NAME:SPLIT, for example hub:hotpotqa/hotpot_qa:train")
+    for i, row in enumerate(dataset_rows(name, subset="distractor", split=split)):
+        yield f"{where}, row {i}", row
 
 
 def _records(path: Path) -> Iterator[tuple[str, Any]]:

@@ -84,8 +84,8 @@ class MQARConfig:
         import torch
 
         half, pairs = self.vocab // 2, self.pairs
-        keys = 1 + torch.rand(n, half - 1, generator=generator).topk(pairs, dim=1).indices
-        values = half + torch.rand(n, self.vocab - half, generator=generator).topk(pairs, dim=1).indices
+        keys = 1 + _distinct(n, pairs, half - 1, generator)
+        values = half + _distinct(n, pairs, self.vocab - half, generator)
         tokens = torch.zeros(n, self.length, dtype=torch.int64)
         tokens[:, 0 : 2 * pairs : 2], tokens[:, 1 : 2 * pairs : 2] = keys, values
         space = (self.length - 2 * pairs) // 2
@@ -106,3 +106,25 @@ class MQARConfig:
             slices={"gap": floor_power_of_two(at - key_at - 1), "pairs": torch.full_like(at, pairs)},
             evidence=key_at,
         )
+
+
+def _distinct(n: int, count: int, size: int, generator: torch.Generator) -> torch.Tensor:
+    """`count` different numbers of 0..size-1 in random order, n times: int64 [n, count].
+
+    Where a row of independent draws has no repetition more often than not, rows that have one are drawn again: at 16
+    of 4,095 that is a hundred times faster than ordering all of them.
+    """
+    import torch
+
+    if count * count > size:
+        return torch.rand(n, size, generator=generator).topk(count, dim=1).indices
+    drawn = torch.randint(size, (n, count), generator=generator)
+    while len(again := _repeating(drawn)):
+        drawn[again] = torch.randint(size, (len(again), count), generator=generator)
+    return drawn
+
+
+def _repeating(rows: torch.Tensor) -> torch.Tensor:
+    """Indices of the rows in which a number occurs twice."""
+    ordered = rows.sort(1).values
+    return (ordered[:, 1:] == ordered[:, :-1]).any(1).nonzero()[:, 0]

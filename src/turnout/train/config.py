@@ -100,12 +100,14 @@ class JointConfig:
     Args:
         penalty, cost: as in the curriculum; cost 0 trains without any pressure.
         steps: how long.
+        solve_at: evaluation accuracy that ends training early; None trains for exactly `steps`.
     """
 
     kind: ClassVar[str] = "joint"
     penalty: str = "per_gate"
     cost: float = 0.0
     steps: int = 2000
+    solve_at: float | None = None
 
     def __post_init__(self) -> None:
         _check_penalty(self.penalty, self.cost)

@@ -7,12 +7,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from turnout.errors import ConfigError, DataError, UnsupportedError
+from turnout.errors import ConfigError, DataError
+from turnout.tasks.hub import dataset_rows
 from turnout.train.atomic import write_error, write_file
 from turnout.train.jsonfile import read_json, write_json
 
@@ -89,19 +89,7 @@ def stream(name: str, *, subset: str | None, split: str, column: str) -> Iterabl
         UnsupportedError: the package is not installed.
         DataError: no such dataset, split or column.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise UnsupportedError(
-            "gathering needs the package datasets, which is not installed; pip install 'turnout[datasets]'"
-        ) from error
-    # Code that comes with a dataset is not run.
-    os.environ.setdefault("HF_DATASETS_TRUST_REMOTE_CODE", "0")
-    try:
-        found = datasets.load_dataset(name, subset, split=split, streaming=True)
-        for row in found:
-            if column not in row:
-                raise DataError(f"dataset {name} has no column {column!r}; it has {', '.join(sorted(row))}")
-            yield str(row[column])
-    except (FileNotFoundError, ValueError, ConnectionError) as error:
-        raise DataError(f"dataset {name}, split {split}: {str(error).splitlines()[0][:200]}") from error
+    for row in dataset_rows(name, subset=subset, split=split):
+        if column not in row:
+            raise DataError(f"dataset {name} has no column {column!r}; it has {', '.join(sorted(row))}")
+        yield str(row[column])

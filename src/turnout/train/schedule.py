@@ -100,6 +100,13 @@ class Joint(Schedule):
         self.done = self.steps >= self.config.steps
         return []
 
+    def on_eval(self, accuracy: float | None, loss: float) -> list[str]:
+        solve_at = self.config.solve_at
+        if accuracy is None or solve_at is None or accuracy < solve_at or self.done:
+            return []
+        self.done = True
+        return [f"joint -> end: solved at {accuracy:.4f} after {self.steps} steps"]
+
 
 def cosine(progress: float) -> float:
     """From 1 at progress 0 to 0.1 at progress 1 and after, along half a cosine."""

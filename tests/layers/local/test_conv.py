@@ -39,9 +39,19 @@ def test_without_projections_there_is_only_the_kernel() -> None:
     assert [name for name, _ in ConvTrack(8, 2, project=False).named_parameters()] == ["weight"]
 
 
+def test_a_gate_multiplies_what_was_convolved() -> None:
+    x = torch.randn(2, 9, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    track = ConvTrack(8, 2, kernel=4, project=False, gate=True).double()
+    plain = ConvTrack(8, 2, kernel=4, project=False).double()
+    plain.load_state_dict({"weight": track.weight.detach()})
+    assert track.gate is not None
+    assert_same(track(x)[0], track.gate(x) * plain(x)[0], terms=1)
+
+
+@pytest.mark.parametrize("gate", [True, False])
 @pytest.mark.parametrize("project", [True, False])
-def test_counted_operations_are_those_that_torch_counts(project: bool) -> None:
-    track = ConvTrack(8, 2, kernel=9, project=project)
+def test_counted_operations_are_those_that_torch_counts(project: bool, gate: bool) -> None:
+    track = ConvTrack(8, 2, kernel=9, project=project, gate=gate)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         track(torch.randn(1, 11, 8))
     assert track.flops(11) == counter.get_total_flops()

@@ -13,7 +13,7 @@ CAUSAL = (
     "pairwise", "low_rank:rank=4", "rank1", "cosine", "linear_attention", "random_projection", "centroid:clusters=4",
     "exact", "exact:ngram=2,offset=1", "segment:size=4", "bloom:size=4", "position", "bandit",
 )  # fmt: skip
-REFUSED = ("memory:slots=4", "loop", "bm25:size=4", "rank1:query=shuffled")
+REFUSED = ("memory:slots=4", "loop", "budget", "bm25:size=4", "rank1:query=shuffled")
 
 
 def build(spec: str) -> ContentSelector:

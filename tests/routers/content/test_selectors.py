@@ -23,6 +23,7 @@ SPECS = (
     "cosine", "cosine:project=false", "random_projection", "random_projection:rank=5,twin=false", "memory:slots=4",
     "centroid:clusters=5", "loop", "exact", "exact:ngram=2,offset=1", "bloom:size=4", "bm25:size=4",
     "bm25:size=4,neighbours=2", "position", "bandit",
+    "budget", "budget:spend=0.25,adaptive=false",
 )  # fmt: skip
 
 
@@ -129,6 +130,32 @@ def test_full_rank_low_rank_spans_the_pairwise_form() -> None:
     assert (ratio - 2**0.5).abs().max() < 1e-2
 
 
+def test_a_budget_is_spent_in_doubt_and_saved_in_certainty() -> None:
+    selector = build("budget:spend=0.5")
+    certain = torch.zeros(1, 1, 64)
+    certain[..., 7] = 50.0
+    assert int(selector.reads(torch.zeros(1, 1, 64)).sum()) == 32  # type: ignore[operator]
+    read = selector.reads(certain)  # type: ignore[operator]
+    assert int(read.sum()) == 1 and bool(read[..., 7])
+    # The control spends it always, and spending all is the pairwise selector.
+    assert int(build("budget:spend=0.25,adaptive=false").reads(certain).sum()) == 16  # type: ignore[operator]
+    drawn = batch()
+    x = codes(drawn.tokens)
+    whole = build("budget:spend=1.0,adaptive=false").score(x, drawn.tokens, drawn.at)
+    assert torch.equal(whole, build("pairwise").score(x, drawn.tokens, drawn.at))
+
+
+def test_what_a_budget_did_not_read_scores_below_it_and_teaches_nothing() -> None:
+    selector, drawn = build("budget:spend=0.25,adaptive=false").double(), batch()
+    x = codes(drawn.tokens).double().requires_grad_()
+    score = selector.score(x, drawn.tokens, drawn.at)
+    order = score.argsort(-1, descending=True)
+    kept, rest = order[..., :16], order[..., 16:]
+    assert (score.gather(-1, rest) == score.gather(-1, kept).amin(-1, keepdim=True) - math.log(64)).all()
+    (grad,) = torch.autograd.grad(score.gather(-1, rest).sum(), x)
+    assert not bool(grad.any())
+
+
 @pytest.mark.parametrize("kind", ["linucb", "thompson", "oful"])
 def test_a_bandit_learns_identity_match_from_hits_alone(kind: str) -> None:
     drawn, test = batch(3000), batch(200, distractors=2)
@@ -151,6 +178,7 @@ def test_top_positions_read_neighbours_and_whole_segments() -> None:
         ("segment:size=5", "equal segments"), ("segment:size=4,pool=sum", "pool"), ("bloom:size=4,bits=1", "max_error"),
         ("low_rank:rank=17", "rank"), ("rank1:query=all", "query"), ("cosine:temperature=0", "temperature"),
         ("memory:slots=1", "slots"), ("centroid:clusters=1", "clusters"), ("loop:rounds=0", "rounds"),
+        ("budget:spend=0.0", "spend"),
         ("exact:ngram=0", "ngram"), ("bm25:size=4,k1=0", "k1"), ("bandit:kind=ucb", "linucb"),
         ("bandit:alpha=-1", "alpha"),
     ],

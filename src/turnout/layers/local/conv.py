@@ -16,7 +16,7 @@ FORMS = ("signed", "softmax")
 
 @LOCAL_TRACKS.register("conv")
 class ConvTrack(LocalTrack):
-    """y = O conv(V x), causal, kernel K.
+    """y = O conv(V x), causal, kernel K; gated: y = O (G x ∘ conv(V x))   (Arora et al. 2023, BaseConv)
 
     signed    depthwise, one free kernel per channel [E, K], initialised U(-1/sqrt(K), 1/sqrt(K))
     softmax   one kernel per head, w = softmax(a), a in R^{H x K} initialised 0: an average of the last K values that
@@ -26,7 +26,9 @@ class ConvTrack(LocalTrack):
         kernel: K >= 1 tokens, the current one included.
         form: "signed" or "softmax".
         project: True has the linear maps V and O (with bias `bias`); False convolves x itself.
-        bias: of V and O.
+        bias: of V, O and G.
+        gate: multiply by a third linear map of x, G. A long gated convolution (K = T) can compare tokens; without the
+            product a convolution weighs by distance alone.
     Cost: O(E·K + 4·E²·project) per token. State: the last K - 1 inputs of the convolution, [B, K - 1, E].
     """
 
@@ -41,6 +43,7 @@ class ConvTrack(LocalTrack):
         form: str = "signed",
         project: bool = True,
         bias: bool = True,
+        gate: bool = False,
     ) -> None:
         super().__init__()
         if kernel < 1:
@@ -52,6 +55,7 @@ class ConvTrack(LocalTrack):
         self.kernel, self.form, self.width = kernel, form, width
         self.value = nn.Linear(width, width, bias=bias) if project else None
         self.out = nn.Linear(width, width, bias=bias) if project else None
+        self.gate = nn.Linear(width, width, bias=bias) if gate else None
         if form == "softmax":
             self.weight = nn.Parameter(torch.zeros(heads, kernel))
         else:
@@ -64,8 +68,11 @@ class ConvTrack(LocalTrack):
         v = x if self.value is None else self.value(x)
         weight = self.weight.softmax(dim=-1) if self.form == "softmax" else self.weight
         y, state = causal_conv(v, weight.to(v.dtype), state, starts=starts)
+        if self.gate is not None:
+            y = self.gate(x) * y
         return (y if self.out is None else self.out(y)), state
 
     def flops(self, length: int) -> float:
-        projections = 0 if self.value is None else 4 * self.width**2
+        maps = sum(part is not None for part in (self.value, self.out, self.gate))
+        projections = 2 * maps * self.width**2
         return length * (projections + 2 * self.kernel * self.width)
