@@ -29,7 +29,7 @@ IDENTITIES: dict[str, dict[str, Any]] = {
     "no decay": {"log_decay": torch.zeros(B, S, H)},
     "a window as long as the sequence": {"window": S},
     "sinks that cover everything": {"window": 1, "sinks": S},
-    "nothing suppressed": {"directions": torch.randn(H, 2, D), "suppress": torch.zeros(B, R, H, 2)},
+    "nothing suppressed": {"directions": torch.full((H, 2, D), D**-0.5), "suppress": torch.zeros(B, R, H, 2)},
     "no directions": {"directions": torch.randn(H, 0, D), "suppress": torch.zeros(B, R, H, 0)},
     "the default scale": {"scale": D**-0.5},
     "one list per kv head, all equal": {"rows": ROWS[:, None].expand(B, G, R)},
@@ -52,7 +52,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "log_decay": {"log_decay": torch.full((B, S, H), -1.0)},
     "window": {"window": 2},
     "sinks": {"window": 2, "sinks": 1},
-    "directions and suppress": {"directions": torch.ones(H, 1, D), "suppress": torch.ones(B, R, H, 1)},
+    "directions and suppress": {"directions": torch.full((H, 1, D), D**-0.5), "suppress": torch.ones(B, R, H, 1)},
     "scale": {"scale": 1.0},
 }
 
@@ -134,6 +134,26 @@ BAD_OPTIONS = {
     "suppress for other directions": (
         {"directions": torch.ones(H, 2, D), "suppress": torch.ones(B, R, H, 1)},
         "suppress has shape",
+    ),
+    "directions of another length": (
+        {"directions": torch.ones(H, 1, D), "suppress": torch.ones(B, R, H, 1)},
+        "expected 1: a zero vector has no direction",
+    ),
+    "directions of zeros": (
+        {"directions": torch.zeros(H, 1, D), "suppress": torch.ones(B, R, H, 1)},
+        r"lengths 0\.\.0",
+    ),
+    "directions that are no numbers": (
+        {"directions": torch.full((H, 1, D), torch.nan), "suppress": torch.ones(B, R, H, 1)},
+        "lengths nan",
+    ),
+    "more directions than there are": (
+        {"directions": torch.eye(D)[:1].repeat(H, D + 1, 1), "suppress": torch.ones(B, R, H, D + 1)},
+        "expected K <= D",
+    ),
+    "suppress that is no number": (
+        {"directions": torch.full((H, 1, D), D**-0.5), "suppress": torch.full((B, R, H, 1), torch.nan)},
+        "suppress holds NaN",
     ),
 }
 

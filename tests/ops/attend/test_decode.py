@@ -33,7 +33,8 @@ def test_one_token_of_decode_is_one_row_of_attend(rows: Any, options: dict[str, 
             [plain["log_decay"].cumsum(1), randn(B, -S % page if page else 0, H, seed=9)], 1
         )
     if "directions" in options:
-        plain["directions"], suppress = randn(H, 2, D, seed=4), randn(B, H, 2, seed=5)
+        plain["directions"] = torch.nn.functional.normalize(randn(H, 2, D, seed=4), dim=-1)
+        suppress = randn(B, H, 2, seed=5)
         step |= {"directions": plain["directions"], "suppress": suppress}
         plain["suppress"] = suppress[:, None]
 

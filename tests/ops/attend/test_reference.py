@@ -78,11 +78,15 @@ def test_every_gradient_of_the_reference_is_the_derivative() -> None:
 
     def function(q: Tensor, k: Tensor, v: Tensor, a: Tensor, d: Tensor, r: Tensor) -> Tensor:
         return attend(
-            q, k, v, rows=rows, log_decay=a, window=3, sinks=1, directions=d, suppress=r, impl="reference"
+            q, k, v, rows=rows, log_decay=a, window=3, sinks=1, directions=unit(d), suppress=r, impl="reference"
         )  # fmt: skip
 
     inputs = [x.requires_grad_() for x in (q, k, v, log_decay, directions, suppress)]
     assert torch.autograd.gradcheck(function, inputs)
+
+
+def unit(directions: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(directions, dim=-1)
 
 
 def orthonormal(n_directions: int, width: int = D) -> Tensor:
@@ -101,7 +105,7 @@ def test_full_suppression_of_orthonormal_directions_removes_them_and_is_idempote
 
 def test_suppression_takes_away_each_direction_by_its_share() -> None:
     q, k, v = randn(B, S, H, D), randn(B, S, G, D, seed=1), randn(B, S, G, D, seed=2)
-    directions, suppress = randn(H, 3, D, seed=8), randn(B, S, H, 3, seed=9)
+    directions, suppress = unit(randn(H, 3, D, seed=8)), randn(B, S, H, 3, seed=9)
     plain, out = attend(q, k, v), attend(q, k, v, directions=directions, suppress=suppress)
     b, t, h = 1, 5, 2
     want = plain[b, t, h].clone()

@@ -14,6 +14,8 @@ from turnout.errors import ConfigError, ShapeError, UnsupportedError
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INDEX_DTYPES = (torch.int64, torch.int32)
+# How far from 1 a direction may be long: as far as a unit vector in bfloat16.
+_UNIT = 2**-6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -272,3 +274,25 @@ def _check_directions(call: Call) -> None:
     for name, tensor in (("directions", directions), ("suppress", suppress)):
         if not tensor.is_floating_point() or tensor.device != q.device:
             raise ShapeError(f"{name} is {tensor.dtype} on {tensor.device}; expected floats on {q.device}")
+    if directions.shape[1] > q.shape[3]:
+        raise ShapeError(f"K={directions.shape[1]} directions of heads of {q.shape[3]}; expected K <= D")
+    _check_direction_values(directions.detach(), suppress.detach())
+
+
+def _check_direction_values(directions: Tensor, suppress: Tensor) -> None:
+    """Refuse what only looks like directions, where looking is free; rounding to half precision is let through."""
+    if not _readable(directions) or not _readable(suppress):
+        return
+    size = directions.norm(dim=-1)
+    try:
+        unit, finite = bool(((size - 1).abs() < _UNIT).all()), bool(suppress.isfinite().all())
+    except RuntimeError:
+        # torch.func.vmap has no values to read.
+        return
+    if not unit:
+        raise ShapeError(
+            f"directions have lengths {size.min():.3g}..{size.max():.3g}; expected 1: a zero vector has no direction, "
+            "others torch.nn.functional.normalize(directions, dim=-1) makes unit vectors of"
+        )
+    if not finite:
+        raise ShapeError("suppress holds NaN or infinity; expected how much of each direction is removed, 0..1")
