@@ -53,7 +53,8 @@ def _judge_hotpot(seen: Summaries) -> list[Finding]:
                 verdict=verdict if unit == "segments" else "holds",
                 detail=f"all supporting units %: {whole}. {first['gold_units']:.2f} gold units a question; "
                 f"left out: {first['skipped']}, {first.get('empty_paragraphs', 0)} empty paragraphs, "
-                f"{first['lost_facts']} facts that point nowhere; learned selectors: {first['n_train']} training questions",
+                f"{first['lost_facts']} facts that point nowhere; learned selectors: {first['n_train']} training "
+                "questions",
             )
         )
     return findings

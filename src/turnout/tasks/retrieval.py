@@ -91,8 +91,8 @@ class RetrievalConfig:
                 raise ConfigError(f"retrieval {name}={getattr(self, name)}; expected at least {least}")
         if self.distractors > _OFFSETS:
             raise ConfigError(
-                f"retrieval distractors={self.distractors} do not fit at the {_OFFSETS} even offsets ±2..±18 of a query; "
-                f"use at most {_OFFSETS}"
+                f"retrieval distractors={self.distractors} do not fit at the {_OFFSETS} even offsets ±2..±18 of a "
+                f"query; use at most {_OFFSETS}"
             )
         needed = 4 * self.queries + 8
         if self.vocab < needed:
