@@ -195,6 +195,12 @@ def test_tokens_that_are_not_a_batch_of_sequences_are_refused() -> None:
         awake(tiny())(torch.zeros(5, dtype=torch.int64))
 
 
+@pytest.mark.parametrize("token", [-1, VOCAB])
+def test_tokens_of_another_tokenizer_are_refused(token: int) -> None:
+    with pytest.raises(ShapeError, match="another tokenizer"):
+        awake(tiny())(torch.tensor([[1, token]]))
+
+
 def test_a_vocabulary_of_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="vocab=0; expected >= 1"):
         CausalLM(tiny(), vocab=0)

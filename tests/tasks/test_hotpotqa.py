@@ -119,3 +119,28 @@ def test_a_folder_without_both_files_says_which_is_missing(tmp_path: Path) -> No
     (tmp_path / "my_train.jsonl").touch()
     with pytest.raises(DataError, match="no HotpotQA file with 'test'"):
         hotpot_splits(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"supporting_facts": {"title": ["P0"], "sent_id": ["one"]}}, "no HotpotQA question"),
+        ({"supporting_facts": {"title": ["P0"], "sent_id": [None]}}, "no HotpotQA question"),
+        ({"context": {"title": ["P0"], "sentences": ["One text, not a list of them."]}}, "list of texts"),
+        ({"context": {"title": ["P0"], "sentences": [[1, 2]]}}, "list of texts"),
+        ({"question": None}, "question of type NoneType"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_refused_with_their_line(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(DataError, match=f"line 2.*{words}"):
+        load_hotpotqa(write(tmp_path / "a.jsonl", question(), question(**changes)))
+
+
+def test_paragraphs_without_a_sentence_are_counted(tmp_path: Path) -> None:
+    whole = question()
+    whole["context"]["title"].append("P2")
+    whole["context"]["sentences"].append([])
+    found = load_hotpotqa(write(tmp_path / "a.jsonl", whole), unit="paragraphs")
+    assert len(found.items[0].units) == 2 and found.empty_paragraphs == 1

@@ -52,7 +52,9 @@ def _judge_hotpot(seen: Summaries) -> list[Finding]:
                 control=f"true chance: any {100 * chance['any_hit']:.1f} %, all {100 * chance['all_hit']:.1f} %",
                 verdict=verdict if unit == "segments" else "holds",
                 detail=f"all supporting units %: {whole}. {first['gold_units']:.2f} gold units a question; "
-                f"left out: {first['skipped']}; learned selectors: {first['n_train']} training questions",
+                f"left out: {first['skipped']}, {first.get('empty_paragraphs', 0)} empty paragraphs, "
+                f"{first['lost_facts']} facts that point nowhere; learned selectors: {first['n_train']} training "
+                "questions",
             )
         )
     return findings

@@ -118,8 +118,11 @@ def first_keys(log_decay: Tensor, rows: Tensor, groups: int, prune: Prune, head_
     """First key that some head of a kv head still reads: int64 [B, L or G, R], never falling within a list.
 
     start_t = min j with sum_{j<i<=t} log_decay_i >= delta; the decay falls with distance, so what is skipped is the
-    beginning of the sequence.
+    beginning of the sequence. A decay that is the same at every step says how far that is without a sum.
     """
+    if prune.spans is not None:
+        spans = prune.spans.unflatten(0, (groups, -1)).amax(1)[:, None]
+        return (rows - spans).clamp(min=0).expand(len(log_decay), -1, -1)
     grown = -log_decay.detach().double().transpose(1, 2).contiguous().cumsum(-1)
     n_batch, heads, _ = grown.shape
     at = rows.expand(n_batch, -1, -1).repeat_interleave(heads // rows.shape[1], 1).clamp(min=0)

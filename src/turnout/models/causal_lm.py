@@ -104,11 +104,12 @@ class CausalLM(nn.Module):
             at: int64 [B, Q], the only positions whose logits are wanted (-1 = empty, read at position 0).
             hint: bool [B, T] for the oracle router.
         Raises:
-            ShapeError: tokens are not [B, T], or the state is full, of another batch size or of another model. The
-                state is then as it was.
+            ShapeError: tokens are not [B, T] or, on a CPU where looking costs nothing, outside the vocabulary; or the
+                state is full, of another batch size or of another model. The state is then as it was.
         """
         if tokens.ndim != 2:
             raise ShapeError(f"tokens {tuple(tokens.shape)}; expected [batch, length]")
+        self._check_vocab(tokens)
         mode = replace(mode, tokens=tokens)
         x, routes = self.features(self.embed(tokens), mode=mode, state=state, hint=hint)
         if at is not None:
@@ -190,6 +191,16 @@ class CausalLM(nn.Module):
         for block in self.blocks:
             block.compile(dynamic=False)
         self.compiled = True
+
+    def _check_vocab(self, tokens: Tensor) -> None:
+        if tokens.device.type != "cpu" or torch.compiler.is_compiling() or not tokens.numel():
+            return
+        low, high = (int(value) for value in tokens.aminmax())
+        if low < 0 or high >= self.vocab:
+            raise ShapeError(
+                f"tokens hold {low}..{high}, but the model knows 0..{self.vocab - 1}; they were made with another "
+                "tokenizer: use the one that the model was trained with"
+            )
 
     def _check_state(self, state: list[MixerState], tokens: Tensor) -> None:
         if len(state) != len(self.blocks):

@@ -370,7 +370,8 @@ ROWS = (
         quoted='91.2 %, "between 0 % and 90 %+" [1.6]',
         published=0.912,
         arms=(
-            *both("raw, budget of a half", selector="budget:spend=0.5"),
+            BedArm(name="raw, budget of a half, key", selector="budget:spend=0.5"),
+            BedArm(name="raw, budget of a half, value", selector="budget:spend=0.5", label="value", scales=(FULL,)),
             BedArm(name="raw, fixed budget of a half, key", selector="budget:spend=0.5,adaptive=false", control=True),
         ),
         note="a controller in prose only: our definition, a query reads the more the less it knows",
@@ -381,7 +382,8 @@ ROWS = (
         quoted="1.6 % [1.6]",
         published=0.016,
         arms=(
-            *both("raw, budget of a quarter", selector="budget:spend=0.25"),
+            BedArm(name="raw, budget of a quarter, key", selector="budget:spend=0.25"),
+            BedArm(name="raw, budget of a quarter, value", selector="budget:spend=0.25", label="value", scales=(FULL,)),
             BedArm(
                 name="raw, fixed budget of a quarter, key", selector="budget:spend=0.25,adaptive=false", control=True
             ),

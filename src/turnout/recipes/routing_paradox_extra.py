@@ -125,6 +125,7 @@ def run_hotpot(configs: Sequence[HotpotRunConfig], device: str) -> list[dict[str
         records.append({
             "seed": entry.seed, "rankers": scored, "chance": rankers.chance(test.items, entry.picks),
             "n_eval": len(test.items), "n_train": len(taught), "lost_facts": test.lost_facts, "device": "cpu",
+            "empty_paragraphs": test.empty_paragraphs,
             "skipped": {"train": train.skipped, "test": test.skipped},
             "gold_units": sum(len(q.gold) for q in test.items) / len(test.items),
         })  # fmt: skip

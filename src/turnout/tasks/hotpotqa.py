@@ -7,6 +7,7 @@ context {title[], sentences[][]}. `hub:NAME:SPLIT` is such a data set itself (ex
 from __future__ import annotations
 
 import json
+import operator
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -50,11 +51,13 @@ class Questions:
         items: in file order.
         skipped: reason -> number of questions left out.
         lost_facts: supporting facts that point at no sentence, in questions that were kept.
+        empty_paragraphs: paragraphs without a sentence, in questions that were kept; they are no candidates.
     """
 
     items: list[RoutingQuestion] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
     lost_facts: int = 0
+    empty_paragraphs: int = 0
 
     def skip(self, reason: str) -> None:
         """Count one question as left out."""
@@ -137,7 +140,8 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _add(found: Questions, record: Any, where: str, unit: str, segments: int, by: str) -> None:
-    paragraphs, facts, text = _parse(record, where)
+    every, facts, text = _parse(record, where)
+    paragraphs = [(title, group) for title, group in every if group]
     sentences = [s for _, group in paragraphs for s in group]
     first: dict[str, int] = {}
     count = 0
@@ -160,6 +164,7 @@ def _add(found: Questions, record: Any, where: str, unit: str, segments: int, by
         owner = list(range(len(sentences))) if unit == "sentences" else _segment_of(sentences, segments, by)
         units = [" ".join(s for s, o in zip(sentences, owner, strict=True) if o == u) for u in range(max(owner) + 1)]
     found.lost_facts += lost
+    found.empty_paragraphs += len(every) - len(paragraphs)
     found.items.append(
         RoutingQuestion(
             id=str(record.get("id", record.get("_id", where))),
@@ -197,12 +202,23 @@ def _parse(record: Any, where: str) -> tuple[list[tuple[str, list[str]]], list[t
         else:
             # The original release: context [[title, [sentence, …]], …], facts [[title, i], …].
             paragraphs, support = [(t, s) for t, s in context], [(t, i) for t, i in facts]
+        parsed = [(str(title), _texts(group)) for title, group in paragraphs]
+        chosen = [(str(title), operator.index(i)) for title, i in support]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{where} is no HotpotQA question ({type(error).__name__}: {error}); it needs question, context "
             "{title, sentences} and supporting_facts {title, sent_id}"
         ) from error
-    kept = [(str(title), [str(s) for s in group]) for title, group in paragraphs if group]
-    if not kept or not str(question).strip():
-        raise DataError(f"{where} has an empty {'question' if kept else 'context'}; remove it from the file")
-    return kept, [(str(t), int(i)) for t, i in support], str(question)
+    if not isinstance(question, str):
+        raise DataError(f"{where} has a question of type {type(question).__name__}; expected text")
+    whole = any(group for _, group in parsed)
+    if not whole or not question.strip():
+        raise DataError(f"{where} has an empty {'question' if whole else 'context'}; remove it from the file")
+    return parsed, chosen, question
+
+
+def _texts(group: Any) -> list[str]:
+    """The sentences of a paragraph; one string would be cut into its letters."""
+    if isinstance(group, str) or not all(isinstance(sentence, str) for sentence in group):
+        raise TypeError("sentences must be a list of texts")
+    return list(group)

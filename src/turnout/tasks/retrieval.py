@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 _SPAN = {"token": 1, "two_token": 2, "gap": 2, "two_hop": 1}
+_OFFSETS = 18
 _DECOYS = {"token": 0, "two_token": 2, "gap": 2, "two_hop": 1}
 
 
@@ -88,6 +89,11 @@ class RetrievalConfig:
         for name, least in (("distractors", 0), ("min_distance", 1), ("max_distance", 0), ("queries", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"retrieval {name}={getattr(self, name)}; expected at least {least}")
+        if self.distractors > _OFFSETS:
+            raise ConfigError(
+                f"retrieval distractors={self.distractors} do not fit at the {_OFFSETS} even offsets ±2..±18 of a "
+                f"query; use at most {_OFFSETS}"
+            )
         needed = 4 * self.queries + 8
         if self.vocab < needed:
             raise ConfigError(f"retrieval vocab={self.vocab} is too small for {self.queries} pairs; use >= {needed}")

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pattern_laws import HEADS, WIDTH, build
+from pattern_laws import HEADS, KV_HEADS, WIDTH, build
 from routing_laws import assert_same
 from turnout.layers.reading import first_keys, read
 from turnout.routers.mode import SKIP, RoutingMode
@@ -142,6 +142,22 @@ def test_pruning_loses_no_more_than_its_share_even_where_far_keys_score_most(los
     short = cap / q.norm(dim=-1, keepdim=True)
     difference = read(q, k, v, pruned) - read(q * short, k * short, v, whole)
     assert 0 < float(difference.abs().max()) <= 2 * loss * float(v.abs().max())
+
+
+@pytest.mark.parametrize("spec", ["alibi:slope=40", "retnet:shift=0.5", "forget:gate=fixed,shortest=0.3,longest=2"])
+def test_a_constant_decay_knows_its_first_keys_without_a_sum(spec: str) -> None:
+    context = PatternContext(width=WIDTH, heads=HEADS, kv_heads=KV_HEADS, head_dim=DIM)
+    reach = PATTERNS.build(f"{spec},prune=0.01,cap=0.7", context=context).reach(
+        torch.zeros(2, 90, WIDTH, dtype=torch.float64), at=torch.arange(90), length=90, state=None, mode=SKIP
+    )
+    assert reach.prune is not None and reach.prune.spans is not None
+    rows = torch.arange(90)[None, None]
+    have, want = (
+        first_keys(reach.log_decay, rows, KV_HEADS, prune, DIM)
+        for prune in (reach.prune, Prune(loss=reach.prune.loss, cap=reach.prune.cap))
+    )
+    assert have.shape == want.shape and torch.equal(have, want)
+    assert 0 < int((want > 0).sum()) < want.numel()
 
 
 def test_gated_windows_close_the_share_of_heads_that_is_asked_and_keep_the_useful_one() -> None:

@@ -43,12 +43,23 @@ def test_a_narrow_filter_never_misses_and_errs_at_about_the_known_rate() -> None
     n, bits, hashes = 64, 256, 2
     tokens = torch.stack([torch.randperm(10_000, generator=torch.Generator().manual_seed(i))[:n] for i in range(300)])
     # The last token has n - 1 distinct ones before it.
-    errs = taken(tokens, bits=bits, hashes=hashes)[:, -1].double()
+    errs = taken(tokens, bits=bits, hashes=hashes, max_error=1.0)[:, -1].double()
     rate = (1 - (1 - 1 / bits) ** (hashes * (n - 1))) ** hashes
     slack = 4 * (rate * (1 - rate) / len(tokens)) ** 0.5
     assert abs(float(errs.mean()) - rate) <= slack
     twice = torch.cat((tokens, tokens), 1)
-    assert bool(taken(twice, bits=bits, hashes=hashes)[:, n:].all())
+    assert bool(taken(twice, bits=bits, hashes=hashes, max_error=1.0)[:, n:].all())
+
+
+def test_a_filter_that_overflows_its_error_rate_says_so_and_one_that_repeats_does_not() -> None:
+    distinct = torch.arange(64)[None]
+    with pytest.raises(ConfigError, match=r"256 bits errs at a rate of 0\.\d+ .*above max_error=0.05; use more bits"):
+        taken(distinct, bits=256, hashes=2)
+    # The same length of few different tokens fills little.
+    assert taken(distinct % 8, bits=256, hashes=2)[:, 8:].all()
+    for rate in (0.0, 1.5):
+        with pytest.raises(ConfigError, match="max_error"):
+            taken(distinct, max_error=rate)
 
 
 def test_impossible_filters_and_passes_without_tokens_are_refused() -> None:

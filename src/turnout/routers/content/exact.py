@@ -29,6 +29,10 @@ class ExactSelector(ContentSelector):
                 f"selector exact: ngram={ngram}, offset={offset}, distance={distance}; "
                 "expected ngram >= 1 and the others >= 0"
             )
+        if max(ngram, offset + 1) > context.length:
+            raise ConfigError(
+                f"selector exact: ngram={ngram}, offset={offset} reach past a sequence of {context.length} tokens"
+            )
         self.ngram, self.offset, self.distance = ngram, offset, distance
 
     def score(self, x: Tensor, tokens: Tensor, at: Tensor) -> Tensor:

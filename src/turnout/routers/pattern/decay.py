@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ class ConstantDecay(Pattern):
     """
 
     rates: Tensor
+    spans: Tensor
 
     def __init__(self, context: PatternContext, rates: Sequence[float], *, prune: float, cap: float) -> None:
         super().__init__(context)
@@ -40,16 +42,19 @@ class ConstantDecay(Pattern):
         # Also known where tensors have no values, as on the device that counts operations.
         self.known = tuple(rates)
         self.pruning = check_prune(prune, cap)
+        spans = spans_of(rates, self.pruning, context.head_dim)
+        self.register_buffer("spans", spans, persistent=False)
 
     def reach(self, x: Tensor, *, at: Tensor, length: int, state: Any, mode: RoutingMode) -> Reach:
         rates = -self.rates.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-        return Reach(log_decay=rates.expand(x.shape[0], length, -1), prune=self.pruning)
+        prune = self.pruning and replace(self.pruning, spans=self.spans)
+        return Reach(log_decay=rates.expand(x.shape[0], length, -1), prune=prune)
 
     def mean_keys(self, length: int) -> float:
         if self.pruning is None:
             return (length + 1) / 2
-        least = -log_threshold(self.pruning, self.context.head_dim**-0.5)
-        windows = [min(length, int(least / rate) + 1) if rate > 0 else length for rate in self.known]
+        spans = spans_of(self.known, self.pruning, self.context.head_dim).tolist()
+        windows = [min(length, span + 1) for span in spans]
         return sum((w * length - w * (w - 1) / 2) / length for w in windows) / len(windows)
 
 
@@ -58,6 +63,12 @@ def check_prune(prune: float, cap: float) -> Prune | None:
     if not 0 <= prune < 1 or not cap > 0:
         raise ConfigError(f"decay prune={prune}, cap={cap}; expected 0 <= prune < 1 (0 = off) and cap > 0")
     return Prune(loss=prune, cap=cap) if prune else None
+
+
+def spans_of(rates: Sequence[float], prune: Prune | None, head_dim: int) -> Tensor:
+    """How far back each head still reads under a constant decay, int64 [H]: the largest d with d · rate <= -delta."""
+    least = math.inf if prune is None else -log_threshold(prune, head_dim**-0.5)
+    return torch.tensor([int(min(MOST_KEYS, least / rate)) if rate > 0 else MOST_KEYS for rate in rates])
 
 
 def log_threshold(prune: Prune, scale: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from turnout.errors import ConfigError, nearest
 from turnout.routers.mode import RoutingMode
 from turnout.routers.pattern.base import PATTERNS, Pattern, PatternContext
-from turnout.routers.pattern.decay import check_prune
+from turnout.routers.pattern.decay import check_prune, spans_of
 from turnout.routers.pattern.reach import Reach
 
 GATES = ("full", "bias", "fixed", "none")
@@ -33,6 +34,7 @@ class ForgetPattern(Pattern):
     """
 
     fixed: Tensor
+    spans: Tensor
 
     def __init__(
         self, context: PatternContext, *, gate: str = "full", shortest: float = 2.0, longest: float = 512.0,
@@ -52,6 +54,10 @@ class ForgetPattern(Pattern):
         bias = -torch.log(torch.expm1(1 / (shortest * (longest / shortest) ** heads))).float()
         if gate == "fixed":
             self.register_buffer("fixed", bias, persistent=False)
+            at = (i / steps for i in range(context.first, context.first + context.heads))
+            rates = [1 / (shortest * (longest / shortest) ** share) for share in at]
+            spans = spans_of(rates, self.pruning, context.head_dim)
+            self.register_buffer("spans", spans, persistent=False)
         elif gate != "none":
             self.bias = nn.Parameter(bias)
         if gate == "full":
@@ -75,7 +81,10 @@ class ForgetPattern(Pattern):
         if state is not None:
             state.index_copy_(1, at, log_f.to(state.dtype))
             log_f = state[:, :length]
-        return Reach(log_decay=log_f, prune=self.pruning)
+        prune = self.pruning
+        if prune is not None and self.gate == "fixed":
+            prune = replace(prune, spans=self.spans)
+        return Reach(log_decay=log_f, prune=prune)
 
     def decay_times(self) -> list[float]:
         """Tokens after which a head's weight has fallen to 1/e, at W = 0; infinite where nothing is forgotten."""

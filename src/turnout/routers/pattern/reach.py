@@ -46,10 +46,14 @@ class Dilation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prune:
-    """Skip what the decay has made negligible: at most `loss` of a row's weight, at norms <= cap."""
+    """Skip what the decay has made negligible: at most `loss` of a row's weight, at norms <= cap.
+
+    `spans` is int64 [H], where the decay is the same at every step: how far back a head still reads.
+    """
 
     loss: float
     cap: float
+    spans: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
