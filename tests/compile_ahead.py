@@ -51,11 +51,13 @@ class Order(NamedTuple):
     capability: int
 
 
-def options_of(name: str) -> dict[str, Any]:
+def options_of(name: str, width: int) -> dict[str, Any]:
     if name == "decay":
         return {"total": torch.zeros(B, S, H, dtype=torch.float64)}
     if name == "window, sinks and starts":
         return {"window": 100, "sinks": 4, "starts": torch.zeros(B, 1, R, dtype=torch.int64)}
+    if name == "directions":
+        return {"directions": torch.zeros(H, 4, width), "suppress": torch.zeros(B, R, H, 4)}
     if name == "blocks":
         lists = torch.zeros(B, 2, G, 4, dtype=torch.int32)
         return {"blocks": lists, "n_blocks": lists[..., 0].contiguous(), "key_block": 64, "row_block": 32}
@@ -73,13 +75,14 @@ def launch_of(order: Order) -> tuple[Any, dict[str, Any], dict[str, int]]:
 
     forward.run = backward.run = record
     dtype = torch.float32 if order.itemsize == 4 else torch.bfloat16
-    q, k = torch.zeros(B, R, H, order.width, dtype=dtype), torch.zeros(B, S, G, order.width, dtype=dtype)
     tile = order.tile
-    tiles = numbers_of(Plan(*[replace(tile, splits=1)] * 3))
+    groups = H if order.option == "directions" else G
+    q, k = torch.zeros(B, R, H, order.width, dtype=dtype), torch.zeros(B, S, groups, order.width, dtype=dtype)
+    tiles = numbers_of(Plan(*[replace(tile, splits=tile.splits or 1)] * 3))
     rows = torch.zeros(B, 1, R, dtype=torch.int64)
-    job = Job(q=q, k=k, v=k, rows=rows, **{**ABSENT, **NUMBERS, **options_of(order.option)}, tiles=tiles)
-    _, _, lse = forward.forward(job)
-    backward.backward(job, q, q, lse, need_q=True, need_kv=True)
+    job = Job(q=q, k=k, v=k, rows=rows, **{**ABSENT, **NUMBERS, **options_of(order.option, order.width)}, tiles=tiles)
+    _, along, lse = forward.forward(job)
+    backward.backward(job, q, q, along, lse, need_q=True, need_kv=True)
     return found[0]
 
 

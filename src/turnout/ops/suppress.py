@@ -1,4 +1,5 @@
-"""Removal of directions behind an attention that has no epilogue for it: three products forward, five backward.
+"""Removal of directions behind an attention that has no epilogue for it: one pass over the outputs on a GPU, and
+three products forward, five backward elsewhere.
 
 B batch, T tokens, H heads, D head dim, K directions.
 """
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from turnout.ops.attend.reference import suppress_directions
+from turnout.ops.attend.triton.support import why_not_here
 
 
 def suppress(out: Tensor, directions: Tensor, amount: Tensor) -> Tensor:
@@ -19,8 +21,8 @@ def suppress(out: Tensor, directions: Tensor, amount: Tensor) -> Tensor:
 
         c = o d^T,  o' = o − (r c) d;     γ = g d^T,  ∂o = g − (r γ) d,  ∂r = −c γ,  ∂d = −(r c)^T g − (r γ)^T o
 
-    Only o and c are kept for the backward pass, and every addition is part of a product, so that o is read twice and
-    written once. Compiled code keeps the definition, which the compiler fuses itself.
+    Only o (on a GPU o') and c are kept for the backward pass. In products every addition is part of one, so that o is
+    read twice and written once. Compiled code keeps the definition, which the compiler fuses itself.
 
     Args:
         out: [B, T, H, D]; directions: [H, K, D]; amount: r, [B, T, H, K].
@@ -37,6 +39,8 @@ class _Suppress(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, o: Tensor, d: Tensor, r: Tensor) -> Tensor:
         with torch.autocast(o.device.type, enabled=False):
+            if _has_kernel(o):
+                return _forward_kernel(ctx, o, d, r)
             c = _by_head(o) @ d.transpose(1, 2)
             ctx.save_for_backward(o, d, r, c)
             return _minus(o, _by_head(r) * c, d)
@@ -46,12 +50,31 @@ class _Suppress(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         o, d, r, c = ctx.saved_tensors
         with torch.autocast(o.device.type, enabled=False):
+            if _has_kernel(o):
+                from turnout.ops.suppress_kernel import uncut
+
+                raw, d_directions, d_amount, _ = uncut(o, grad.contiguous(), d, r, c)
+                return raw, d_directions.to(d.dtype), d_amount
             along, share = _by_head(grad) @ d.transpose(1, 2), _by_head(r)
             removed = share * along
             d_directions = (share * c).transpose(1, 2) @ _by_head(grad)
             d_directions += removed.transpose(1, 2) @ _by_head(o)
             d_amount = (-c * along).transpose(0, 1).unflatten(0, o.shape[:2])
             return _minus(grad, removed, d), -d_directions, d_amount
+
+
+def _has_kernel(o: Tensor) -> bool:
+    return o.is_cuda and o.dtype != torch.float64 and not why_not_here("cuda", o.device.index or 0)
+
+
+def _forward_kernel(ctx: Any, o: Tensor, d: Tensor, r: Tensor) -> Tensor:
+    """Keeps o', which whoever reads it keeps anyway, instead of o."""
+    from turnout.ops.suppress_kernel import cut
+
+    d, r = d.contiguous(), r.contiguous()
+    out, c = cut(o.contiguous(), d, r, along=True)
+    ctx.save_for_backward(out, d, r, c)
+    return out
 
 
 def _by_head(x: Tensor) -> Tensor:

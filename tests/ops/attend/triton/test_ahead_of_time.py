@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 
 import pytest
 
-from turnout.ops.attend.triton.configs import LEAN, TABLES
+from turnout.ops.attend.triton.configs import LEAN, LOW, ORDINARY, TABLES
 
 pytest.importorskip("triton")
 
@@ -42,6 +43,12 @@ def test_the_tallest_tiles_fit_their_devices(monkeypatch: pytest.MonkeyPatch) ->
         ],
         monkeypatch,
     )
+
+
+def test_the_specialised_kernel_fits_with_splits_grouped_heads_and_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+    tall = TABLES["hopper"]["forward"][2, 128][-1]
+    tiles = ((tall, ""), (replace(tall, splits=2), ""), (LOW, ""), (LOW, "directions"), (ORDINARY[128], ""))
+    check([("forward", tile, 2, 128, option, 90) for tile, option in tiles], monkeypatch)
 
 
 def test_a_decay_has_room_in_the_tiles_for_options(monkeypatch: pytest.MonkeyPatch) -> None:

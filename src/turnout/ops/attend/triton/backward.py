@@ -32,9 +32,10 @@ from turnout.ops.attend.triton.tiles import (
     packed_offsets,
     visible,
 )
+from turnout.ops.suppress_kernel import uncut
 
 SIZES = [
-    "n_batch", "n_rows", "n_keys", "n_splits", "span", "window", "sinks", "n_chosen", "n_directions", "n_blocks",
+    "n_batch", "n_rows", "n_keys", "n_splits", "span", "window", "sinks", "n_chosen", "n_blocks",
     "n_entries", "n_tiles", "n_elements",
 ]  # fmt: skip
 # Packed rows of a program that prepares rows, elements of one that adds splits.
@@ -45,12 +46,11 @@ FAN = 256
 
 @triton.jit(do_not_specialize=SIZES)
 def prepare_kernel(
-    o_ptr, grad_ptr, rows_ptr, directions_ptr, suppress_ptr, raw_grad_ptr, delta_ptr, along_o_ptr, along_grad_ptr,
-    n_batch, n_rows, n_keys, n_directions,
+    o_ptr, grad_ptr, rows_ptr, delta_ptr, n_batch, n_rows, n_keys,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, PACK: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
-    BM: tl.constexpr, ROW_LISTS: tl.constexpr, DIRECTIONS: tl.constexpr,
+    BM: tl.constexpr, ROW_LISTS: tl.constexpr,
 ):  # fmt: skip
-    """δ = <o, do> [B, F, P]; with directions first do ← do − Σ_k r_k <do, d_k> d_k, and <o, d_k>, <do, d_k>."""
+    """δ = <o, do> [B, F, P]."""
     PACKED_HEADS: tl.constexpr = HEADS // PACK
     pid = tl.program_id(0)
     packed_head = pid % PACKED_HEADS
@@ -69,21 +69,6 @@ def prepare_kernel(
     mask = valid[:, None] & (offset_d[None, :] < D)
     o = tl.load(o_ptr + offset, mask=mask, other=0.0).to(tl.float32)
     grad = tl.load(grad_ptr + offset, mask=mask, other=0.0).to(tl.float32)
-    if DIRECTIONS:
-        raw = grad
-        for one in range(0, n_directions):
-            d = tl.load(
-                directions_ptr + (head[:, None] * n_directions + one) * D + offset_d[None, :], mask=mask, other=0.0
-            ).to(tl.float32)
-            r = tl.load(suppress_ptr + row_index * n_directions + one, mask=valid, other=0.0).to(tl.float32)
-            along_o, along_grad = tl.sum(o * d, 1), tl.sum(grad * d, 1)
-            tl.store(along_o_ptr + row_index * n_directions + one, along_o, mask=inside)
-            tl.store(along_grad_ptr + row_index * n_directions + one, along_grad, mask=inside)
-            raw -= (r * along_grad)[:, None] * d
-        # Rounded as the kernels will read it, so that Σ_s ds of a row vanishes.
-        rounded = raw.to(raw_grad_ptr.dtype.element_ty)
-        tl.store(raw_grad_ptr + offset, rounded, mask=inside[:, None] & (offset_d[None, :] < D))
-        grad = rounded.to(tl.float32)
     delta_offset = (batch.to(tl.int64) * PACKED_HEADS + packed_head) * n_rows * PACK + packed
     tl.store(delta_ptr + delta_offset, tl.sum(o * grad, 1), mask=inside)
 
@@ -492,20 +477,21 @@ def sum_kernel(part_ptr, out_ptr, n_elements, n_splits, BLOCK: tl.constexpr):
 
 
 def backward(
-    job: Job, grad: Tensor, o: Tensor, lse: Tensor, *, need_q: bool, need_kv: bool
+    job: Job, grad: Tensor, o: Tensor, along: Tensor, lse: Tensor, *, need_q: bool, need_kv: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv, d total [B, S, H] float64, d directions, d suppress; what is not needed or absent is empty.
 
     Args:
         job: the forward's inputs.
         grad: gradient of the output, contiguous [B, R, H, D].
-        o: the output before suppression, contiguous [B, R, H, D].
+        o: the output, contiguous [B, R, H, D].
+        along: <o, d_k> of the output before suppression, [B, R, H, K]; empty without directions.
         lse: base-2 log-sum-exp [B, F, P].
         need_q: the gradient of q is wanted.
         need_kv: one of those of k, v and the decay is wanted.
     """
     shared = job.arguments()
-    raw_grad, delta, d_directions, d_suppress = _prepare(job, grad, o, shared)
+    raw_grad, delta, d_directions, d_suppress = _prepare(job, grad, o, along, shared)
     rows = {"grad_ptr": raw_grad, "lse_ptr": lse, "delta_ptr": delta}
     none = grad.new_empty(0)
     dq = _run_dq(job, shared | rows) if need_q else none
@@ -513,54 +499,25 @@ def backward(
     return dq, dk, dv, d_total, d_directions, d_suppress
 
 
-def _prepare(job: Job, grad: Tensor, o: Tensor, shared: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _prepare(
+    job: Job, grad: Tensor, o: Tensor, along: Tensor, shared: dict[str, Any]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradient before suppression, δ, and the gradients of directions and suppress."""
-    n_batch, n_rows, n_heads, _ = grad.shape
-    delta = torch.empty(n_batch, job.packed_heads, job.n_packed, dtype=torch.float32, device=grad.device)
-    raw_grad, along_o, along_grad, n_directions = grad, grad, grad, 0
-    if job.directions is not None:
-        n_directions = job.directions.shape[1]
-        raw_grad = torch.empty_like(grad)
-        along_o, along_grad = (
-            torch.empty(n_batch, n_rows, n_heads, n_directions, dtype=torch.float32, device=grad.device)
-            for _ in range(2)
+    if along.numel() and job.directions is not None and job.suppress is not None:
+        raw_grad, d_directions, d_suppress, delta = uncut(
+            o, grad, job.directions, job.suppress, along, rows=job.rows, pack=job.pack
         )
+        return raw_grad, delta, d_directions.to(job.directions.dtype), d_suppress
+    delta = grad.new_empty(grad.shape[0], job.packed_heads, job.n_packed, dtype=torch.float32)
     names = ("rows_ptr", "n_batch", "n_rows", "n_keys", "HEADS", "KV_HEADS", "PACK", "D", "BD", "ROW_LISTS")
     arguments = {name: shared[name] for name in names} | {
-        "o_ptr": o, "grad_ptr": grad, "directions_ptr": job.directions, "suppress_ptr": job.suppress,
-        "raw_grad_ptr": raw_grad, "delta_ptr": delta, "along_o_ptr": along_o, "along_grad_ptr": along_grad,
-        "n_directions": n_directions, "BM": PREPARE_ROWS, "DIRECTIONS": job.directions is not None,
+        "o_ptr": o, "grad_ptr": grad, "delta_ptr": delta, "BM": PREPARE_ROWS,
     }  # fmt: skip
-    n_programs = -(-job.n_packed // PREPARE_ROWS) * n_batch * job.packed_heads if grad.numel() else 0
+    n_programs = -(-job.n_packed // PREPARE_ROWS) * grad.shape[0] * job.packed_heads if grad.numel() else 0
     run(prepare_kernel, n_programs, arguments, warps=4)
     if job.directions is None or job.suppress is None:
-        return raw_grad, delta, delta.new_empty(0), delta.new_empty(0)
-    # The sums over all rows of −r (<do, d> o + <o, d> do), rows without a position excluded by their zeros.
-    share = job.suppress.float()
-    if job.rows is not None:
-        live = _taken(job)
-        o, grad = torch.where(live, o, 0), torch.where(live, grad, 0)
-    d_directions = -_summed(share * along_grad, o) - _summed(share * along_o, grad)
-    return raw_grad, delta, d_directions.to(job.directions.dtype), (-along_o * along_grad).to(job.suppress.dtype)
-
-
-def _summed(share: Tensor, x: Tensor) -> Tensor:
-    """Σ over batch and rows of share[b, r, h, k] x[b, r, h, :], [H, K, D] float32: one product a head in x's dtype.
-
-    An einsum in float32 writes x out in float32 first, which took three times as long as the rest of the backward pass.
-    """
-    by_head = share.to(x.dtype).flatten(0, 1).permute(1, 2, 0)
-    return (by_head @ x.flatten(0, 1).transpose(0, 1)).float()
-
-
-def _taken(job: Job) -> Tensor:
-    """Which rows hold a position, bool [B or 1, R, H or 1, 1]."""
-    if job.rows is None:
-        return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=job.q.device)
-    live = (job.rows >= 0).transpose(1, 2)
-    if live.shape[2] > 1:
-        live = live.repeat_interleave(job.heads // job.kv_heads, dim=2)
-    return live[..., None]
+        return grad, delta, delta.new_empty(0), delta.new_empty(0)
+    return grad, delta, torch.zeros_like(job.directions), torch.zeros_like(job.suppress)
 
 
 def _run_dq(job: Job, arguments: dict[str, Any]) -> Tensor:

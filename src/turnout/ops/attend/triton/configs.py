@@ -81,10 +81,14 @@ _HOPPER: dict[str, Table] = {
         (2, 256): (Tile(16, 32, 8, 1), Tile(32, 32, 8, 1)),
     },
 }
+# Rows of a warpgroup, in which grouped heads must fit whole.
+MOST_PACKED = 64
 # In place of a specialised tile, where the call or the device is none for it.
 ORDINARY = {64: Tile(64, 128, 4, 3, tma=1), 128: Tile(128, 128, 8, 3, tma=1)}
-# Up to here lower blocks of keys are faster: a row has few of them.
-SHORT = 2048
+# Up to SHORT keys, and where directions hold registers, blocks of keys are lower.
+SHORT, LOW = 2048, Tile(128, 64, 4, 4, tma=SPECIALISED)
+# From so many tiles a multiprocessor on its programs stay and take one after another.
+STAYS_FROM = 4
 # All others: at most 99 KB, which every part from 8.0 on has.
 _AMPERE: dict[str, Table] = {
     "forward": {
@@ -148,7 +152,7 @@ def family(capability: tuple[int, int]) -> str:
     return "hopper" if capability[0] in (9, 10) else "ampere"
 
 
-def choose_plan(name: str, itemsize: int, width: int, n_packed: int, n_keys: int, *, lean: bool) -> Plan:
+def choose_plan(name: str, itemsize: int, width: int, n_packed: int, *, lean: bool) -> Plan:
     """The tiles for `n_packed` packed rows of one packed head.
 
     Args:
@@ -156,17 +160,13 @@ def choose_plan(name: str, itemsize: int, width: int, n_packed: int, n_keys: int
         itemsize: bytes of an element.
         width: head dim.
         n_packed: rows × query heads packed into a tile.
-        n_keys: keys of a sequence.
         lean: an option holds registers.
     """
     key = (itemsize, max(padded(width), 64))
     if lean:
         return LEAN[name][key]
     tables = TABLES[name]
-    plan = Plan(*(_tallest_useful(tables[kernel][key], n_packed) for kernel in ("forward", "dq", "dkdv")))
-    if plan.forward.tma == SPECIALISED and n_keys <= SHORT:
-        plan = replace(plan, forward=replace(plan.forward, keys=64, stages=4))
-    return plan
+    return Plan(*(_tallest_useful(tables[kernel][key], n_packed) for kernel in ("forward", "dq", "dkdv")))
 
 
 def _tallest_useful(tiles: tuple[Tile, ...], n_packed: int) -> Tile:

@@ -10,12 +10,14 @@ F = H / PACK packed heads, P = R · PACK packed rows of one packed head, BM rows
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from turnout.ops.attend.triton.configs import SPECIALISED, forward_splits
+from turnout.ops.attend.triton.configs import SPECIALISED, STAYS_FROM, Tile, forward_splits
 from turnout.ops.attend.triton.job import LOG2E, Job, run
 from turnout.ops.attend.triton.tiles import (
     fold_scores,
@@ -71,10 +73,11 @@ def _fold_block(
 
 
 @triton.jit
-def suppress_tile(
-    o, directions, suppress, row_index, head, valid, n_directions, offset_d, D: tl.constexpr, BD: tl.constexpr
-):
-    """o' = o − Σ_k r_k <o, d_k> d_k for a tile o [BM, BD] in float32; `row_index` is (b·R + r)·H + h."""
+def suppress_tile(o, directions, suppress, along_ptr, row_index, head, valid, n_directions, offset_d, D: tl.constexpr):
+    """o' = o − Σ_k r_k <o, d_k> d_k for a tile o [BM, BD] in float32; `row_index` is (b·R + r)·H + h.
+
+    <o, d_k> goes to `along`: with it the backward pass restores o from o'.
+    """
     result = o
     for one in range(0, n_directions):
         d = tl.load(
@@ -84,6 +87,7 @@ def suppress_tile(
         ).to(tl.float32)
         r = tl.load(suppress + row_index * n_directions + one, mask=valid, other=0.0).to(tl.float32)
         along = tl.sum(o * d, 1)
+        tl.store(along_ptr + row_index * n_directions + one, along, mask=valid)
         result -= (r * along)[:, None] * d
     return result
 
@@ -91,7 +95,7 @@ def suppress_tile(
 @triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
     q_ptr, k_ptr, v_ptr, rows_ptr, starts_ptr, hi_ptr, lo_ptr, list_ptr, listed_ptr, directions_ptr, suppress_ptr,
-    o_ptr, raw_ptr, lse_ptr,
+    o_ptr, along_ptr, lse_ptr,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
     n_batch, n_rows, n_keys, n_splits, span, window, sinks, n_chosen, n_directions, scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, PACK: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
@@ -156,8 +160,6 @@ def forward_kernel(
         lo = begin
     elif last < 0:
         tl.store(o_ptr + o_offset, tl.zeros([BM, BD], o_ptr.dtype.element_ty), mask=o_mask)
-        if DIRECTIONS:
-            tl.store(raw_ptr + o_offset, tl.zeros([BM, BD], o_ptr.dtype.element_ty), mask=o_mask)
         tl.store(lse_ptr + lse_offset, tl.full([BM], float("inf"), tl.float32), mask=inside)
         return
 
@@ -227,15 +229,16 @@ def forward_kernel(
     else:
         lse = tl.where(some, peak + tl.log2(tl.where(some, total, 1.0)), float("inf"))
         if DIRECTIONS:
-            tl.store(raw_ptr + o_offset, o.to(raw_ptr.dtype.element_ty), mask=o_mask)
-            o = suppress_tile(o, directions_ptr, suppress_ptr, row_index, head, inside, n_directions, offset_d, D, BD)
+            o = suppress_tile(
+                o, directions_ptr, suppress_ptr, along_ptr, row_index, head, inside, n_directions, offset_d, D
+            )
     tl.store(o_ptr + o_offset, o.to(o_ptr.dtype.element_ty), mask=o_mask)
     tl.store(lse_ptr + lse_offset, lse, mask=inside)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def merge_kernel(
-    part_ptr, part_lse_ptr, directions_ptr, suppress_ptr, o_ptr, raw_ptr, lse_ptr, n_batch, n_rows, n_splits,
+    part_ptr, part_lse_ptr, directions_ptr, suppress_ptr, o_ptr, along_ptr, lse_ptr, n_batch, n_rows, n_splits,
     n_directions,
     HEADS: tl.constexpr, PACK: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
     BM: tl.constexpr, DIRECTIONS: tl.constexpr,
@@ -271,8 +274,9 @@ def merge_kernel(
     some = total > 0
     o = tl.where(some[:, None], acc / tl.where(some, total, 1.0)[:, None], 0.0)
     if DIRECTIONS:
-        tl.store(raw_ptr + o_offset, o.to(raw_ptr.dtype.element_ty), mask=o_mask)
-        o = suppress_tile(o, directions_ptr, suppress_ptr, row_index, head, inside, n_directions, offset_d, D, BD)
+        o = suppress_tile(
+            o, directions_ptr, suppress_ptr, along_ptr, row_index, head, inside, n_directions, offset_d, D
+        )
     tl.store(o_ptr + o_offset, o.to(o_ptr.dtype.element_ty), mask=o_mask)
     tl.store(
         lse_ptr + lse_offset, tl.where(some, peak + tl.log2(tl.where(some, total, 1.0)), float("inf")), mask=inside
@@ -280,14 +284,15 @@ def merge_kernel(
 
 
 def forward(job: Job) -> tuple[Tensor, Tensor, Tensor]:
-    """o [B, R, H, D], the output before the suppression (empty without the option) and lse [B, F, P]."""
+    """o [B, R, H, D], <o, d_k> before the suppression [B, R, H, K] (empty without the option) and lse [B, F, P]."""
     q, tile = job.q, job.plan().forward
     n_batch = q.shape[0]
     o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    raw = torch.empty_like(o) if job.directions is not None else o.new_empty(0)
+    n_directions = 0 if job.directions is None else job.directions.shape[1]
+    along = o.new_empty((*o.shape[:3], n_directions) if n_directions else 0, dtype=torch.float32)
     lse = torch.empty(n_batch, job.packed_heads, job.n_packed, dtype=torch.float32, device=q.device)
     if not o.numel():
-        return o, raw, lse
+        return o, along, lse
     n_tiles, n_heads = job.n_tiles(tile), n_batch * job.packed_heads
     splits, span = (1, 0)
     if job.blocks is None:
@@ -297,31 +302,40 @@ def forward(job: Job) -> tuple[Tensor, Tensor, Tensor]:
         part = torch.empty(splits, *o.shape, dtype=torch.float32, device=q.device)
         part_lse = torch.empty(splits, *lse.shape, dtype=torch.float32, device=q.device)
     after = {
-        "directions_ptr": job.directions, "suppress_ptr": job.suppress, "raw_ptr": raw,
-        "n_splits": splits, "n_directions": 0 if job.directions is None else job.directions.shape[1],
+        "directions_ptr": job.directions, "suppress_ptr": job.suppress, "along_ptr": along,
+        "n_splits": splits, "n_directions": n_directions,
+    }  # fmt: skip
+    own = after | {
+        "o_ptr": part, "lse_ptr": part_lse, "span": span, "scale": job.scale * LOG2E, "SPLIT": splits > 1,
+        "DIRECTIONS": n_directions if splits == 1 else 0,
     }  # fmt: skip
     shared = job.arguments()
-    arguments = shared | after | job.keys_values(tile) | {
-        "o_ptr": part, "lse_ptr": part_lse, "list_ptr": job.blocks, "listed_ptr": job.n_blocks, "span": span,
-        "n_chosen": 0 if job.blocks is None else job.blocks.shape[3], "scale": job.scale * LOG2E,
-        "BM": tile.rows, "BN": tile.keys, "TILE": job.tile_step(tile), "SPLIT": splits > 1,
-        "KEY_BLOCK": 0 if job.blocks is None else job.key_block,
-        "DIRECTIONS": job.directions is not None and splits == 1,
-    }  # fmt: skip
-    if tile.tma == SPECIALISED:
-        # Not at the top: older parts and other versions of Triton do without it.
-        from turnout.ops.attend.triton.hopper import arguments_of, hopper_kernel
-
-        own = ("n_splits", "span", "scale", "o_ptr", "lse_ptr", "SPLIT")
-        arguments = arguments_of(job, tile) | {name: arguments[name] for name in own}
-        run(hopper_kernel, n_tiles * splits * n_heads, arguments, warps=tile.warps)
-    else:
-        run(forward_kernel, n_tiles * splits * n_heads, arguments, warps=tile.warps, stages=tile.stages)
+    (_run_specialised if tile.tma == SPECIALISED else _run_tiles)(job, tile, n_tiles * splits * n_heads, shared, own)
     if splits > 1:
         names = ("n_batch", "n_rows", "HEADS", "PACK", "D", "BD")
         merge = after | {name: shared[name] for name in names} | {
             "part_ptr": part, "part_lse_ptr": part_lse, "o_ptr": o, "lse_ptr": lse, "BM": MERGE_ROWS,
-            "DIRECTIONS": job.directions is not None,
+            "DIRECTIONS": n_directions > 0,
         }  # fmt: skip
         run(merge_kernel, -(-job.n_packed // MERGE_ROWS) * n_heads, merge, warps=4)
-    return o, raw, lse
+    return o, along, lse
+
+
+def _run_tiles(job: Job, tile: Tile, works: int, shared: dict[str, Any], own: dict[str, Any]) -> None:
+    lists = {
+        "list_ptr": job.blocks, "listed_ptr": job.n_blocks,
+        "n_chosen": 0 if job.blocks is None else job.blocks.shape[3],
+        "KEY_BLOCK": 0 if job.blocks is None else job.key_block,
+    }  # fmt: skip
+    sizes = {"BM": tile.rows, "BN": tile.keys, "TILE": job.tile_step(tile)}
+    arguments = shared | own | lists | sizes | job.keys_values(tile) | {"DIRECTIONS": own["DIRECTIONS"] > 0}
+    run(forward_kernel, works, arguments, warps=tile.warps, stages=tile.stages)
+
+
+def _run_specialised(job: Job, tile: Tile, works: int, shared: dict[str, Any], own: dict[str, Any]) -> None:
+    # Not at the top: older parts and other versions of Triton do without it.
+    from turnout.ops.attend.triton.hopper import hopper_kernel, matrices
+
+    everything = shared | own | matrices(job.k, job.v, tile)
+    programs = job.n_sms() if works >= STAYS_FROM * job.n_sms() else works
+    run(hopper_kernel, programs, {name: everything[name] for name in hopper_kernel.arg_names}, warps=tile.warps)

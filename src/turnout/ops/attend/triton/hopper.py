@@ -28,7 +28,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from turnout.ops.attend.triton.configs import Tile
-from turnout.ops.attend.triton.job import Job
 
 # One warpgroup multiplies 64 rows at a time.
 BM = gl.constexpr(64)
@@ -40,27 +39,98 @@ barrier = getattr(gl, "barrier", None) or gl.thread_barrier
 
 
 @gluon.jit
-def _copy_blocks(k_matrix, v_matrix, k_ring, v_ring, k_full, v_full, k_free, v_free, kv_row, kv_column, n_blocks,
-                 BN: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
-    """The copying warp: keys, then values of every block, as soon as both warpgroups have left their place."""
-    for block in range(n_blocks):
-        place = block % STAGES
-        # The first round waits for nobody: a fresh barrier counts as one phase behind.
-        parity = ((block // STAGES) & 1) ^ 1
-        at = kv_row + block * BN
-        mbarrier.wait(k_free.index(place), parity)
-        mbarrier.expect(k_full.index(place), k_matrix.block_type.nbytes)
-        tma.async_copy_global_to_shared(k_matrix, [at, kv_column], k_full.index(place), k_ring.index(place))
-        mbarrier.wait(v_free.index(place), parity)
-        mbarrier.expect(v_full.index(place), v_matrix.block_type.nbytes)
-        tma.async_copy_global_to_shared(v_matrix, [at, kv_column], v_full.index(place), v_ring.index(place))
+def _turns(n_work):
+    """How many tiles this program takes: one of every round, forth and back through the list of all."""
+    n_programs = gl.num_programs(0)
+    full = n_work // n_programs
+    last = gl.where(full % 2 == 0, gl.program_id(0), n_programs - 1 - gl.program_id(0))
+    return full + (last < n_work - full * n_programs).to(gl.int32)
 
 
 @gluon.jit
-def _soften(score, row, key, peak, total, scale, MASKED: gl.constexpr):
-    """Weights 2^(s − m') of one block, the factor 2^(m − m') of what was summed before, m' and the new sum."""
+def _tile_of(turn, n_tiles, n_batch, PACKED_HEADS: gl.constexpr, SPLIT: gl.constexpr):
+    """Tile, packed head, sequence and split of one turn; the latest tiles come first, because they are the longest."""
+    n_programs = gl.num_programs(0)
+    one = turn * n_programs + gl.where(turn % 2 == 0, gl.program_id(0), n_programs - 1 - gl.program_id(0))
+    if SPLIT:
+        # Neighbours read the same keys, so that all but the first find them in the cache; equal spans need no order.
+        tile = n_tiles - 1 - one % n_tiles
+        one = one // n_tiles
+        split = one // PACKED_HEADS // n_batch
+    else:
+        tile = n_tiles - 1 - one // PACKED_HEADS // n_batch
+        split = 0
+    return tile, one % PACKED_HEADS, one // PACKED_HEADS % n_batch, split
+
+
+@gluon.jit
+def _spans_of(
+    rows_ptr, tile, packed_head, batch, split, span, n_rows, n_keys,
+    HEADS: gl.constexpr, KV_HEADS: gl.constexpr, PACK: gl.constexpr, BN: gl.constexpr, SPLIT: gl.constexpr,
+    ROW_LISTS: gl.constexpr, N_WARPS: gl.constexpr, HALF: gl.constexpr,
+):  # fmt: skip
+    """First key; blocks of both tiles of a program, of one of them, and of that the ones that need no mask.
+
+    At least one block, so that an empty tile takes the same way: every key of it is masked.
+    """
+    # Every warp holds all rows: nothing is exchanged between warps.
+    FLAT: gl.constexpr = gl.BlockedLayout([4], [32], [N_WARPS], [0])
+    place = gl.arange(0, 2 * BM, FLAT)
+    packed = tile * 2 * BM + place
+    row = _positions(rows_ptr, packed, batch, packed_head, n_rows, n_keys, HEADS, KV_HEADS, PACK, ROW_LISTS)
+    own = gl.where(place // BM == HALF, row, -1)
+    last = gl.max(own, 0)
+    first = gl.minimum(gl.min(gl.where(own >= 0, own, 2147483647), 0), last)
+    lo = split * span
+    stop = n_keys
+    if SPLIT:
+        stop = gl.minimum(lo + span, n_keys)
+    both = gl.maximum((gl.minimum(stop, gl.max(row, 0) + 1) - lo + BN - 1) // BN, 1)
+    mine = gl.maximum((gl.minimum(stop, last + 1) - lo + BN - 1) // BN, 1)
+    return lo, both, mine, gl.minimum(gl.maximum((gl.minimum(first + 1, stop) - lo) // BN, 1), mine)
+
+
+@gluon.jit
+def _copy_blocks(
+    k_matrix, v_matrix, rows_ptr, ring, bars, n_work, n_batch, n_rows, n_keys, span,
+    HEADS: gl.constexpr, KV_HEADS: gl.constexpr, PACK: gl.constexpr, D: gl.constexpr, BN: gl.constexpr,
+    STAGES: gl.constexpr, SPLIT: gl.constexpr, ROW_LISTS: gl.constexpr,
+):  # fmt: skip
+    """The copying warp: keys, then values of every block, as soon as both warpgroups have left their place."""
+    PACKED_HEADS: gl.constexpr = HEADS // PACK
+    n_tiles = (n_rows * PACK + 2 * BM - 1) // (2 * BM)
+    base = 0
+    for turn in range(_turns(n_work)):
+        tile, packed_head, batch, split = _tile_of(turn, n_tiles, n_batch, PACKED_HEADS, SPLIT)
+        lo, n_blocks, _, _ = _spans_of(
+            rows_ptr, tile, packed_head, batch, split, span, n_rows, n_keys, HEADS, KV_HEADS, PACK, BN, SPLIT,
+            ROW_LISTS, 1, 0,
+        )  # fmt: skip
+        kv_column = packed_head // (PACKED_HEADS // KV_HEADS) * D
+        for block in range(n_blocks):
+            place = (base + block) % STAGES
+            # The first round waits for nobody: a fresh barrier counts as one phase behind.
+            parity = (((base + block) // STAGES) & 1) ^ 1
+            at = batch * n_keys + lo + block * BN
+            mbarrier.wait(bars.index(2 * STAGES + place), parity)
+            mbarrier.expect(bars.index(place), k_matrix.block_type.nbytes)
+            tma.async_copy_global_to_shared(k_matrix, [at, kv_column], bars.index(place), ring.index(place))
+            mbarrier.wait(bars.index(3 * STAGES + place), parity)
+            mbarrier.expect(bars.index(STAGES + place), v_matrix.block_type.nbytes)
+            tma.async_copy_global_to_shared(
+                v_matrix, [at, kv_column], bars.index(STAGES + place), ring.index(STAGES + place)
+            )
+        base += n_blocks
+
+
+@gluon.jit
+def _soften(score, reach, offset, peak, total, scale, MASKED: gl.constexpr):
+    """Weights 2^(s − m') of one block, the factor 2^(m − m') of what was summed before, m' and the new sum.
+
+    A row sees the keys of the block up to its reach: offset ≤ row − first key.
+    """
     if MASKED:
-        score = gl.where(key[None, :] <= row[:, None], score, float("-inf"))
+        score = gl.where(offset[None, :] <= reach[:, None], score, float("-inf"))
     new_peak = gl.maximum(peak, gl.max(score, 1) * scale)
     # A row that has seen nothing yet has peak −inf; 2^(−inf − 0) = 0 keeps it empty without a NaN.
     base = new_peak
@@ -73,123 +143,146 @@ def _soften(score, row, key, peak, total, scale, MASKED: gl.constexpr):
 
 @gluon.jit
 def _fold(
-    begin, end, acc, p, total, peak, row, q, k_ring, v_ring, k_full, v_full, k_free, v_free, first_key, scale,
+    begin, end, base, acc, p, total, peak, row, q, ring, bars, first_key, scale,
     BN: gl.constexpr, STAGES: gl.constexpr, SCORES: gl.constexpr, WEIGHTS: gl.constexpr, MASKED: gl.constexpr,
 ):  # fmt: skip
-    """Blocks begin ≤ j < end: scores of block j while the weights `p` of block j − 1 meet their values."""
+    """Blocks begin ≤ j < end: scores of block j while the weights `p` of block j − 1 meet their values.
+
+    `base` blocks of earlier tiles have passed the rings.
+    """
     for block in range(begin, end):
-        place = block % STAGES
-        before = (block - 1) % STAGES
-        mbarrier.wait(k_full.index(place), (block // STAGES) & 1)
+        count = base + block
+        place = count % STAGES
+        before = (count - 1) % STAGES
+        mbarrier.wait(bars.index(place), (count // STAGES) & 1)
         nothing = gl.zeros([BM, BN], gl.float32, SCORES)
-        score = warpgroup_mma(q, k_ring.index(place).permute((1, 0)), nothing, use_acc=False, is_async=True)
-        mbarrier.wait(v_full.index(before), ((block - 1) // STAGES) & 1)
-        acc = warpgroup_mma(p, v_ring.index(before), acc, is_async=True)
+        score = warpgroup_mma(q, ring.index(place).permute((1, 0)), nothing, use_acc=False, is_async=True)
+        mbarrier.wait(bars.index(STAGES + before), ((count - 1) // STAGES) & 1)
+        acc = warpgroup_mma(p, ring.index(STAGES + before), acc, is_async=True)
         score = warpgroup_mma_wait(1, deps=[score])
         barrier()
-        mbarrier.arrive(k_free.index(place), count=1)
-        key = first_key + block * BN + gl.arange(0, BN, gl.SliceLayout(0, SCORES))
-        weight, shrink, peak, total = _soften(score, row, key, peak, total, scale, MASKED)
+        mbarrier.arrive(bars.index(2 * STAGES + place), count=1)
+        offset = gl.arange(0, BN, gl.SliceLayout(0, SCORES))
+        reach = row - (first_key + block * BN)
+        weight, shrink, peak, total = _soften(score, reach, offset, peak, total, scale, MASKED)
         acc, p = warpgroup_mma_wait(0, deps=[acc, p])
         barrier()
-        mbarrier.arrive(v_free.index(before), count=1)
+        mbarrier.arrive(bars.index(3 * STAGES + before), count=1)
         acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, acc.type.layout))[:, None]
-        p = gl.convert_layout(weight.to(k_ring.dtype), WEIGHTS)
+        p = gl.convert_layout(weight.to(ring.dtype), WEIGHTS)
     return acc, p, total, peak
 
 
 @gluon.jit
-def _compute_tile(
-    q_ptr, rows_ptr, o_ptr, lse_ptr, q_tile, k_ring, v_ring, k_full, v_full, k_free, v_free,
-    stride_qb, stride_qt, stride_qh, batch, packed_head, first_packed, n_rows, n_keys, lo, stop, n_blocks, out_base,
-    lse_base, scale,
+def _compute_tiles(
+    q_ptr, rows_ptr, directions_ptr, suppress_ptr, o_ptr, along_ptr, lse_ptr,
+    q_tile, ring, bars,
+    stride_qb, n_work, n_batch, n_rows, n_keys, span, scale, stride_qt: gl.constexpr, stride_qh: gl.constexpr,
     HEADS: gl.constexpr, KV_HEADS: gl.constexpr, PACK: gl.constexpr, D: gl.constexpr, BN: gl.constexpr,
-    STAGES: gl.constexpr, SPLIT: gl.constexpr, ROW_LISTS: gl.constexpr, HALF: gl.constexpr,
+    STAGES: gl.constexpr, SPLIT: gl.constexpr, ROW_LISTS: gl.constexpr, DIRECTIONS: gl.constexpr, HALF: gl.constexpr,
 ):  # fmt: skip
-    """A warpgroup: its 64 rows against keys lo ≤ s < min(stop, last row + 1); then it lets the other's blocks pass."""
+    """A warpgroup: 64 rows of every tile, up to their own last one; then it lets the other's blocks pass."""
+    PACKED_HEADS: gl.constexpr = HEADS // PACK
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BN, 16])
     OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, D, 16])
     WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, OUT, 2)
     WIDE: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [WARPS, 1], [1, 0])
     OF_ROW: gl.constexpr = gl.SliceLayout(1, SCORES)
-    packed = first_packed + HALF * BM + gl.arange(0, BM, OF_ROW)
-    row = _positions(rows_ptr, packed, batch, packed_head, n_rows, n_keys, HEADS, KV_HEADS, PACK, ROW_LISTS)
-    last = gl.max(row, 0)
-    first = gl.minimum(gl.min(gl.where(row >= 0, row, 2147483647), 0), last)
-    hi = gl.minimum(stop, last + 1)
-    # At least one block, so that an empty tile takes the same way: every key of it is masked.
-    mine = gl.maximum((hi - lo + BN - 1) // BN, 1)
-    full = gl.minimum(gl.maximum((gl.minimum(first + 1, stop) - lo) // BN, 1), mine)
-
-    # Gather the rows: into registers by rows of 16 bytes a thread, then into shared memory for the products.
-    wide = first_packed + HALF * BM + gl.arange(0, BM, gl.SliceLayout(1, WIDE))
-    wide_index = wide // PACK
-    wide_head = packed_head * PACK + wide % PACK
-    column = gl.arange(0, D, gl.SliceLayout(0, WIDE))
-    q_offset = batch.to(gl.int64) * stride_qb + wide_index.to(gl.int64) * stride_qt + wide_head * stride_qh
-    wide_row = _positions(rows_ptr, wide, batch, packed_head, n_rows, n_keys, HEADS, KV_HEADS, PACK, ROW_LISTS)
-    q = gl.load(q_ptr + q_offset[:, None] + column[None, :], mask=(wide_row >= 0)[:, None], other=0.0)
+    n_tiles = (n_rows * PACK + 2 * BM - 1) // (2 * BM)
     own = q_tile.index(HALF)
-    own.store(q)
-    fence_async_shared()
-    barrier()
-
-    # The first block, masked whether it needs it or not.
-    mbarrier.wait(k_full.index(0), 0)
-    nothing = gl.zeros([BM, BN], gl.float32, SCORES)
-    score = warpgroup_mma(own, k_ring.index(0).permute((1, 0)), nothing, use_acc=False, is_async=True)
-    score = warpgroup_mma_wait(0, deps=[score])
-    barrier()
-    mbarrier.arrive(k_free.index(0), count=1)
-    peak = gl.full([BM], float("-inf"), gl.float32, OF_ROW)
-    total = gl.zeros([BM], gl.float32, OF_ROW)
-    key = lo + gl.arange(0, BN, gl.SliceLayout(0, SCORES))
-    weight, _, peak, total = _soften(score, row, key, peak, total, scale, True)
-    p = gl.convert_layout(weight.to(k_ring.dtype), WEIGHTS)
-    acc = gl.zeros([BM, D], gl.float32, OUT)
-    acc, p, total, peak = _fold(
-        1, full, acc, p, total, peak, row, own, k_ring, v_ring, k_full, v_full, k_free, v_free, lo, scale,
-        BN, STAGES, SCORES, WEIGHTS, False,
-    )  # fmt: skip
-    acc, p, total, peak = _fold(
-        full, mine, acc, p, total, peak, row, own, k_ring, v_ring, k_full, v_full, k_free, v_free, lo, scale,
-        BN, STAGES, SCORES, WEIGHTS, True,
-    )  # fmt: skip
-    before = (mine - 1) % STAGES
-    mbarrier.wait(v_full.index(before), ((mine - 1) // STAGES) & 1)
-    acc = warpgroup_mma(p, v_ring.index(before), acc, is_async=True)
-    acc, p = warpgroup_mma_wait(0, deps=[acc, p])
-    barrier()
-    mbarrier.arrive(v_free.index(before), count=1)
-    for block in range(mine, n_blocks):
-        place = block % STAGES
-        parity = (block // STAGES) & 1
-        mbarrier.wait(k_full.index(place), parity)
-        mbarrier.arrive(k_free.index(place), count=1)
-        mbarrier.wait(v_full.index(place), parity)
-        mbarrier.arrive(v_free.index(place), count=1)
-
-    some = (row >= 0) & (total > 0)
-    index = packed // PACK
-    if SPLIT:
-        lse = gl.where(some, peak + gl.log2(gl.where(some, total, 1.0)), float("-inf"))
-    else:
-        lse = gl.where(some, peak + gl.log2(gl.where(some, total, 1.0)), float("inf"))
-    gl.store(lse_ptr + lse_base + packed, lse, mask=index < n_rows)
-    gain = gl.where(some, 1.0 / gl.where(some, total, 1.0), 0.0)
-    acc = acc * gl.convert_layout(gain, gl.SliceLayout(1, OUT))[:, None]
-    if SPLIT:
-        head = packed_head * PACK + packed % PACK
-        out_row = gl.convert_layout((out_base + index) * HEADS + head, gl.SliceLayout(1, OUT))
-        inside = gl.convert_layout(index < n_rows, gl.SliceLayout(1, OUT))
-        out_column = gl.arange(0, D, gl.SliceLayout(0, OUT))
-        gl.store(o_ptr + out_row[:, None] * D + out_column[None, :], acc, mask=inside[:, None])
-    else:
-        # Back through the place of q, so that rows are stored by 16 bytes a thread.
-        own.store(acc.to(k_ring.dtype))
+    column = gl.arange(0, D, gl.SliceLayout(0, WIDE))
+    base = 0
+    for turn in range(_turns(n_work)):
+        tile, packed_head, batch, split = _tile_of(turn, n_tiles, n_batch, PACKED_HEADS, SPLIT)
+        first_packed = tile * 2 * BM + HALF * BM
+        # Gather the rows: into registers by rows of 16 bytes a thread, then into shared memory for the products.
+        # Slots past the end read the last one: what an empty slot computes is thrown away.
+        from_packed = gl.minimum(first_packed, (n_rows - 1) * PACK)
+        wide = gl.minimum(gl.arange(0, BM, gl.SliceLayout(1, WIDE)), n_rows * PACK - 1 - from_packed)
+        q_base = q_ptr + batch.to(gl.int64) * stride_qb + (from_packed // PACK).to(gl.int64) * stride_qt
+        q_base += packed_head * PACK * stride_qh
+        q = gl.load(q_base + (wide // PACK * stride_qt + wide % PACK * stride_qh)[:, None] + column[None, :])
+        packed = first_packed + gl.arange(0, BM, OF_ROW)
+        row = _positions(rows_ptr, packed, batch, packed_head, n_rows, n_keys, HEADS, KV_HEADS, PACK, ROW_LISTS)
+        own.store(q)
+        fence_async_shared()
         barrier()
-        wide_out = (out_base + wide_index) * HEADS + wide_head
-        gl.store(o_ptr + wide_out[:, None] * D + column[None, :], own.load(WIDE), mask=(wide_index < n_rows)[:, None])
+        lo, n_blocks, mine, full = _spans_of(
+            rows_ptr, tile, packed_head, batch, split, span, n_rows, n_keys, HEADS, KV_HEADS, PACK, BN, SPLIT,
+            ROW_LISTS, WARPS, HALF,
+        )  # fmt: skip
+
+        # The first block, masked whether it needs it or not.
+        mbarrier.wait(bars.index(base % STAGES), (base // STAGES) & 1)
+        nothing = gl.zeros([BM, BN], gl.float32, SCORES)
+        keys = ring.index(base % STAGES).permute((1, 0))
+        score = warpgroup_mma(own, keys, nothing, use_acc=False, is_async=True)
+        score = warpgroup_mma_wait(0, deps=[score])
+        barrier()
+        mbarrier.arrive(bars.index(2 * STAGES + base % STAGES), count=1)
+        peak = gl.full([BM], float("-inf"), gl.float32, OF_ROW)
+        total = gl.zeros([BM], gl.float32, OF_ROW)
+        offset = gl.arange(0, BN, gl.SliceLayout(0, SCORES))
+        weight, _, peak, total = _soften(score, row - lo, offset, peak, total, scale, True)
+        p = gl.convert_layout(weight.to(ring.dtype), WEIGHTS)
+        acc = gl.zeros([BM, D], gl.float32, OUT)
+        acc, p, total, peak = _fold(
+            1, full, base, acc, p, total, peak, row, own, ring, bars, lo, scale,
+            BN, STAGES, SCORES, WEIGHTS, False,
+        )  # fmt: skip
+        acc, p, total, peak = _fold(
+            full, mine, base, acc, p, total, peak, row, own, ring, bars, lo, scale,
+            BN, STAGES, SCORES, WEIGHTS, True,
+        )  # fmt: skip
+        count = base + mine - 1
+        mbarrier.wait(bars.index(STAGES + count % STAGES), (count // STAGES) & 1)
+        acc = warpgroup_mma(p, ring.index(STAGES + count % STAGES), acc, is_async=True)
+        acc, p = warpgroup_mma_wait(0, deps=[acc, p])
+        barrier()
+        mbarrier.arrive(bars.index(3 * STAGES + count % STAGES), count=1)
+        for block in range(mine, n_blocks):
+            place = (base + block) % STAGES
+            parity = ((base + block) // STAGES) & 1
+            mbarrier.wait(bars.index(place), parity)
+            mbarrier.arrive(bars.index(2 * STAGES + place), count=1)
+            mbarrier.wait(bars.index(STAGES + place), parity)
+            mbarrier.arrive(bars.index(3 * STAGES + place), count=1)
+        base += n_blocks
+
+        some = (row >= 0) & (total > 0)
+        index = packed // PACK
+        out_base = (split * n_batch + batch).to(gl.int64) * n_rows
+        lse = peak + gl.log2(gl.where(some, total, 1.0))
+        lse_base = (split * n_batch + batch).to(gl.int64) * PACKED_HEADS + packed_head
+        empty: gl.constexpr = float("-inf") if SPLIT else float("inf")
+        gl.store(lse_ptr + lse_base * n_rows * PACK + packed, gl.where(some, lse, empty), mask=index < n_rows)
+        gain = gl.convert_layout(1.0 / gl.where(some, total, 1.0), gl.SliceLayout(1, OUT))
+        acc = gl.where(gl.convert_layout(some, gl.SliceLayout(1, OUT))[:, None], acc * gain[:, None], 0.0)
+        out_column = gl.arange(0, D, gl.SliceLayout(0, OUT))
+        inside = gl.convert_layout(index < n_rows, gl.SliceLayout(1, OUT))
+        out_head = packed_head * PACK + packed % PACK
+        out_row = gl.convert_layout((out_base + index) * HEADS + out_head, gl.SliceLayout(1, OUT))
+        if DIRECTIONS > 0:
+            # One head a tile: its directions are the same for every row.
+            raw = acc
+            for one in gl.static_range(DIRECTIONS):
+                d = gl.load(directions_ptr + (packed_head * DIRECTIONS + one) * D + out_column).to(gl.float32)
+                r = gl.load(suppress_ptr + out_row * DIRECTIONS + one, mask=inside, other=0.0).to(gl.float32)
+                along = gl.sum(raw * d[None, :], 1)
+                gl.store(along_ptr + out_row * DIRECTIONS + one, along, mask=inside)
+                acc = acc - (r * along)[:, None] * d[None, :]
+        if SPLIT:
+            gl.store(o_ptr + out_row[:, None] * D + out_column[None, :], acc, mask=inside[:, None])
+        else:
+            # Back through the place of q, so that rows are stored by 16 bytes a thread.
+            own.store(acc.to(ring.dtype))
+            barrier()
+            wide = gl.arange(0, BM, gl.SliceLayout(1, WIDE))
+            to_base = o_ptr + ((out_base + first_packed // PACK) * HEADS + packed_head * PACK) * D
+            to = to_base + ((wide // PACK * HEADS + wide % PACK) * D)[:, None] + column[None, :]
+            gl.store(to, own.load(WIDE), mask=(first_packed + wide < n_rows * PACK)[:, None])
+        # Before the next rows are put into their place.
+        barrier()
 
 
 @gluon.jit
@@ -204,77 +297,50 @@ def _positions(
         start = batch.to(gl.int64) * ROW_LISTS * n_rows
         if ROW_LISTS > 1:
             start += packed_head // (HEADS // PACK // KV_HEADS) * n_rows
-        row = gl.load(rows_ptr + start + index, mask=inside, other=-1).to(gl.int32)
+        # Slots past the end read the last one: a predicated load keeps a register from tile to tile.
+        row = gl.load(rows_ptr + start + gl.minimum(index, n_rows - 1)).to(gl.int32)
     else:
-        row = gl.where(inside, n_keys - n_rows + index, -1)
-    return row
+        row = n_keys - n_rows + index
+    return gl.where(inside, row, -1)
 
 
 @gluon.jit(do_not_specialize=["n_batch", "n_rows", "n_keys", "n_splits", "span"])
 def hopper_kernel(
-    q_ptr, k_matrix, v_matrix, rows_ptr, o_ptr, lse_ptr, stride_qb, stride_qt, stride_qh,
-    n_batch, n_rows, n_keys, n_splits, span, scale,
+    q_ptr, k_matrix, v_matrix, rows_ptr, directions_ptr, suppress_ptr, o_ptr, along_ptr, lse_ptr,
+    stride_qb, n_batch, n_rows, n_keys, n_splits, span, scale, stride_qt: gl.constexpr, stride_qh: gl.constexpr,
     HEADS: gl.constexpr, KV_HEADS: gl.constexpr, PACK: gl.constexpr, D: gl.constexpr, BN: gl.constexpr,
-    STAGES: gl.constexpr, SPLIT: gl.constexpr, ROW_LISTS: gl.constexpr,
+    STAGES: gl.constexpr, SPLIT: gl.constexpr, ROW_LISTS: gl.constexpr, DIRECTIONS: gl.constexpr,
 ):  # fmt: skip
-    """o [B, R, H, D] and lse [B, F, P] (base 2, +inf where nothing is visible); partial ones a split with SPLIT."""
-    PACKED_HEADS: gl.constexpr = HEADS // PACK
-    pid = gl.program_id(0)
-    n_tiles = (n_rows * PACK + 2 * BM - 1) // (2 * BM)
-    split = 0
-    if SPLIT:
-        tile = n_tiles - 1 - pid % n_tiles
-        pid = pid // n_tiles
-        split = pid // PACKED_HEADS // n_batch
-    else:
-        tile = n_tiles - 1 - pid // PACKED_HEADS // n_batch
-    packed_head = pid % PACKED_HEADS
-    batch = pid // PACKED_HEADS % n_batch
-    first_packed = tile * 2 * BM
-    FLAT: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS], [0])
-    packed = first_packed + gl.arange(0, 2 * BM, FLAT)
-    row = _positions(rows_ptr, packed, batch, packed_head, n_rows, n_keys, HEADS, KV_HEADS, PACK, ROW_LISTS)
-    last = gl.max(row, 0)
-    lo = split * span
-    stop = n_keys
-    if SPLIT:
-        stop = gl.minimum(lo + span, n_keys)
-    n_blocks = gl.maximum((gl.minimum(stop, last + 1) - lo + BN - 1) // BN, 1)
-    lse_base = ((split * n_batch + batch).to(gl.int64) * PACKED_HEADS + packed_head) * n_rows * PACK
-    out_base = (split * n_batch + batch).to(gl.int64) * n_rows
-    kv_row = batch * n_keys + lo
-    kv_column = packed_head // (PACKED_HEADS // KV_HEADS) * D
+    """o [B, R, H, D] and lse [B, F, P] (base 2, +inf where nothing is visible); partial ones a split with SPLIT.
 
+    Any number of programs does: they share the tiles. Strides within q are those of a model: constants save registers. With DIRECTIONS, how many, also <o, d_k> [B, R, H, K].
+    """
+    n_work = (n_rows * PACK + 2 * BM - 1) // (2 * BM) * (HEADS // PACK) * n_batch * n_splits
     dtype: gl.constexpr = k_matrix.dtype
-    k_ring = gl.allocate_shared_memory(dtype, [STAGES, BN, D], k_matrix.layout)
-    v_ring = gl.allocate_shared_memory(dtype, [STAGES, BN, D], v_matrix.layout)
+    # Keys, then values; their barriers: keys there, values there, keys read, values read.
+    ring = gl.allocate_shared_memory(dtype, [2 * STAGES, BN, D], k_matrix.layout)
+    bars = gl.allocate_shared_memory(gl.int64, [4 * STAGES, 1], mbarrier.MBarrierLayout())
     q_tile = gl.allocate_shared_memory(dtype, [2, BM, D], gl.NVMMASharedLayout.get_default_for([BM, D], dtype))
-    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    k_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    v_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for place in gl.static_range(STAGES):
-        mbarrier.init(k_full.index(place), count=1)
-        mbarrier.init(v_full.index(place), count=1)
-        mbarrier.init(k_free.index(place), count=2)
-        mbarrier.init(v_free.index(place), count=2)
+    for place in gl.static_range(2 * STAGES):
+        mbarrier.init(bars.index(place), count=1)
+        mbarrier.init(bars.index(2 * STAGES + place), count=2)
     fence_async_shared()
     # Constants stay constants only where they are written into the call.
     gl.warp_specialize(
         [
-            (_compute_tile, (
-                q_ptr, rows_ptr, o_ptr, lse_ptr, q_tile, k_ring, v_ring, k_full, v_full, k_free, v_free,
-                stride_qb, stride_qt, stride_qh, batch, packed_head, first_packed, n_rows, n_keys, lo, stop, n_blocks,
-                out_base, lse_base, scale, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS, 0,
+            (_compute_tiles, (
+                q_ptr, rows_ptr, directions_ptr, suppress_ptr, o_ptr, along_ptr, lse_ptr, q_tile, ring, bars,
+                stride_qb, n_work, n_batch, n_rows, n_keys, span, scale,
+                stride_qt, stride_qh, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS, DIRECTIONS, 0,
             )),
-            (_compute_tile, (
-                q_ptr, rows_ptr, o_ptr, lse_ptr, q_tile, k_ring, v_ring, k_full, v_full, k_free, v_free,
-                stride_qb, stride_qt, stride_qh, batch, packed_head, first_packed, n_rows, n_keys, lo, stop, n_blocks,
-                out_base, lse_base, scale, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS, 1,
+            (_compute_tiles, (
+                q_ptr, rows_ptr, directions_ptr, suppress_ptr, o_ptr, along_ptr, lse_ptr, q_tile, ring, bars,
+                stride_qb, n_work, n_batch, n_rows, n_keys, span, scale,
+                stride_qt, stride_qh, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS, DIRECTIONS, 1,
             )),
             (_copy_blocks, (
-                k_matrix, v_matrix, k_ring, v_ring, k_full, v_full, k_free, v_free, kv_row, kv_column, n_blocks,
-                BN, STAGES,
+                k_matrix, v_matrix, rows_ptr, ring, bars, n_work, n_batch, n_rows,
+                n_keys, span, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS,
             )),
         ],
         [WARPS, 1],
@@ -282,15 +348,10 @@ def hopper_kernel(
     )  # fmt: skip
 
 
-def arguments_of(job: Job, tile: Tile) -> dict[str, Any]:
-    """What `hopper_kernel` reads of a call, without its outputs and splits."""
-    shared = job.arguments()
-    names = ("q_ptr", "rows_ptr", "stride_qb", "stride_qt", "stride_qh", "n_batch", "n_rows", "n_keys", "HEADS",
-             "KV_HEADS", "PACK", "D", "ROW_LISTS")  # fmt: skip
-    return {name: shared[name] for name in names} | {
-        "k_matrix": _matrix(job.k, tile.keys), "v_matrix": _matrix(job.v, tile.keys), "BN": tile.keys,
-        "STAGES": tile.stages,
-    }  # fmt: skip
+def matrices(k: Tensor, v: Tensor, tile: Tile) -> dict[str, Any]:
+    """Keys and values as the kernel copies them, and the sizes of the ring."""
+    described = {"k_matrix": _matrix(k, tile.keys), "v_matrix": _matrix(v, tile.keys)}
+    return described | {"BN": tile.keys, "STAGES": tile.stages}
 
 
 def _matrix(x: Tensor, height: int) -> Any:

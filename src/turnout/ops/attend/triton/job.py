@@ -16,7 +16,10 @@ from torch import Tensor
 
 from turnout.ops.attend.triton.configs import (
     LEAST,
+    LOW,
+    MOST_PACKED,
     ORDINARY,
+    SHORT,
     SPECIALISED,
     Plan,
     Tile,
@@ -94,11 +97,10 @@ class Job:
                 self.q.element_size(),
                 self.q.shape[3],
                 self.n_packed,
-                self.k.shape[1],
                 lean=self.has_options(),
             )
-            if plan.forward.tma == SPECIALISED and not self._specialises():
-                plan = replace(plan, forward=ORDINARY[self.q.shape[3]])
+            if plan.forward.tma == SPECIALISED:
+                plan = replace(plan, forward=self._specialised(plan.forward))
         if self.blocks is None:
             return plan
         height = max(LEAST, 1 << (self.row_block * self.pack - 1).bit_length())
@@ -159,11 +161,14 @@ class Job:
             return {"k_ptr": self.k, "v_ptr": self.v, "TMA": False}
         return {"k_ptr": _matrix(self.k, tile.keys), "v_ptr": _matrix(self.v, tile.keys), "TMA": True}
 
-    def _specialises(self) -> bool:
-        """Whether the kernel of `hopper.py` does this call: plain rows, on the one kind of device that it is for."""
-        plain = self.directions is None and self.k.numel() > 0 and self.q.shape[3] in ORDINARY
+    def _specialised(self, tile: Tile) -> Tile:
+        """A tile of the kernel of `hopper.py`, or an ordinary one where the call or the device is none for it."""
         here = self.q.is_cuda and _capability(self.q.device) == (9, 0) and has_gluon()
-        return plain and here and self._bulk_copies(self.k) and self._bulk_copies(self.v)
+        copies = self.k.numel() > 0 and self._bulk_copies(self.k) and self._bulk_copies(self.v)
+        cut = self.directions is not None
+        if not (here and copies and MOST_PACKED % self.pack == 0) or (cut and self.pack > 1):
+            return ORDINARY[self.q.shape[3]]
+        return LOW if cut or self.k.shape[1] <= SHORT else tile
 
     def _bulk_copies(self, x: Tensor) -> bool:
         """Whether [B, S, G, D] is one matrix [B·S, G·D] with aligned rows, on a device with a copy engine."""

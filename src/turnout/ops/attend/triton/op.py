@@ -30,7 +30,7 @@ def routed_attend(
     blocks: Tensor | None, n_blocks: Tensor | None, directions: Tensor | None, suppress: Tensor | None,
     window: int, sinks: int, scale: float, key_block: int, row_block: int, tiles: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Output [B, R, H, D], the output before suppression (empty without it) and the base-2 log-sum-exp [B, F, P]."""
+    """Output [B, R, H, D], its products with the directions [B, R, H, K] (empty without) and the lse [B, F, P]."""
     job = _job(
         (q, k, v, rows, starts, total, blocks, n_blocks, directions, suppress),
         (window, sinks, scale, key_block, row_block, tiles),
@@ -45,12 +45,13 @@ def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     pack = q.shape[2] // k.shape[2] if total is None else 1
     o = q.new_empty(q.shape)
     lse = q.new_empty(q.shape[0], q.shape[2] // pack, q.shape[1] * pack, dtype=torch.float32)
-    return o, q.new_empty(q.shape) if directions is not None else q.new_empty(0), lse
+    n_directions = 0 if directions is None else directions.shape[1]
+    return o, q.new_empty((*q.shape[:3], n_directions) if n_directions else 0, dtype=torch.float32), lse
 
 
 @torch.library.custom_op("turnout::routed_attend_backward", mutates_args=())
 def routed_attend_backward(
-    grad: Tensor, o: Tensor, lse: Tensor, need_q: bool, need_kv: bool,
+    grad: Tensor, o: Tensor, along: Tensor, lse: Tensor, need_q: bool, need_kv: bool,
     q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None, starts: Tensor | None, total: Tensor | None,
     blocks: Tensor | None, n_blocks: Tensor | None, directions: Tensor | None, suppress: Tensor | None,
     window: int, sinks: int, scale: float, key_block: int, row_block: int, tiles: Sequence[int],
@@ -61,12 +62,12 @@ def routed_attend_backward(
         (window, sinks, scale, key_block, row_block, tiles),
     )
     with _on_device(q):
-        return backward(job, grad.contiguous(), o, lse, need_q=need_q, need_kv=need_kv)
+        return backward(job, grad.contiguous(), o, along, lse, need_q=need_q, need_kv=need_kv)
 
 
 @routed_attend_backward.register_fake
 def _fake_backward(
-    grad: Tensor, o: Tensor, lse: Tensor, need_q: bool, need_kv: bool, *arguments: Any
+    grad: Tensor, o: Tensor, along: Tensor, lse: Tensor, need_q: bool, need_kv: bool, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     q, k, v, _, _, total, _, _, directions, suppress = arguments[: len(SAVED)]
     none = q.new_empty(0)
@@ -81,17 +82,17 @@ def _fake_backward(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    o, raw, lse = output
-    ctx.mark_non_differentiable(raw, lse)
-    ctx.save_for_backward(*inputs[: len(SAVED)], o if inputs[8] is None else raw, lse)
+    o, along, lse = output
+    ctx.mark_non_differentiable(along, lse)
+    ctx.save_for_backward(*inputs[: len(SAVED)], o, along, lse)
     ctx.numbers = inputs[len(SAVED) :]
 
 
 def _gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-    *inputs, o, lse = ctx.saved_tensors
+    *inputs, o, along, lse = ctx.saved_tensors
     need = ctx.needs_input_grad
     dq, dk, dv, d_total, d_directions, d_suppress = routed_attend_backward(
-        grad, o, lse, need[0], need[1] or need[2] or need[5], *inputs, *ctx.numbers
+        grad, o, along, lse, need[0], need[1] or need[2] or need[5], *inputs, *ctx.numbers
     )
     out = {0: dq, 1: dk, 2: dv, 5: d_total, 8: d_directions, 9: d_suppress}
     return tuple(out.get(i) if wanted else None for i, wanted in enumerate(need))
