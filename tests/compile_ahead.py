@@ -22,8 +22,9 @@ from triton.experimental.gluon._runtime import GluonASTSource
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from turnout.ops import suppress_kernel
 from turnout.ops.attend.triton import backward, forward
-from turnout.ops.attend.triton.configs import SPECIALISED, Plan, Tile, numbers_of
+from turnout.ops.attend.triton.configs import LOW, SPECIALISED, Plan, Tile, numbers_of
 from turnout.ops.attend.triton.job import Job
 
 # Bytes of shared memory that one program may use; the tables for "ampere" keep to what the smallest of its parts has.
@@ -41,7 +42,7 @@ NUMBERS = {"window": 0, "sinks": 0, "scale": 0.1, "key_block": 1, "row_block": 1
 
 
 class Order(NamedTuple):
-    """One kernel ("forward", "dq", "dkdv") to compile, with one tile, one option or "" and a compute capability."""
+    """One kernel ("forward", "dq", "dkdv", "uncut") to compile, with one tile, one option or "" and a capability."""
 
     kernel: str
     tile: Tile
@@ -73,10 +74,11 @@ def launch_of(order: Order) -> tuple[Any, dict[str, Any], dict[str, int]]:
         if kernel.__name__ == ("hopper_kernel" if specialised else f"{order.kernel}_kernel"):
             found.append((kernel, arguments, {"num_warps": warps, "num_stages": stages}))
 
-    forward.run = backward.run = record
+    forward.run = backward.run = suppress_kernel.run = record
     dtype = torch.float32 if order.itemsize == 4 else torch.bfloat16
     tile = order.tile
-    groups = H if order.option == "directions" else G
+    # Grouped heads have low tiles of their own.
+    groups = H if order.option == "directions" or (tile.tma == SPECIALISED and tile.keys != LOW.keys) else G
     q, k = torch.zeros(B, R, H, order.width, dtype=dtype), torch.zeros(B, S, groups, order.width, dtype=dtype)
     tiles = numbers_of(Plan(*[replace(tile, splits=tile.splits or 1)] * 3))
     rows = torch.zeros(B, 1, R, dtype=torch.int64)

@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# A step of a program is 8 KB in half precision: with a dozen programs a multiprocessor, enough is under way.
-BT, BE = 8, 512
+# A step of a program is 4 KB in half precision: with a dozen programs a multiprocessor, enough is under way.
+BT, BE = 4, 512
 
 
 @triton.jit(do_not_specialize=["n_tokens"])

@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from turnout.ops.attend.triton.job import run
+
 BM = 16
 # Rows of a program: its sum for the directions' gradient is one of C, so that few are added up in the end.
 CHUNK = 128
@@ -123,7 +125,7 @@ def cut(
     }  # fmt: skip
     if o.numel():
         with _on(o):
-            cut_kernel[(-(-n_batch * n_rows // BM) * heads,)](**arguments, num_warps=4)
+            run(cut_kernel, -(-n_batch * n_rows // BM) * heads, arguments, warps=4)
     return out, c
 
 
@@ -153,7 +155,7 @@ def uncut(
     }  # fmt: skip
     if out.numel():
         with _on(out):
-            uncut_kernel[(n_batch * n_chunks * heads,)](**arguments, num_warps=4)
+            run(uncut_kernel, n_batch * n_chunks * heads, arguments, warps=4)
     return raw_grad, part.sum(0), d_amount, delta
 
 

@@ -47,8 +47,15 @@ def test_the_tallest_tiles_fit_their_devices(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_specialised_kernel_fits_with_splits_grouped_heads_and_directions(monkeypatch: pytest.MonkeyPatch) -> None:
     tall = TABLES["hopper"]["forward"][2, 128][-1]
-    tiles = ((tall, ""), (replace(tall, splits=2), ""), (LOW, ""), (LOW, "directions"), (ORDINARY[128], ""))
-    check([("forward", tile, 2, 128, option, 90) for tile, option in tiles], monkeypatch)
+    tiles = (
+        (replace(tall, splits=2), ""),
+        (LOW, ""),
+        (replace(LOW, splits=2), ""),
+        (LOW, "directions"),
+        (ORDINARY[128], ""),
+    )
+    orders = [("forward", tile, 2, 128, option, 90) for tile, option in tiles]
+    check([*orders, ("uncut", LOW, 2, 128, "directions", 80)], monkeypatch)
 
 
 def test_a_decay_has_room_in_the_tiles_for_options(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,8 +13,11 @@ from torch.nn.functional import normalize, pad
 
 from oracles import assert_as_exact_as_eager, rows_of
 from turnout.ops import attend, compact, explain
+from turnout.ops.attend.call import check_call
+from turnout.ops.attend.triton.configs import LOW, TABLES, Tile, choose_plan
 
 pytestmark = pytest.mark.gpu
+HIGH = TABLES["hopper"]["forward"][2, 128][-1]
 B, S, H, G = 2, 387, 4, 2
 LEARNED = ("log_decay", "directions", "suppress")
 
@@ -55,6 +59,54 @@ def agree(
 def test_half_precision_at_every_head_dim(width: int, share: float, dtype: torch.dtype) -> None:
     rows = some_rows(share)
     agree(rows.shape[-1], width=width, rows=rows, dtype=dtype)
+
+
+@pytest.mark.parametrize("heads,n_lists", [((2, 2), 1), ((4, 2), 2), ((8, 1), 1)])
+@pytest.mark.parametrize("n_rows,n_keys,splits", [(1, 77, 1), (130, 4100, 1), (700, 4100, 3), (64, 1000, 2), (0, 9, 1)])
+@pytest.mark.parametrize("tile", [LOW, HIGH])
+def test_the_specialised_kernel(
+    tile: Tile, n_rows: int, n_keys: int, splits: int, heads: tuple[int, int], n_lists: int
+) -> None:
+    rows = some_rows(n_rows / n_keys, n_lists, n_keys)
+    plan = replace(choose_plan("hopper", 2, 128, 999, lean=False), forward=replace(tile, splits=splits))
+    absent = dict.fromkeys(("keys", "log_decay", "window", "directions", "suppress", "scale"))
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        from turnout.ops.attend.triton.op import triton_attend
+
+        return triton_attend(check_call(q, k, v, rows=rows, sinks=0, **absent), plan)
+
+    def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(q, k, v, rows=rows, impl="reference")
+
+    inputs = (randn(B, rows.shape[-1], heads[0], 128), *(randn(B, n_keys, heads[1], 128, seed=s) for s in (1, 2)))
+    assert_as_exact_as_eager(run, reference, inputs, reduction=2 * n_keys * 128, dtype=torch.bfloat16)
+
+
+def test_programs_of_the_specialised_kernel_that_take_many_tiles() -> None:
+    # 2 x 64 heads x 9 tiles: every multiprocessor takes several, of all lengths and some empty.
+    rows = some_rows(0.5, 1, 2100, spare=100)
+    inputs = (randn(B, rows.shape[-1], 64, 128), *(randn(B, 2100, 64, 128, seed=s) for s in (1, 2)))
+    tokens, empty = [x.bfloat16() for x in inputs], (rows[:, 0] if rows.dim() == 3 else rows) < 0
+    out = attend(*tokens, rows=rows, impl="triton")
+    want = attend(*tokens, rows=rows, impl="gathered")
+    assert not out[empty].any()
+    # Both round their weights and outputs to bfloat16.
+    assert (out - want).abs().max() <= 8 * torch.finfo(torch.bfloat16).eps * want.abs().max()
+
+
+@pytest.mark.parametrize("n_rows", [100, 1500])
+def test_directions_of_heads_of_their_own(n_rows: int) -> None:
+    shape = (B, n_rows, H, 3)
+    directions = normalize(randn(H, 3, 128, seed=4), dim=-1)
+    inputs = (randn(B, n_rows, H, 128), *(randn(B, 1500, H, 128, seed=s) for s in (1, 2)), directions)
+
+    def run(impl: str) -> Callable[..., Tensor]:
+        return lambda q, k, v, d, r: attend(q, k, v, directions=d, suppress=r, impl=impl)
+
+    inputs = (*inputs, randn(*shape, seed=5).sigmoid())
+    reduction = 2 * 1500 * 128 * B
+    assert_as_exact_as_eager(run("triton"), run("reference"), inputs, reduction=reduction, dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize("width", [64, 128, 256])

@@ -85,7 +85,7 @@ _HOPPER: dict[str, Table] = {
 MOST_PACKED = 64
 # In place of a specialised tile, where the call or the device is none for it.
 ORDINARY = {64: Tile(64, 128, 4, 3, tma=1), 128: Tile(128, 128, 8, 3, tma=1)}
-# Up to SHORT keys, and where directions hold registers, blocks of keys are lower.
+# Up to SHORT keys, and where directions or grouped heads hold registers, blocks of keys are lower.
 SHORT, LOW = 2048, Tile(128, 64, 4, 4, tma=SPECIALISED)
 # From so many tiles a multiprocessor on its programs stay and take one after another.
 STAYS_FROM = 4

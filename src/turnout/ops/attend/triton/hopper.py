@@ -313,7 +313,8 @@ def hopper_kernel(
 ):  # fmt: skip
     """o [B, R, H, D] and lse [B, F, P] (base 2, +inf where nothing is visible); partial ones a split with SPLIT.
 
-    Any number of programs does: they share the tiles. Strides within q are those of a model: constants save registers. With DIRECTIONS, how many, also <o, d_k> [B, R, H, K].
+    Any number of programs does: they share the tiles. Strides within q are those of a model: as constants they save
+    registers. With DIRECTIONS, how many, also <o, d_k> [B, R, H, K].
     """
     n_work = (n_rows * PACK + 2 * BM - 1) // (2 * BM) * (HEADS // PACK) * n_batch * n_splits
     dtype: gl.constexpr = k_matrix.dtype

@@ -168,7 +168,7 @@ class Job:
         cut = self.directions is not None
         if not (here and copies and MOST_PACKED % self.pack == 0) or (cut and self.pack > 1):
             return ORDINARY[self.q.shape[3]]
-        return LOW if cut or self.k.shape[1] <= SHORT else tile
+        return LOW if cut or self.pack > 1 or self.k.shape[1] <= SHORT else tile
 
     def _bulk_copies(self, x: Tensor) -> bool:
         """Whether [B, S, G, D] is one matrix [B·S, G·D] with aligned rows, on a device with a copy engine."""
