@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 
@@ -15,9 +16,11 @@ MAX_HEAD_DIM = 256
 # tl.dot needs at least 16 in every dimension.
 LEAST = 16
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Programs a multiprocessor that keep it busy, of those that share one and of those that fill one, and from how many on
-# they are left whole: rows at random places make tiles of every length, which fill the gaps of each other.
-PROGRAMS_PER_SM, SPECIALISED_PER_SM, WHOLE_FROM = 4, 2.5, 1.75
+# Programs a multiprocessor that keep it busy, and from how many on they are left whole: tiles of every length fill the
+# gaps of each other.
+PROGRAMS_PER_SM, WHOLE_FROM = 4, 1.75
+# A program of a tall tile fills a multiprocessor; what its start, its partial result and the merge cost, in keys.
+TALL, START = 128, 1300
 # The least keys worth a program of their own.
 LEAST_SPAN = 256
 MOST_SPLITS = 64
@@ -172,16 +175,17 @@ def choose_plan(name: str, itemsize: int, width: int, n_packed: int, *, lean: bo
 def _tallest_useful(tiles: tuple[Tile, ...], n_packed: int) -> Tile:
     """A tile of BM rows wastes about BM / 2 of P packed rows' work (its triangle): the tallest with BM ≤ P / 4.
 
-    The two warpgroups of a specialised tile stop each at its own last row; it only needs rows for both.
+    The two warpgroups of a specialised tile stop each at its own last row; it only needs rows for one.
     """
     best = tiles[0]
     for tile in tiles:
         low = tile.rows <= 64 or tile.tma == SPECIALISED
-        if tile.rows * 4 <= n_packed or (low and tile.rows // 2 < n_packed):
+        if tile.rows * 4 <= n_packed or (low and tile.rows // (4 if tile.tma == SPECIALISED else 2) < n_packed):
             best = tile
     return best
 
 
+@lru_cache(maxsize=4096)
 def forward_splits(tile: Tile, n_tiles: int, n_heads: int, n_span: int, n_sms: int) -> tuple[int, int]:
     """Splits of the keys, and keys a split (a multiple of the tile): enough programs, none too short.
 
@@ -193,9 +197,15 @@ def forward_splits(tile: Tile, n_tiles: int, n_heads: int, n_span: int, n_sms: i
         n_sms: multiprocessors.
     """
     programs = max(n_tiles * n_heads, 1)
-    per_sm = SPECIALISED_PER_SM if tile.tma == SPECIALISED else PROGRAMS_PER_SM
-    wanted = tile.splits or (1 if programs >= WHOLE_FROM * n_sms else math.ceil(per_sm * n_sms / programs))
     most = tile.splits or max(min(n_span // LEAST_SPAN, MOST_SPLITS), 1)
+    if tile.splits or tile.rows < TALL:
+        wanted = tile.splits or (1 if programs >= WHOLE_FROM * n_sms else math.ceil(PROGRAMS_PER_SM * n_sms / programs))
+    else:
+        # Of the programs of a split those whose tile ends before it have nothing to do.
+        share = (n_tiles + 1) / (2 * n_tiles)
+        whole = max(n_span, programs * share * n_span / n_sms) + START
+        costs = {s: math.ceil(programs * share * s / n_sms) * (n_span / s + START) for s in range(2, most + 1)}
+        wanted = min({1: whole, **costs}.items(), key=lambda one: one[1])[0]
     n_splits = max(min(wanted, most), 1)
     span = max(-(-n_span // (n_splits * tile.keys)) * tile.keys, tile.keys)
     return -(-n_span // span), span
