@@ -20,7 +20,7 @@ ROUTED = ("sequence", "prefix")
 def words(values: Sequence[float], form: str = ".3f", scale: float = 1.0, unit: str = "") -> str:
     """Mean ± half of the 95 % interval over seeds; the mean alone for one seed."""
     mean, half = mean_interval([scale * v for v in values])
-    spread = f" ± {half:{form}}" if len(values) > 1 and math.isfinite(half) else ""
+    spread = f" ± {half:{form.lstrip('+')}}" if len(values) > 1 and math.isfinite(half) else ""
     return f"{mean:{form}}{spread}{unit}"
 
 
