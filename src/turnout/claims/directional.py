@@ -110,7 +110,8 @@ def record_run(
 
 
 def _training(run: Any, config: Any) -> dict[str, Any]:
-    """How a run was trained: tokens, the median pace and on how many GPUs, and some points of its curve."""
+    """How a run was trained: tokens, the pace (upper quartile: other work on its GPUs only slows) and on how many GPUs,
+    and some points of its curve."""
     lines = run.metrics("train")
     if not lines:
         return {}
@@ -118,7 +119,7 @@ def _training(run: Any, config: Any) -> dict[str, Any]:
     shown = lines[:: max(1, len(lines) // 80)]
     return {
         "tokens": lines[-1]["step"] * config.optim.batch * config.optim.accumulate * config.task.length,
-        "tokens_per_s": paces[len(paces) // 2], "gpus": run.read_json("manifest.json").get("processes", 1),
+        "tokens_per_s": paces[3 * len(paces) // 4], "gpus": run.read_json("manifest.json").get("processes", 1),
         "curve": [[line["step"], round(line["loss"], 4)] for line in shown],
     }  # fmt: skip
 

@@ -365,7 +365,7 @@ def training_cost(seen: Summaries) -> list[Finding]:
             quoted="+3.9 % parameters, time not reported", measured=f"{100 * slower:+.1f} % time a token",
             n=len(paces[name]), interval=f"{words(paces[name], ',.0f')} tokens/s a GPU",
             control="; ".join(f"{arm} {words(p, ',.0f')}" for arm, p in paces.items()) + " tokens/s a GPU",
-            verdict=judged(slower <= 0.039), detail="median of the intervals of a run, compiled, with its own input",
+            verdict=judged(slower <= 0.039), detail="of whole runs, compiled, with their own input",
         ))  # fmt: skip
     return found
 
