@@ -178,6 +178,26 @@ def test_what_the_intact_model_cannot_do_cannot_be_tested(records: dict[str, lis
     assert verdicts(rows.recall({"prefix": found})) == ["holds"]
 
 
+def test_one_seed_still_has_the_interval_of_its_windows(records: dict[str, list[dict[str, Any]]]) -> None:
+    seen = {name: seeds(records[f"{name}, cpu"][0], 1) for name in ("baseline", "sequence")}
+    seen["baseline"][0]["study"]["honest"]["windows"] = [[2.0, 2.0], [3.0, 3.0], [4.0, 4.0]]
+    seen["sequence"][0]["study"]["honest"]["windows"] = [[1.9, 2.1], [2.9, 3.1], [3.9, 4.1]]
+    said = perplexity(seen)[0].interval
+    # The same difference in every window leaves no doubt: 1 - exp(-0.1) and 1 - exp(0.1).
+    assert said.endswith("; over windows 9.5 to 9.5 % teacher-forced and -10.5 to -10.5 % honest")
+    assert len(records["baseline, cpu"][0]["study"]["honest"]["windows"]) == 8
+
+
+def test_the_cost_of_training_is_counted_by_gpu(records: dict[str, list[dict[str, Any]]]) -> None:
+    seen = {name: seeds(records[f"{name}, cpu"][0]) for name in ("baseline", "prefix")}
+    assert rows.training_cost(seen) == []
+    for name, pace, gpus in (("baseline", 400.0, 4), ("prefix", 190.0, 2)):
+        for record in seen[name]:
+            record |= {"tokens_per_s": pace, "gpus": gpus}
+    (found,) = rows.training_cost(seen)
+    assert found.measured == "+5.3 % time a token" and found.verdict == "does not hold"
+
+
 def test_costs_are_judged_by_the_fastest_way() -> None:
     row = {"size": "433m", "what": "forward", "shape": [1, 2, 3, 4], "ms": {"attention": 1.0}, "n": 9}
     record = {
@@ -207,6 +227,8 @@ def test_a_run_folder_becomes_the_record_of_its_arm(tmp_path: Path, monkeypatch:
     folder, _ = train(replace(config, device="cpu"), root=tmp_path)
     path = record_run(folder.path, "prefix, 433m", out=tmp_path / "results", device="cpu")
     record = json.loads(path.read_text())
+    assert (record["tokens"], record["gpus"]) == (2 * 2 * 8, 1) and record["tokens_per_s"] > 0
+    assert record["curve"][-1] == [2, pytest.approx(record["loss"], rel=0.5)]
     assert path.name == "prefix, 433m-5.json" and record["study"] == {"a": 1} and record["seed"] == 5
     assert seen["seed"] == 5 and seen["size"].positions == 16
     record_run(folder.path, "prefix, 433m", out=tmp_path / "results", device="cpu", parts=["b"])

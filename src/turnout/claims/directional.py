@@ -100,12 +100,28 @@ def record_run(
     path = root / "runs" / "DR1" / f"{arm}-{config.seed}.json"
     before = read_json(path)["study"] if parts and path.exists() else {}
     record = {
-        **(run.summary() or {}), "config": to_dict(config), "claim": "DR1", "arm_name": arm, "seed": config.seed,
+        **(run.summary() or {}), **_training(run, config),
+        "config": to_dict(config), "claim": "DR1", "arm_name": arm, "seed": config.seed,
         "device_name": device_name(where), "study": before | _study(model.to(where), task, config.seed, parts)["study"],
     }  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, record)
     return path
+
+
+def _training(run: Any, config: Any) -> dict[str, Any]:
+    """How a run was trained: tokens, the pace (upper quartile: other work on its GPUs only slows) and on how many GPUs,
+    and some points of its curve."""
+    lines = run.metrics("train")
+    if not lines:
+        return {}
+    paces = sorted(line["tokens_per_s"] for line in lines)
+    shown = lines[:: max(1, len(lines) // 80)]
+    return {
+        "tokens": lines[-1]["step"] * config.optim.batch * config.optim.accumulate * config.task.length,
+        "tokens_per_s": paces[3 * len(paces) // 4], "gpus": run.read_json("manifest.json").get("processes", 1),
+        "curve": [[line["step"], round(line["loss"], 4)] for line in shown],
+    }  # fmt: skip
 
 
 def arms(owner: str = "") -> list[Arm]:

@@ -26,6 +26,25 @@ def reduction(routed: list[Record], base: list[Record], kind: str, domain: str =
     return [1 - math.exp(loss(a, kind) - loss(b, "honest")) for a, b in pairs]
 
 
+def _windows(routed: list[Record], base: list[Record]) -> str:
+    """What one seed's windows say of the two reductions: mean ± 1.96 standard errors of the paired differences."""
+    by_seed = {record["seed"]: record["study"]["honest"].get("windows") for record in base}
+    said = []
+    for record in routed:
+        own, other = record["study"]["honest"].get("windows"), by_seed.get(record["seed"])
+        if not own or not other or len(own) != len(other):
+            continue
+        parts = []
+        for i, kind in enumerate(("teacher-forced", "honest")):
+            change = [a[i] - b[1] for a, b in zip(own, other, strict=True)]
+            mean = average(change)
+            error = math.sqrt(sum((c - mean) ** 2 for c in change) / max(1, len(change) - 1) / len(change))
+            low, high = (100 * (1 - math.exp(mean + sign * 1.96 * error)) for sign in (1, -1))
+            parts.append(f"{low:.1f} to {high:.1f} % {kind}")
+        said.append(" and ".join(parts))
+    return "; over windows " + "; ".join(said) if said else ""
+
+
 def perplexity(seen: Summaries) -> list[Finding]:
     """DR1: against the baseline, teacher-forced and prefix-honest; the causal arms against each other; the leak."""
     if "baseline" not in seen:
@@ -48,7 +67,8 @@ def perplexity(seen: Summaries) -> list[Finding]:
             statement=f"directional routing ({name}) lowers perplexity by 31 % or more",
             quoted="31-56 % lower by domain, teacher-forced, one seed",
             measured=f"{words(forced, '.1f', 100)} % lower teacher-forced, {words(honest, '.1f', 100)} % prefix-honest",
-            n=len(honest), interval=each_seed(seen[name], lambda r: math.exp(r["study"]["honest"]["honest"]), ".2f"),
+            n=len(honest), interval=each_seed(seen[name], lambda r: math.exp(r["study"]["honest"]["honest"]), ".2f")
+            + _windows(seen[name], seen["baseline"]),
             control=f"honest perplexity: {others}", verdict=judged(average(honest) >= 0.31), detail=by_domain,
         ))  # fmt: skip
     return found + _leak(seen) + _lengths(seen) + _gain(seen) + _last(seen) + _choice(seen)

@@ -20,7 +20,7 @@ ROUTED = ("sequence", "prefix")
 def words(values: Sequence[float], form: str = ".3f", scale: float = 1.0, unit: str = "") -> str:
     """Mean ± half of the 95 % interval over seeds; the mean alone for one seed."""
     mean, half = mean_interval([scale * v for v in values])
-    spread = f" ± {half:{form}}" if len(values) > 1 and math.isfinite(half) else ""
+    spread = f" ± {half:{form.lstrip('+')}}" if len(values) > 1 and math.isfinite(half) else ""
     return f"{mean:{form}}{spread}{unit}"
 
 
@@ -345,6 +345,27 @@ def geometry(seen: Summaries) -> list[Finding]:
             control=f"random: std {low:.4f} to {high:.4f}; |cosine| within a head {words(own, '.3f')}, random "
             f"{own_low:.3f} to {own_high:.3f}", verdict=judged(average(spread) >= low),
             detail="holds: chance explains the published number; less than random would be more orthogonal",
+        ))  # fmt: skip
+    return found + training_cost(seen)
+
+
+def training_cost(seen: Summaries) -> list[Finding]:
+    """DR12: what directions add to a compiled train step of a whole model, from the paces of the runs themselves."""
+    paces = {
+        name: [r["tokens_per_s"] / r["gpus"] for r in found] for name, found in seen.items()
+        if all("tokens_per_s" in r for r in found)
+    }  # fmt: skip
+    found = []
+    for name in ROUTED:
+        if name not in paces or "baseline" not in paces:
+            continue
+        slower = average(paces["baseline"]) / average(paces[name]) - 1
+        found.append(Finding(
+            statement=f"directions slow training down by no more than the parameters that they add ({name})",
+            quoted="+3.9 % parameters, time not reported", measured=f"{100 * slower:+.1f} % time a token",
+            n=len(paces[name]), interval=f"{words(paces[name], ',.0f')} tokens/s a GPU",
+            control="; ".join(f"{arm} {words(p, ',.0f')}" for arm, p in paces.items()) + " tokens/s a GPU",
+            verdict=judged(slower <= 0.039), detail="of whole runs, compiled, with their own input",
         ))  # fmt: skip
     return found
 

@@ -117,6 +117,23 @@ def facts(model: Any, task: Any, sequences: int) -> Shown:
     return Shown(found, [table], [(r["prompt"] + r["answer"], r["p"]) for r in found], "P(answer)")
 
 
+def choice(model: Any, task: Any, sequences: int) -> Shown:
+    """Multiple choice from held-out text: accuracy with and without the future, and without the context."""
+    from turnout.probe.choice import multiple_choice
+
+    found = multiple_choice(model, task, questions=sequences)
+    ways = ("teacher_forced", "honest", "no context")
+    rows = [("chance", f"{100 * found['chance']:.1f} %", "")]
+    for way in ways:
+        low, high = found[way]["accuracy_95"]
+        rows.append(
+            (way.replace("_", "-"), f"{100 * found[way]['accuracy']:.1f} %", f"{100 * low:.1f} to {100 * high:.1f}")
+        )
+    title = f"{found['n']} questions: which of four pieces of {found['ending']} tokens follows {found['context']}?"
+    bars = [("chance", found["chance"]), *((way, found[way]["accuracy"]) for way in ways)]
+    return Shown(found, [Table(("scored", "right", "95 %"), rows, title)], bars, "accuracy")
+
+
 def domains(model: Any, task: Any, sequences: int) -> Shown:
     """Nearest-centroid accuracy of domains by feature."""
     from turnout.probe.directional import StudySize
@@ -235,6 +252,7 @@ VIEWS: dict[str, Callable[[Any, Any, int], Shown]] = {
         attribution,
         copying,
         facts,
+        choice,
         domains,
         regimes,
         vocabulary,

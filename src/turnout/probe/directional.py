@@ -131,11 +131,11 @@ def study_parts(model: CausalLM, task: Task, size: StudySize, seed: int) -> dict
 
 
 def shorter_windows(model: CausalLM, task: Task, size: StudySize) -> list[dict[str, Any]]:
-    """Both perplexities of windows a quarter and a sixteenth as long as in training, [] where those are no 8 tokens:
+    """Both perplexities of windows a quarter, a sixteenth and a 64th as long as in training, those of 8 tokens or more:
     what a mean of the whole window tells about a token grows as the window shrinks."""
     config = task.config
     rows = []
-    for length in (task.length // 16, task.length // 4):
+    for length in (task.length // 64, task.length // 16, task.length // 4):
         if length >= 8 and isinstance(config, TextConfig):
             own = config.with_length(length).build(0)
             found = honest_perplexity(model, own, sequences=size.honest, positions=size.positions, batch=size.batch)

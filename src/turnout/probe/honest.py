@@ -88,6 +88,7 @@ def honest_perplexity(
         "n": forced.numel(), "sequences": len(forced), "positions": places, **_pair(forced, honest),
         "gap": float(gap.mean()), "gap_stderr": float(gap.std() / math.sqrt(len(gap))) if len(gap) > 1 else 0.0,
         "last": float(forced[:, -1].mean()), "by_length": by_length, "by_domain": by_domain,
+        "windows": [[round(float(v.mean()), 5) for v in pair] for pair in zip(forced, honest, strict=True)],
     }  # fmt: skip
 
 

@@ -21,8 +21,8 @@ class Options(Flags):
         what: a finished run, a recipe (its model with fresh weights; settings may be changed), or a local folder of any
             Hugging Face causal language model (read on random ids with evidence to find, 64 a sequence).
         show: layers, or another view of a run: transition (when its accuracy jumps, over all seeds beside it); on text:
-            honest (perplexity with the future taken away), lens, attribution, copying (induction), facts, domains; of
-            directions: regimes, vocabulary, geometry, steering.
+            honest (perplexity with the future taken away), lens, attribution, copying (induction), facts, choice (of
+            four endings), domains; of directions: regimes, vocabulary, geometry, steering.
         figure: write a bar chart of that view to this SVG file, and its numbers beside it as CSV.
         sequences: held-out sequences that are read.
         runs: folder of all runs.
@@ -39,6 +39,7 @@ class Options(Flags):
         "attribution",
         "copying",
         "facts",
+        "choice",
         "domains",
         "regimes",
         "vocabulary",
