@@ -4,8 +4,8 @@
 import torch
 from torch import Tensor
 
-# Positions from which on compiled code reads a table of angles.
-_FUSED_BELOW = 64
+# Positions of a sequence from which on compiled code reads a table of angles.
+TABLE_FROM = 64
 
 
 def rotate(x: Tensor, positions: Tensor, base: float = 10000.0) -> Tensor:
@@ -22,8 +22,9 @@ def rotate(x: Tensor, positions: Tensor, base: float = 10000.0) -> Tensor:
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     # A compiler would fuse the angles into every kernel that uses them, and take a sine and a power for each element
     # of q and k, forward and backward: a quarter of a training step of the 124M model.
-    # For a few positions, as in decoding, the opposite: launches are what costs.
-    table = rotary_table if torch.compiler.is_compiling() and positions.shape[-1] >= _FUSED_BELOW else _table
+    # A step of decoding is the opposite: the ten launches of a table are what costs.
+    many = positions.shape[min(1, positions.ndim - 1)] >= TABLE_FROM
+    table = rotary_table if torch.compiler.is_compiling() and many else _table
     cos, sin = table(positions, half, base, dtype)
     if positions.ndim < 3:
         cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
