@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from routing_laws import assert_same
-from turnout.layers.rope import rotate
+from turnout.layers.rope import TABLE_FROM, rotate
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -54,8 +54,9 @@ def test_the_dtype_is_kept_and_half_precision_is_rounded_once(dtype: torch.dtype
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_compiled_code_takes_the_angles_from_a_table_and_rotates_the_same(dtype: torch.dtype) -> None:
-    x, rows = draw(2, 6, 3, 8).to(dtype), torch.tensor([[0, 1, 3, 5, 8, 9], [1, 2, 4, 6, 7, 9]])
-    graphs = []
+    x = draw(2, TABLE_FROM, 3, 8).to(dtype)
+    rows = torch.stack([torch.arange(TABLE_FROM) * 2, torch.arange(TABLE_FROM) + 5])
+    graphs: list[str] = []
 
     def look(graph: torch.fx.GraphModule, inputs: object) -> object:
         graphs.append(str(graph.graph))
@@ -70,3 +71,6 @@ def test_compiled_code_takes_the_angles_from_a_table_and_rotates_the_same(dtype:
     assert leaves[0].grad is not None and leaves[1].grad is not None
     assert torch.equal(leaves[0].grad, leaves[1].grad)
     assert "turnout.rotary_table" in graphs[0] and "target=cos" not in graphs[0]
+    few = rotate(x[:, :1], rows[:, :1])
+    assert torch.equal(compiled(x[:, :1], rows[:, :1]), few)
+    assert "turnout.rotary_table" not in graphs[-1]

@@ -67,6 +67,13 @@ def test_lengths_that_the_steps_cannot_tell_apart_are_refused() -> None:
         DecodeStep(model, model.init_state(2, 8), lengths=[1, 3])
 
 
+def test_steps_that_cannot_be_compiled_never_turn_into_others() -> None:
+    with pytest.raises(UnsupportedError, match="counts on the host"):
+        generate(awake(tiny("random")), PROMPTS[:1], new_tokens=6, compiler="eager")
+    with pytest.raises(ConfigError, match="uncached"):
+        generate(awake(tiny("linear")), PROMPTS[:1], new_tokens=6, compiler="eager", cached=False)
+
+
 def test_the_next_token_is_drawn_from_the_softmax_cut_to_the_most_probable() -> None:
     logits = torch.tensor([[0.0, 2.0, 1.0, -1.0]])
     draws = torch.linspace(0, 1, 20001, dtype=torch.float64)[:-1]

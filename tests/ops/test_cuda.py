@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from oracles import assert_as_exact_as_eager
+from turnout.layers.rope import rotate
 from turnout.ops import attend, causal_conv, causal_ema, compact, explain
 
 pytestmark = pytest.mark.gpu
@@ -100,3 +101,30 @@ def test_autocast_runs_in_bfloat16() -> None:
     with torch.autocast("cuda", torch.bfloat16):
         assert attend(q, k, v, window=9).dtype == torch.bfloat16
         assert explain(q, k, v).startswith("dense")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_inference_rotates_and_convolves_in_one_pass_as_training_does(dtype: torch.dtype) -> None:
+    x, weight, state = randn(B, N, H, D), randn(H * D, 4, seed=1), randn(B, 3, H * D, seed=2)
+    rows = torch.stack([torch.arange(N) * 200, torch.arange(N) * 3]).cuda()
+
+    def rotated(x: Tensor) -> Tensor:
+        return rotate(x, rows)
+
+    def convolved(x: Tensor, weight: Tensor, state: Tensor) -> Tensor:
+        return causal_conv(x.flatten(2), weight, state)[0]
+
+    def eagerly(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return torch.enable_grad()(function)
+
+    for function, inputs, terms in ((rotated, [x], 2), (convolved, [x, weight, state], 8)):
+        with no_synchronisation():
+            function(*(tensor.to(dtype) for tensor in inputs))
+        assert_as_exact_as_eager(
+            function, eagerly(function), inputs, reduction=terms, dtype=dtype, grads=False
+        )  # fmt: skip
+    with torch.no_grad():
+        whole, last = causal_conv(x.to(dtype).flatten(2), weight.to(dtype))
+        head, kept = causal_conv(x[:, :1].to(dtype).flatten(2), weight.to(dtype))
+        tail, end = causal_conv(x[:, 1:].to(dtype).flatten(2), weight.to(dtype), kept)
+    assert torch.equal(torch.cat([head, tail], 1), whole) and torch.equal(end, last)

@@ -93,7 +93,8 @@ def _beside(
     if all(gap > half for gap, half, _ in gaps.values()):
         verdict = "holds"
     return Finding(
-        statement=f"124M weights, 20M tokens, usage {100 * usage:g} %: learned routing beats static and random at it",
+        statement=f"124M weights, 20M tokens, usage {100 * usage:g} %: learned routing beats "
+        + " and ".join(name.split()[0] for name in equal),
         quoted="learned routing hurts language models (23.83 -> 31.63 perplexity; HRS)",
         measured=f"{_words(learned)} nats/token",
         n=min(n for _, _, n in gaps.values()),

@@ -101,9 +101,8 @@ class DecodeStep:
     def _run(self) -> None:
         with _replaced(self.model, self.compiled):
             self.output = self.model(self.tokens, mode=self.mode, state=self.state)
+        _copy(self.buffers, [_memories(memory) for memory in self.state])
         for memory, buffers in zip(self.state, self.buffers, strict=True):
-            for buffer, value in zip(buffers, _memories(memory), strict=True):
-                _copy(buffer, value)
             _put(memory, buffers)
         self.position += 1
 
@@ -142,8 +141,7 @@ class DecodeStep:
         with torch.cuda.graph(graph):
             self._run()
         self.position.copy_(start)
-        for buffer, value in zip(self.buffers, kept, strict=True):
-            _copy(buffer, value)
+        _copy(self.buffers, kept)
         return graph
 
 
@@ -206,12 +204,22 @@ def _buffer(old: Any, new: Any, whose: str) -> Any:
     )
 
 
-def _copy(buffer: Any, value: Any) -> None:
-    if isinstance(buffer, tuple):
-        for a, b in zip(buffer, value, strict=True):
-            _copy(a, b)
-    elif buffer is not None:
-        buffer.copy_(value)
+def _copy(buffers: Sequence[Any], values: Sequence[Any]) -> None:
+    """Write the values of all layers into their buffers: one kernel for each dtype, not one for each memory."""
+    pairs: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for buffer, value in zip(_leaves(buffers), _leaves(values), strict=True):
+        into, out = pairs.setdefault(buffer.dtype, ([], []))
+        into.append(buffer)
+        out.append(value)
+    for into, out in pairs.values():
+        torch._foreach_copy_(into, out)
+
+
+def _leaves(value: Any) -> list[Tensor]:
+    """The tensors of a nest of tuples, in order."""
+    if isinstance(value, (tuple, list)):
+        return [leaf for item in value for leaf in _leaves(item)]
+    return [] if value is None else [value]
 
 
 def _clone(value: Any) -> Any:

@@ -136,8 +136,12 @@ def generate(
         on_tokens: called after every step with the sequences that go on and their new tokens.
     Raises:
         ShapeError: see `check_prompts`.
+        ConfigError: a compiler without a cache.
+        UnsupportedError: a compiler, and a memory that counts on the host.
     """
     check_prompts(prompts, model.vocab, new_tokens, longest)
+    if compiler is not None and not cached:
+        raise ConfigError("compiled steps read a cache; leave out one of compiled and uncached")
     model.eval()
     results = [Continuation() for _ in prompts]
     for rows in batches_of(model, [len(prompt) for prompt in prompts]) if cached else _by_length(prompts):
@@ -237,13 +241,13 @@ class _Cached(_Run):
         self.state, self.logits, self.prompt_taken = read_prompts(model, prompts, max(lengths) + new_tokens)
         self.step: DecodeStep | None = None
         ragged = len(set(lengths)) > 1
-        if ragged or self.device.type == "cuda":
+        if ragged or compiler is not None or self.device.type == "cuda":
             try:
                 self.step = DecodeStep(
                     model, self.state, mode=SKIP, compiler=compiler, lengths=lengths if ragged else None
                 )
             except UnsupportedError:
-                if ragged:
+                if ragged or compiler is not None:
                     raise
                 # A memory that counts on the host takes ordinary calls.
                 self.step = None

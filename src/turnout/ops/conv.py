@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import conv1d, pad
 
 from turnout.errors import ShapeError
+from turnout.ops.one_pass import one_pass
 from turnout.ops.shifted_conv import ShiftedConv
 
 # Measured, forward and backward. CPU: torch's forward is the fastest, its backward is 2 to 5 times slower than ours
@@ -21,6 +22,8 @@ from turnout.ops.shifted_conv import ShiftedConv
 # CPU is fastest with shifted sums (2,048 tokens of 256 channels, 4 taps: a quarter of conv1d's time).
 SHIFTED_TAPS = 8
 OWN_BACKWARD_FROM = 8
+# Up to so many taps inference on a GPU is one pass over x.
+FUSED_TAPS = 16
 BLOCK = 32
 GPU_MATRIX_TAPS = range(32, 129)
 GPU_BLOCK = 128
@@ -55,6 +58,11 @@ def causal_conv(
             raise ShapeError(f"starts {list(starts.shape)}; expected [B, T] = {list(x.shape[:2])}, and no state")
         return _within(x, weight, starts), x[:, :0]
     n_taps, n_channels = weight.shape[1], x.shape[2]
+    if n_taps <= FUSED_TAPS and one_pass(x):
+        from turnout.ops.inference_kernels import conv_forward
+
+        y = conv_forward(x, _per_channel(weight, n_channels), state)
+        return y, _last(x, n_taps - 1, state)
     # In half precision every shifted sum would round; conv1d sums in float32.
     precise = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
     if x.device.type == "cpu" and precise and n_taps <= SHIFTED_TAPS and x.shape[1] >= n_taps:
@@ -76,6 +84,14 @@ def causal_conv(
         else:
             y = _choose(context, weight)(context, weight)
     return y, next_state
+
+
+def _last(x: Tensor, n: int, state: Tensor | None) -> Tensor:
+    """The n inputs before the next token; a copy, so that they do not keep the whole sequence alive."""
+    if x.shape[1] >= n:
+        return x[:, x.shape[1] - n :].clone()
+    past = x.new_zeros(x.shape[0], n, x.shape[2]) if state is None else state.to(x.dtype)
+    return torch.cat([past, x], 1)[:, x.shape[1] :]
 
 
 def _shifted(x: Tensor, weight: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:

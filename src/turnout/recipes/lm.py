@@ -47,7 +47,7 @@ def lm_run(
         schedule=BudgetConfig(usage=usage, steps=steps) if arm == "routed" else JointConfig(steps=steps),
         optim=OptimConfig(
             batch=32, lr=1e-3, weight_decay=0.1, beta2=0.95, warmup=min(100, steps // 10), decay="cosine",
-            precision="bf16_stream", loss_chunk=8192, compile=True,
+            precision="bf16_stream", loss_chunk=32768, compile=True,
         ),
         loop=LoopConfig(
             log_every=10, eval_every=250, eval_sequences=64, final_sequences=512, skip_below=0.0, savings=False,

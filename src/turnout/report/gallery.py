@@ -139,6 +139,12 @@ def _study(name: str) -> Callable[[Path], Figure | None]:
     return drawn
 
 
+def _language_models(root: Path) -> Figure | None:
+    from turnout.report.language_models import pareto
+
+    return pareto(root)
+
+
 def _break_even(root: Path) -> Figure | None:
     return bench.dispatch_figure(read_json(DISPATCH) or {})
 
@@ -262,6 +268,8 @@ PIECES = (
           words="Routing is learned in a jump, with attention before the router and without."),
     Piece(name="leak", draw=_leak,
           words="Only the published router scores better when it may see what comes after."),
+    Piece(name="language-models", draw=_language_models,
+          words="Loss against usage at 124M weights: routed beside a static hybrid, chance, and attention everywhere."),
     Piece(name="break-even", draw=_break_even,
           words="Below its line the routed kernel is faster than the fastest dense attention."),
 )  # fmt: skip

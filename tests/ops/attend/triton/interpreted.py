@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from oracles import assert_as_exact_as_eager, rows_of
+from turnout.layers.rope import rotate, speeds
 from turnout.ops import attend
 from turnout.ops.attend.call import Call, check_call
 from turnout.ops.attend.reference import reference_attend
@@ -24,6 +25,8 @@ from turnout.ops.attend.triton.configs import Plan, Tile
 from turnout.ops.attend.triton.op import triton_attend
 from turnout.ops.compact import compact
 from turnout.ops.compact_kernel import compact_rows
+from turnout.ops.conv import causal_conv
+from turnout.ops.inference_kernels import conv_forward, rotate_forward
 
 B, H, G, D = 2, 2, 1, 16
 # Low tiles, so that a few tokens make several; the number is of splits.
@@ -309,3 +312,36 @@ def test_the_compaction_kernel_lists_what_torch_lists(n_tokens: int, capacity: i
     want = compact(taken, capacity, gate=gate)
     for have, wanted in zip(compact_rows(taken, gate if gated else None, capacity), want, strict=True):
         assert torch.equal(have, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("heads", "width"), [(3, 10), (1, 16)])
+def test_one_pass_rotates_as_torch_does_at_any_positions(dtype: torch.dtype, heads: int, width: int) -> None:
+    for positions in (torch.arange(7) * 3, torch.arange(14).view(B, 7), torch.arange(14 * heads).view(B, 7, heads)):
+        assert_as_exact_as_eager(
+            lambda x, at=positions: rotate_forward(x, at, speeds(width // 2, 10000.0, torch.float32, x.device)),
+            lambda x, at=positions: rotate(x, at),
+            # A view, as keys are one of keys and values.
+            [randn(B, 7, 2, heads, width)[:, :, 1]],
+            reduction=2,
+            dtype=dtype,
+            grads=False,
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("tokens", "channels", "taps"), [(1, 5, 4), (3, 300, 4), (40, 7, 1), (17, 3, 16)])
+@pytest.mark.parametrize("begins", [True, False])
+def test_one_pass_convolves_as_torch_does(
+    dtype: torch.dtype, tokens: int, channels: int, taps: int, begins: bool
+) -> None:
+    inputs = [randn(B, tokens, channels), randn(channels, taps, seed=1)]
+    inputs += [] if begins else [randn(B, taps - 1, channels, seed=2)]
+    assert_as_exact_as_eager(
+        lambda x, weight, *state: conv_forward(x, weight, *(state or [None])),
+        lambda x, weight, *state: causal_conv(x, weight, *state)[0],
+        inputs,
+        reduction=2 * taps,
+        dtype=dtype,
+        grads=False,
+    )

@@ -1,0 +1,58 @@
+"""The Pareto figure of language models says every arm that was measured, and nothing before one was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from turnout.claims.registry import get_claim
+from turnout.claims.reproduce import judge
+from turnout.report.language_models import pareto
+
+
+def record(arm: str, seed: int, loss: float, usage: float | None, layout: str = "R" * 12) -> dict[str, Any]:
+    return {
+        "arm_name": arm, "seed": seed, "loss": loss + 0.001 * seed, "usage": usage, "layout": layout, "n_eval": 9,
+        "tokens": 20_000_000, "tokens_per_s": 400_000.0, "length": 1024, "device_name": "test", "commit": "abc",
+    }  # fmt: skip
+
+
+def written(root: Path, records: list[dict[str, Any]]) -> Path:
+    folder = root / "runs" / "LM1"
+    folder.mkdir(parents=True)
+    for item in records:
+        (folder / f"{item['arm_name']}-{item['seed']}.json").write_text(json.dumps(item))
+    return root
+
+
+def arms(routed: float, random: float = 4.2) -> list[dict[str, Any]]:
+    return [
+        item
+        for seed in range(3)
+        for item in (
+            record("routed 0.25", seed, routed, 0.251),
+            record("random 0.25", seed, random, 0.25),
+            record("static 0.25", seed, 4.15, None, "LLALLLALLLAL"),
+            record("dense + local", seed, 4.0, 1.0),
+        )
+    ]
+
+
+def test_every_arm_is_in_the_figure_with_its_usage(tmp_path: Path) -> None:
+    assert pareto(tmp_path) is None
+    figure = pareto(written(tmp_path, arms(4.1)))
+    assert figure is not None and len(figure.data.rows) == 12
+    ElementTree.fromstring(figure.wide)
+    for words in ("routed at 25.1", "random at 25", "static at 25", "dense + local 4.001"):
+        assert words in figure.wide.replace("\u202f", "")
+
+
+def test_the_judgement_asks_for_every_control_and_for_the_margin(tmp_path: Path) -> None:
+    def verdicts(folder: str, **losses: float) -> list[str]:
+        return [row["verdict"] for row in judge(get_claim("LM1"), written(tmp_path / folder, arms(**losses)))]
+
+    assert verdicts("ahead of both, behind attention", routed=4.1) == ["holds", "does not hold"]
+    assert verdicts("behind the static hybrid", routed=4.16) == ["does not hold", "does not hold"]
+    assert verdicts("as good as attention", routed=4.005) == ["holds", "holds"]
