@@ -136,6 +136,9 @@ ROWS = (
             BedArm(name="raw, key, no positions", model={"positions": "none"}),
             BedArm(name="raw, value, no positions", label="value", model={"positions": "none"}),
             BedArm(name="raw, key, N(0,1) embeddings", model={"init_std": 1.0}),
+            BedArm(name="raw, key, 1 head", selector="pairwise:heads=1", scales=(FULL,)),
+            BedArm(name="raw, key, 16 heads", selector="pairwise:heads=16", scales=(FULL,)),
+            BedArm(name="raw, key, no norm", model={"norm": False}, scales=(FULL,)),
         ),
     ),
     PaperRow(
@@ -450,9 +453,16 @@ ROWS = (
 )
 
 
+def all_rows() -> tuple[PaperRow, ...]:
+    """The quoted numbers, and the rungs that the study has not."""
+    from turnout.recipes.routing_ladder import LADDER
+
+    return ROWS + LADDER
+
+
 def arms_of(claim: str) -> Iterator[tuple[BedArm, str]]:
     """Every (arm, scale) that a claim runs."""
-    own = [arm for row in ROWS if row.claim == claim for arm in row.arms]
+    own = [arm for row in all_rows() if row.claim == claim for arm in row.arms]
     for arm in own + (list(CONTROLS) if claim == "RP1" else []):
         for scale in arm.scales:
             yield arm, scale
