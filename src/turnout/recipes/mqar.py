@@ -13,7 +13,10 @@ WIDTHS = (64, 128, 256)
 # The sweep of every mixer; Zoology's own is 1e-4 to 1e-2 in four steps.
 LRS = (1e-3, 3e-3, 1e-2)
 STATE_SPACE = "state space"
-LAYOUTS = {"attention": "AA", "convolution": "LL", STATE_SPACE: "LL", "static hybrid": "LA", "routed": "RR"}
+SELECTED = "selected blocks"
+LAYOUTS = {
+    "attention": "AA", "convolution": "LL", STATE_SPACE: "LL", "static hybrid": "LA", "routed": "RR", SELECTED: "LA",
+}  # fmt: skip
 UNLEARNED = "unlearned"
 TOKENS_A_STEP = 2**15
 
@@ -31,8 +34,9 @@ def mqar(
 
     Args:
         mixer: attention, convolution (gated, as long as the sequence), state space, static hybrid (a convolution of
-            four taps, then attention), routed (that convolution, and attention for whom it pays); "unlearned" is routed
-            by a `router` that does not train.
+            four taps, then attention), selected blocks (the same, each query reads two blocks of 16 tokens and its
+            own), routed (that convolution, and attention for whom it pays); "unlearned" is routed by a `router` that
+            does not train.
         random_filler: random tokens between the pairs, so that not every filler token has been seen before.
 
     # paper: MLPs are kept (the figure has none), positions are rotary instead of learned, data are fresh, not 64 epochs
@@ -54,7 +58,9 @@ def mqar(
         task=MQARConfig(length=length, pairs=pairs, random_filler=random_filler),
         model=ModelConfig(
             layers=2, width=width, heads=max(1, width // 64), layout=LAYOUTS.get(mixer, "RR"), positions="rope",
-            form="llama", tie=True, local=local, routing=RoutingConfig(router=router, mix="add"),
+            form="llama", tie=True, local=local,
+            pattern="full/top_blocks:block=16,keep=2" if mixer == SELECTED else "full",
+            routing=RoutingConfig(router=router, mix="add"),
         ),
         schedule=schedule,
         optim=OptimConfig(
