@@ -18,13 +18,13 @@ LAYOUTS = {
     "attention": "AA", "convolution": "LL", STATE_SPACE: "LL", "static hybrid": "LA", "routed": "RR", SELECTED: "LA",
 }  # fmt: skip
 UNLEARNED = "unlearned"
-TOKENS_A_STEP = 2**15
+TOKENS_A_STEP = 2**13
 
 
 @recipe("mqar", "Zoology's MQAR, 64 tokens and 4 pairs: a routed model under a curriculum")
 def mqar(
     seed: int = 0, mixer: str = "routed", length: int = 64, pairs: int = 4, width: int = 64, lr: float = 3e-3,
-    steps: int = 4000, router: str = "linear:bias=0", random_filler: bool = False,
+    steps: int = 3000, router: str = "linear:bias=0", random_filler: bool = False,
 ) -> RunConfig:  # fmt: skip
     """Two layers, vocabulary 8,192, fresh data, filler zero as in the figure, training ends at 99.5 % held out.
 
@@ -46,7 +46,7 @@ def mqar(
     schedule = (
         # A needed gate is worth ln(4,096) / pairs nats a sequence; a hundredth of that is what a gate costs.
         CurriculumConfig(
-            cost=0.08 / pairs, explore_steps=steps, solve_at=0.98, ramp_steps=1500, hold_steps=500, guard=0.98
+            cost=0.08 / pairs, explore_steps=steps, solve_at=0.98, ramp_steps=1000, hold_steps=400, guard=0.98
         )
         if routed
         else JointConfig(steps=steps, solve_at=0.995)
@@ -64,7 +64,7 @@ def mqar(
         ),
         schedule=schedule,
         optim=OptimConfig(
-            batch=min(256, TOKENS_A_STEP // length), lr=lr, warmup=100, decay="cosine", weight_decay=0.1,
+            batch=TOKENS_A_STEP // length, lr=lr, warmup=100, decay="cosine", weight_decay=0.1,
             precision="tf32",
         ),
         loop=LoopConfig(eval_every=200, eval_sequences=512, final_sequences=2048, savings=routed, checkpoint_every=0),
