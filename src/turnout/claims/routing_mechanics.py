@@ -12,6 +12,10 @@ from turnout.stats import Estimate, mean_over_seeds
 # Arms whose runs are read: claim that owns them, name without the scale.
 READ = (
     ("RP1", "raw, key"),
+    ("RP1", "raw, key, N(0,1) embeddings"),
+    ("RP1", "raw, key, 1 head"),
+    ("RP1", "raw, key, 16 heads"),
+    ("RP1", "raw, key, no norm"),
     ("RP7", "shift, value"),
     ("RP6", "attention, key"),
     ("RP6", "attention, value"),

@@ -31,6 +31,7 @@ TITLES = {
     "RP14": "contrastive training fails",
     "RP16": "memory banks and loops fail",
     "RP17": "a Bloom filter reaches 90.9 %",
+    "RPL": "(ours) what a match needs, rung by rung",
     "RP19": "trailing MQAR: 25.6 / 24.2 / 100 %",
 }
 
@@ -142,12 +143,12 @@ def _verdict(row: Any, tested: list[tuple[Any, list[dict[str, Any]]]], floors: d
 def judge_rows(claim_id: str, seen: Summaries) -> list[Finding]:
     """One finding per quoted number: at the published size once all its arms were measured there; until then the small
     size, and what there is of the published one beside it."""
-    from turnout.recipes.routing_paradox import CONTROLS, FULL, ROWS, SMALL
+    from turnout.recipes.routing_paradox import CONTROLS, FULL, SMALL, all_rows
 
     names = {arm.name for arm in CONTROLS}
     controls = {name: r for name, r in seen.items() if name.rpartition(", ")[0] in names}
     findings = []
-    for row in ROWS:
+    for row in all_rows():
         if row.claim == claim_id:
             there = {scale: {arm.name for arm in row.arms if f"{arm.name}, {scale}" in seen} for scale in (SMALL, FULL)}
             scales = (FULL,) if there[SMALL] <= there[FULL] else (SMALL, FULL)

@@ -13,15 +13,18 @@ WIDTHS = (64, 128, 256)
 # The sweep of every mixer; Zoology's own is 1e-4 to 1e-2 in four steps.
 LRS = (1e-3, 3e-3, 1e-2)
 STATE_SPACE = "state space"
-LAYOUTS = {"attention": "AA", "convolution": "LL", STATE_SPACE: "LL", "static hybrid": "LA", "routed": "RR"}
+SELECTED = "selected blocks"
+LAYOUTS = {
+    "attention": "AA", "convolution": "LL", STATE_SPACE: "LL", "static hybrid": "LA", "routed": "RR", SELECTED: "LA",
+}  # fmt: skip
 UNLEARNED = "unlearned"
-TOKENS_A_STEP = 2**15
+TOKENS_A_STEP = 2**13
 
 
 @recipe("mqar", "Zoology's MQAR, 64 tokens and 4 pairs: a routed model under a curriculum")
 def mqar(
     seed: int = 0, mixer: str = "routed", length: int = 64, pairs: int = 4, width: int = 64, lr: float = 3e-3,
-    steps: int = 4000, router: str = "linear:bias=0", random_filler: bool = False,
+    steps: int = 3000, router: str = "linear:bias=0", random_filler: bool = False,
 ) -> RunConfig:  # fmt: skip
     """Two layers, vocabulary 8,192, fresh data, filler zero as in the figure, training ends at 99.5 % held out.
 
@@ -31,8 +34,9 @@ def mqar(
 
     Args:
         mixer: attention, convolution (gated, as long as the sequence), state space, static hybrid (a convolution of
-            four taps, then attention), routed (that convolution, and attention for whom it pays); "unlearned" is routed
-            by a `router` that does not train.
+            four taps, then attention), selected blocks (the same, each query reads two blocks of 16 tokens and its
+            own), routed (that convolution, and attention for whom it pays); "unlearned" is routed by a `router` that
+            does not train.
         random_filler: random tokens between the pairs, so that not every filler token has been seen before.
 
     # paper: MLPs are kept (the figure has none), positions are rotary instead of learned, data are fresh, not 64 epochs
@@ -42,7 +46,7 @@ def mqar(
     schedule = (
         # A needed gate is worth ln(4,096) / pairs nats a sequence; a hundredth of that is what a gate costs.
         CurriculumConfig(
-            cost=0.08 / pairs, explore_steps=steps, solve_at=0.98, ramp_steps=1500, hold_steps=500, guard=0.98
+            cost=0.08 / pairs, explore_steps=steps, solve_at=0.98, ramp_steps=1000, hold_steps=400, guard=0.98
         )
         if routed
         else JointConfig(steps=steps, solve_at=0.995)
@@ -54,11 +58,13 @@ def mqar(
         task=MQARConfig(length=length, pairs=pairs, random_filler=random_filler),
         model=ModelConfig(
             layers=2, width=width, heads=max(1, width // 64), layout=LAYOUTS.get(mixer, "RR"), positions="rope",
-            form="llama", tie=True, local=local, routing=RoutingConfig(router=router, mix="add"),
+            form="llama", tie=True, local=local,
+            pattern="full/top_blocks:block=16,keep=2" if mixer == SELECTED else "full",
+            routing=RoutingConfig(router=router, mix="add"),
         ),
         schedule=schedule,
         optim=OptimConfig(
-            batch=min(256, TOKENS_A_STEP // length), lr=lr, warmup=100, decay="cosine", weight_decay=0.1,
+            batch=TOKENS_A_STEP // length, lr=lr, warmup=100, decay="cosine", weight_decay=0.1,
             precision="tf32",
         ),
         loop=LoopConfig(eval_every=200, eval_sequences=512, final_sequences=2048, savings=routed, checkpoint_every=0),

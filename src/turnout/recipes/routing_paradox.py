@@ -24,6 +24,10 @@ SHORTER: dict[str, dict[str, Any]] = {
     "perceiver": {"steps": 3000, "lrs": (3e-4, 1e-3, 3e-3)},
     "ssm": {"steps": 2000, "lrs": (1e-3, 3e-3)},
 }
+# What is solved at all is solved within 600 steps at these rates; `TWO_WAY` runs cost twice a causal scan.
+BRIEF: dict[str, Any] = {"steps": 1500, "lrs": (1e-3, 3e-3)}
+TWO_WAY: dict[str, Any] = {"steps": 1500, "lrs": (1e-3, 3e-3), "batch": 16}
+TWO_WAY_ONE_RATE: dict[str, Any] = {"steps": 1200, "lrs": (3e-3,), "batch": 16}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +38,7 @@ class BedArm:
         name: unique in its claim, without the scale.
         flow, selector: specs of the test bed. `{segment}` becomes the segment length: a sixteenth of the sequence.
         label: the evidence is the "key" (neighbour read too) or the "value" (no neighbour).
-        task, model, run: further settings.
+        task, model, run: further settings; `full`: of the run at the published size.
         scales: where it runs.
         control: what others are compared with.
     """
@@ -46,6 +50,7 @@ class BedArm:
     task: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
     run: Mapping[str, Any] = field(default_factory=dict)
+    full: Mapping[str, Any] = field(default_factory=dict)
     scales: tuple[str, ...] = SCALES
     control: bool = False
     mqar: bool = False
@@ -70,7 +75,7 @@ class BedArm:
             steps=800 if scale == SMALL else FULL_STEPS, answer=scale == FULL, evaluations=40,
         )  # fmt: skip
         shorter = SHORTER.get(self.flow.partition(":")[0], {}) if scale == FULL else {}
-        return replace(base, **{**shorter, **self.run})
+        return replace(base, **{**shorter, **self.run, **(self.full if scale == FULL else {})})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,6 +141,9 @@ ROWS = (
             BedArm(name="raw, key, no positions", model={"positions": "none"}),
             BedArm(name="raw, value, no positions", label="value", model={"positions": "none"}),
             BedArm(name="raw, key, N(0,1) embeddings", model={"init_std": 1.0}),
+            BedArm(name="raw, key, 1 head", selector="pairwise:heads=1", scales=(FULL,), full=BRIEF),
+            BedArm(name="raw, key, 16 heads", selector="pairwise:heads=16", scales=(FULL,), full=BRIEF),
+            BedArm(name="raw, key, no norm", model={"norm": False}, scales=(FULL,), full=BRIEF),
         ),
     ),
     PaperRow(
@@ -151,9 +159,9 @@ ROWS = (
         quoted="23.8 %, 25.6 % [25]",
         published=0.238,
         arms=(
-            BedArm(name="raw, segment mean", selector=f"{SEGMENT}"),
-            BedArm(name="raw, segment max", selector=f"{SEGMENT},pool=max"),
-            BedArm(name="raw, segment decay", selector=f"{SEGMENT},pool=decay"),
+            BedArm(name="raw, segment mean", selector=f"{SEGMENT}", full=BRIEF),
+            BedArm(name="raw, segment max", selector=f"{SEGMENT},pool=max", full=BRIEF),
+            BedArm(name="raw, segment decay", selector=f"{SEGMENT},pool=decay", full=BRIEF),
             BedArm(
                 name="untrained random codes, segment mean",
                 selector=f"{SEGMENT},project=false",
@@ -218,7 +226,7 @@ ROWS = (
         statement="2 layers give no improvement over 1",
         quoted="99.1 % [1.6]",
         published=0.991,
-        arms=both("attention 2 layers", flow="attention:layers=2", scales=(FULL,)),
+        arms=both("attention 2 layers", flow="attention:layers=2", scales=(FULL,), full=BRIEF),
     ),
     PaperRow(
         claim="RP7",
@@ -246,11 +254,13 @@ ROWS = (
         quoted="99.7 % [1.6]",
         published=0.997,
         arms=(
-            *both("sparse", flow="attention:form=sparse"),
+            BedArm(name="sparse, key", flow="attention:form=sparse"),
+            BedArm(name="sparse, value", flow="attention:form=sparse", label="value", full=BRIEF),
             BedArm(
                 name="sparse without globals, value",
                 flow="attention:form=sparse,globals=0",
                 label="value",
+                full=BRIEF,
                 control=True,
             ),
         ),
@@ -261,7 +271,10 @@ ROWS = (
         statement="bidirectional selective SSM → pairwise routes",
         quoted="99.5 % [1.6]",
         published=0.995,
-        arms=both("ssm both", flow="ssm:form=both", scales=(FULL,)),
+        arms=(
+            BedArm(name="ssm both, key", flow="ssm:form=both", scales=(FULL,), full=TWO_WAY),
+            BedArm(name="ssm both, value", flow="ssm:form=both", label="value", scales=(FULL,), full=TWO_WAY_ONE_RATE),
+        ),
     ),
     PaperRow(
         claim="RP10",
@@ -269,19 +282,21 @@ ROWS = (
         quoted="99.7 % [1.6]",
         published=0.997,
         arms=(
-            BedArm(name="ssm both, rank-1, key", flow="ssm:form=both", selector="rank1", scales=(FULL,)),
+            BedArm(name="ssm both, rank-1, key", flow="ssm:form=both", selector="rank1", scales=(FULL,), full=TWO_WAY),
             BedArm(
                 name="ssm both, rank-1, value",
                 flow="ssm:form=both",
                 selector="rank1",
                 label="value",
                 scales=(FULL,),
+                full=TWO_WAY_ONE_RATE,
             ),
             BedArm(
                 name="ssm both, rank-1 without query, key",
                 flow="ssm:form=both",
                 selector="rank1:query=none",
                 scales=(FULL,),
+                full=TWO_WAY_ONE_RATE,
                 control=True,
             ),
             BedArm(
@@ -290,6 +305,7 @@ ROWS = (
                 selector="rank1",
                 task={"queries": 4},
                 scales=(FULL,),
+                full=TWO_WAY_ONE_RATE,
             ),
         ),
     ),
@@ -299,10 +315,10 @@ ROWS = (
         quoted="(ours; rank 1 behind a bidirectional SSM 99.7 % [1.6])",
         published=0.997,
         arms=(
-            BedArm(name="raw, low rank 4, key", selector="low_rank:rank=4"),
-            BedArm(name="raw, low rank 16, key", selector="low_rank:rank=16"),
-            BedArm(name="raw, pairwise, key, 4 queries", task={"queries": 4}),
-            BedArm(name="raw, rank-1, key", selector="rank1", control=True),
+            BedArm(name="raw, low rank 4, key", selector="low_rank:rank=4", full=BRIEF),
+            BedArm(name="raw, low rank 16, key", selector="low_rank:rank=16", full=BRIEF),
+            BedArm(name="raw, pairwise, key, 4 queries", task={"queries": 4}, full=BRIEF),
+            BedArm(name="raw, rank-1, key", selector="rank1", control=True, full=BRIEF),
         ),
     ),
     PaperRow(
@@ -329,6 +345,7 @@ ROWS = (
                 name="frozen random attention, 4 layers, key",
                 flow="attention:form=causal,layers=4",
                 run={"freeze_flow": True},
+                full=BRIEF,
                 model={"init_std": 1.0},
                 scales=(FULL,),
                 control=True,
@@ -346,7 +363,7 @@ ROWS = (
         statement="InfoNCE-trained similarity stays at chance",
         quoted="1.6 % frozen, 2.2 % tuned [1.6]",
         published=0.016,
-        arms=both("raw, contrastive", selector="cosine"),
+        arms=both("raw, contrastive", selector="cosine", full=BRIEF),
         note="in-sequence negatives, temperature 0.07: the loss is the cross entropy of cosine scores",
     ),
     PaperRow(
@@ -370,9 +387,20 @@ ROWS = (
         quoted='91.2 %, "between 0 % and 90 %+" [1.6]',
         published=0.912,
         arms=(
-            BedArm(name="raw, budget of a half, key", selector="budget:spend=0.5"),
-            BedArm(name="raw, budget of a half, value", selector="budget:spend=0.5", label="value", scales=(FULL,)),
-            BedArm(name="raw, fixed budget of a half, key", selector="budget:spend=0.5,adaptive=false", control=True),
+            BedArm(name="raw, budget of a half, key", selector="budget:spend=0.5", full=BRIEF),
+            BedArm(
+                name="raw, budget of a half, value",
+                selector="budget:spend=0.5",
+                label="value",
+                scales=(FULL,),
+                full=BRIEF,
+            ),
+            BedArm(
+                name="raw, fixed budget of a half, key",
+                selector="budget:spend=0.5,adaptive=false",
+                full=BRIEF,
+                control=True,
+            ),
         ),
         note="a controller in prose only: our definition, a query reads the more the less it knows",
     ),
@@ -382,10 +410,19 @@ ROWS = (
         quoted="1.6 % [1.6]",
         published=0.016,
         arms=(
-            BedArm(name="raw, budget of a quarter, key", selector="budget:spend=0.25"),
-            BedArm(name="raw, budget of a quarter, value", selector="budget:spend=0.25", label="value", scales=(FULL,)),
+            BedArm(name="raw, budget of a quarter, key", selector="budget:spend=0.25", full=BRIEF),
             BedArm(
-                name="raw, fixed budget of a quarter, key", selector="budget:spend=0.25,adaptive=false", control=True
+                name="raw, budget of a quarter, value",
+                selector="budget:spend=0.25",
+                label="value",
+                scales=(FULL,),
+                full=BRIEF,
+            ),
+            BedArm(
+                name="raw, fixed budget of a quarter, key",
+                selector="budget:spend=0.25,adaptive=false",
+                full=BRIEF,
+                control=True,
             ),
         ),
         note="as the row above",
@@ -450,9 +487,16 @@ ROWS = (
 )
 
 
+def all_rows() -> tuple[PaperRow, ...]:
+    """The quoted numbers, and the rungs that the study has not."""
+    from turnout.recipes.routing_ladder import LADDER
+
+    return ROWS + LADDER
+
+
 def arms_of(claim: str) -> Iterator[tuple[BedArm, str]]:
     """Every (arm, scale) that a claim runs."""
-    own = [arm for row in ROWS if row.claim == claim for arm in row.arms]
+    own = [arm for row in all_rows() if row.claim == claim for arm in row.arms]
     for arm in own + (list(CONTROLS) if claim == "RP1" else []):
         for scale in arm.scales:
             yield arm, scale
