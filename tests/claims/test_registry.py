@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import re
 import shutil
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -151,7 +155,51 @@ def test_reproduce_writes_runs_and_rows_and_does_not_repeat(tmp_path: Path, monk
     assert sum("accuracy" in line for line in lines) == 3
     again: list[str] = []
     assert reproduce(["T1"], device="cpu", seeds=3, out=tmp_path, report=again.append) == rows
-    assert again == ["0 runs to do for T1 (1 at a time)"]
+    assert again == [], "nothing was run"
+
+
+def _sleep(job: Any, index: int, answers: Any) -> None:
+    if job[1] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if job[1] == "slow":
+        time.sleep(600)
+    answers.send((job[1] == "good", "its line"))
+
+
+@pytest.fixture
+def scheduler(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`turnout.claims.reproduce` with jobs that do not train, in processes that start at once."""
+    claims = importlib_reproduce()
+    monkeypatch.setattr(claims, "_child", _sleep)
+    monkeypatch.setattr(claims.multiprocessing, "get_context", lambda _: FORK)
+    return claims
+
+
+FORK = multiprocessing.get_context("fork")
+
+
+def job(arm: str) -> tuple[str, str, tuple[int, ...], str, Path]:
+    return "T1", arm, (0,), "cpu", Path("nowhere")
+
+
+def test_a_run_that_is_killed_or_fails_takes_no_other_with_it(scheduler: Any) -> None:
+    lines: list[str] = []
+    failures = scheduler.run_all([job("killed"), job("bad"), job("good")], 3, lines.append)
+    assert len(lines) == 3 and sorted(failures) == [
+        "T1 bad seed 0: its line",
+        "T1 killed seed 0: its process ended without a word (exit code -9); it may have run out of memory",
+    ]
+    assert any(line.endswith("T1 good seed 0: its line") for line in lines)
+
+
+def test_an_interruption_stops_what_runs_and_what_waits(scheduler: Any) -> None:
+    def stop(line: str) -> None:
+        raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        scheduler.run_all([job("slow"), job("good"), job("slow"), job("slow")], 2, stop)
+    assert time.monotonic() - began < 300
 
 
 def importlib_reproduce() -> Any:

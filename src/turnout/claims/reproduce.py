@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from turnout.claims.registry import Claim, Finding, find_claims, get_claim, load_claims
 from turnout.claims.store import results_dir, summaries
@@ -50,7 +52,6 @@ def reproduce(
     root = Path(out) if out is not None else results_dir()
     claims = find_claims(ids) if ids else list(load_claims().values())
     work = jobs_of(claims, root, quick=quick, device=device, seeds=seeds)
-    report(f"{len(work)} runs to do for {', '.join(entry.id for entry in claims)} ({jobs} at a time)")
     failures = run_all(work, jobs, report)
     rows: list[dict[str, Any]] = []
     for entry in claims:
@@ -131,25 +132,56 @@ def _jobs(entry: Claim, seeds: int, device: str, root: Path, quick: bool = False
 
 
 def run_all(work: list[Job], jobs: int, report: Report) -> list[str]:
+    """Run all of `work`, `jobs` at a time and each in a process of its own; returns what failed, in words.
+
+    A run may fail in any way, also by being killed: the others go on. Ctrl-C stops those in progress.
+    """
     failures: list[str] = []
-    if not work:
-        return failures
-    began = time.perf_counter()
+    began, done = time.perf_counter(), 0
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=jobs, mp_context=context, max_tasks_per_child=1) as pool:
-        pending = {pool.submit(_run_one, job, i): job for i, job in enumerate(work)}
-        for done, future in enumerate(as_completed(pending), 1):
-            claim_id, arm, seeds, _, _ = pending[future]
-            seed = ", ".join(map(str, seeds))
-            try:
-                line = future.result()
-            except (
-                Exception
-            ) as error:  # a run may fail in any way; the others go on and the failure is raised at the end
-                failures.append(f"{claim_id} {arm} seed {seed}: {error}")
-                line = f"failed: {error}"
-            report(f"[{done}/{len(work)}, {time.perf_counter() - began:.0f} s] {claim_id} {arm} seed {seed}: {line}")
+    waiting, running = list(enumerate(work)), dict[int, tuple[Job, BaseProcess, Connection]]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                index, job = waiting.pop(0)
+                ours, theirs = context.Pipe(duplex=False)
+                process = context.Process(target=_child, args=(job, index, theirs))
+                process.start()
+                theirs.close()
+                running[process.sentinel] = job, process, ours
+            for sentinel in wait(list(running)):
+                (claim_id, arm, seeds, *_), ended, answers = running.pop(cast(int, sentinel))
+                good, line = _answer(answers, ended)
+                name = f"{claim_id} {arm} seed {', '.join(map(str, seeds))}"
+                done += 1
+                if not good:
+                    failures.append(f"{name}: {line}")
+                    line = f"failed: {line}"
+                report(f"[{done}/{len(work)}, {time.perf_counter() - began:.0f} s] {name}: {line}")
+    finally:
+        for _, left, _ in running.values():
+            left.terminate()
+        for _, left, _ in running.values():
+            left.join()
     return failures
+
+
+def _child(job: Job, index: int, answers: Connection) -> None:
+    """Run one job and tell the parent, who alone decides what Ctrl-C means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        answers.send((True, _run_one(job, index)))
+    except Exception as error:
+        answers.send((False, str(error) or type(error).__name__))
+
+
+def _answer(answers: Connection, process: BaseProcess) -> tuple[bool, str]:
+    process.join()
+    try:
+        good, line = answers.recv()
+    except EOFError:
+        return False, f"its process ended without a word (exit code {process.exitcode}); it may have run out of memory"
+    return bool(good), str(line)
 
 
 def _run_one(job: Job, index: int) -> str:
@@ -197,7 +229,7 @@ def _measure(entry: Claim, arm_name: str, seeds: tuple[int, ...], device: str) -
         began = time.perf_counter()
         records = arm.together(configs, device)
         told = [r | {"config": to_dict(c)} | named for r, c in zip(records, configs, strict=True)]
-        return told, f"{len(told)} seeds in {time.perf_counter() - began:.0f} s"
+        return told, f"{len(told)} seed{'' if len(told) == 1 else 's'} in {time.perf_counter() - began:.0f} s"
     config = replace(configs[0], device=device, threads=1)
     trainer = Trainer(config)
     record = trainer.train() | {"config": to_dict(config)} | named

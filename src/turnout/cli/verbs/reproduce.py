@@ -48,8 +48,18 @@ class Options(Flags):
 
 
 def run(call: Call[Options]) -> Result:
-    """Measure, and print the rows."""
-    options = call.options
+    """Measure, and print the rows.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, with words about what is kept.
+    """
+    try:
+        return _run(call.options)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("what was measured is kept; the same command goes on from there") from None
+
+
+def _run(options: Options) -> Result:
     _refuse(options)
     claims_package()
     from turnout.claims.plan import plan_work
