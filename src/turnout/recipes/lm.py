@@ -44,7 +44,10 @@ def lm_run(
             local="window:size=128" if arm == "window" else "conv:kernel=4,project=false",
             routing=RoutingConfig(router=routers.get(arm, "linear"), mix="add"),
         ),
-        schedule=BudgetConfig(usage=usage, steps=steps) if arm == "routed" else JointConfig(steps=steps),
+        # A budget that closes from a tenth of the steps on keeps the first two layers, before attention is of any use.
+        schedule=BudgetConfig(usage=usage, steps=steps, warmup=0.3, ramp=0.4)
+        if arm == "routed"
+        else JointConfig(steps=steps),
         optim=OptimConfig(
             batch=32, lr=1e-3, weight_decay=0.1, beta2=0.95, warmup=min(100, steps // 10), decay="cosine",
             precision="bf16_stream", loss_chunk=32768, compile=True,
