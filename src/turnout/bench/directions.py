@@ -23,8 +23,12 @@ from turnout.train.manifest import device_name
 from turnout.train.schedule import Joint
 from turnout.train.step import Stepper
 
-# (batch, tokens, heads, head dim): the published attention, and that of the small size.
-SHAPES = {"cuda": {"433m": (8, 1024, 12, 128), "gpu": (32, 512, 6, 64)}, "cpu": {"cpu": (4, 128, 4, 16)}}
+# (batch, tokens, heads, head dim): the published attention, that of the small size, and a long one, where attention has
+# more to do for each output that directions are removed from.
+SHAPES = {
+    "cuda": {"433m": (8, 1024, 12, 128), "gpu": (32, 512, 6, 64), "8k": (1, 8192, 16, 128)},
+    "cpu": {"cpu": (4, 128, 4, 16)},
+}
 DIRECTIONS = 4
 
 

@@ -374,21 +374,14 @@ def costs(records: list[Record]) -> list[Finding]:
     """DR12: what directions add to attention's time, fused and unfused, and to a model's train step."""
     found = []
     for record in records:
-        rows = record["attention"]
-        for what in ("forward", "forward+backward"):
-            mine = [row for row in rows if row["what"] == what]
-            if not mine:
-                continue
-            best = {row["size"]: row["best"] for row in mine}
+        models = "; ".join(f"{row['arm']}: {row['text']}" for row in record["models"])
+        for row in record["attention"]:
+            n_batch, tokens, heads, width = row["shape"]
             found.append(Finding(
-                statement=f"directions add at most 3 % to attention ({what}, {record['device_name']})",
-                quoted="not reported", n=mine[0]["n"],
-                measured="; ".join(f"{size}: {100 * (v - 1):+.1f} %" for size, v in best.items()),
-                interval="median of interleaved calls",
-                control="; ".join(
-                    f"{row['size']}: " + ", ".join(f"{arm} {t:.3f} ms" for arm, t in row["ms"].items()) for row in mine
-                ),
-                verdict=judged(all(v <= 1.03 for v in best.values())),
-                detail="; ".join(f"{row['arm']}: {row['text']}" for row in record["models"]),
+                statement=f"directions add at most 3 % to attention ({row['what']}, {n_batch} x {tokens:,} tokens, "
+                f"{heads} heads of {width}, {record['device_name']})", quoted="not reported", n=row["n"],
+                measured=f"{100 * (row['best'] - 1):+.1f} %", interval="median of interleaved calls",
+                control=", ".join(f"{arm} {t:.3f} ms" for arm, t in row["ms"].items()),
+                verdict=judged(row["best"] <= 1.03), detail=models if row is record["attention"][0] else "",
             ))  # fmt: skip
     return found
