@@ -21,8 +21,8 @@ from turnout.train.config import JointConfig
 SOURCE = "Taylor 2026, Directional Routing in Transformers (arXiv 2603.14923)"
 GROUP = "directional-routing"
 SCALES = {"cpu": "quick", "gpu": "full", "433m": "by name"}
-# 100M tokens, 65,536 a step, five epochs of the corpus: what a GPU quarter of an hour an arm pays for; the published run
-# had 2.6B, in steps twice as large.
+# 100M tokens, 65,536 a step, five epochs of the corpus: twelve minutes of one GPU an arm. The published run had
+# 2.6B, in steps twice as large.
 STEPS_433M = 1527
 SHORT_433M: dict[str, Any] = {"batch": 64, "accumulate": 1, "lr": 5e-4, "warmup": 150, "compile": True}
 LEAST_SEEDS = 3
