@@ -225,8 +225,10 @@ def test_a_run_folder_becomes_the_record_of_its_arm(tmp_path: Path, monkeypatch:
         (tmp_path / "text" / f"{i}.txt").write_text(WORDS * 30)
     config = recipes.directional_run("433m", "prefix", str(tmp_path / "text"), seed=5)
     folder, _ = train(replace(config, device="cpu"), root=tmp_path)
+    monkeypatch.chdir(tmp_path)
     path = record_run(folder.path, "prefix, 433m", out=tmp_path / "results", device="cpu")
     record = json.loads(path.read_text())
+    assert record["config"]["task"]["path"] == "text"
     assert (record["tokens"], record["gpus"]) == (2 * 2 * 8, 1) and record["tokens_per_s"] > 0
     assert record["curve"][-1] == [2, pytest.approx(record["loss"], rel=0.5)]
     assert path.name == "prefix, 433m-5.json" and record["study"] == {"a": 1} and record["seed"] == 5
