@@ -19,7 +19,7 @@ BLOCKS = {2048: 1.0, 8192: 1.5, 32768: 2.3}
 ANSWERS = (4096, 256)
 CONTEXT = 32_768
 TINY: dict[str, Any] = {"layers": 2, "width": 32, "heads": 2}
-STEPS = 30
+STEPS = 20
 
 
 def _record(device: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def _pace_findings(record: dict[str, Any]) -> Iterator[Finding]:
         verdict=_verdict(dense["tokens_per_s"] >= PACE, record),
     )
     blocks = [row for row in record["rows"] if row["kind"] == "block" and row["arm"] == "routed:auto" and row["ms"]]
-    ratios = {row["case"]["n"]: min(row["ratio"].values()) for row in blocks}
+    ratios = dict(sorted((row["case"]["n"], min(row["ratio"].values())) for row in blocks))
     if not ratios:
         return
     yield Finding(
