@@ -13,7 +13,7 @@ VOCAB = 50257
 USAGE = 0.25
 """Three attention layers of twelve: the usage of the static hybrid, so that all arms can be compared at it."""
 
-ARMS = ("routed", "dense", "static", "window", "random", "always")
+ARMS = ("routed", "early", "dense", "static", "window", "random", "always")
 
 
 def lm_run(
@@ -23,17 +23,18 @@ def lm_run(
 
     Args:
         path: a text file, or a folder of them.
-        arm: "routed", held at `usage` by its schedule; "dense", attention in every layer; "static", in every layer of
-            a number given by `usage`, a short convolution in the others; "window", 128 tokens in every layer; "random",
-            `usage` of the slots by chance; "always", every slot beside the convolution.
-        router: of the routed arm.
+        arm: "routed", held at `usage` by its schedule; "early", the same from a tenth of the steps on; "dense",
+            attention in every layer; "static", in every layer of a number given by `usage`, a short convolution in the
+            others; "window", 128 tokens in every layer; "random", `usage` of the slots by chance; "always", every slot
+            beside the convolution.
+        router: of the routed arms.
     Raises:
         ConfigError: an unknown arm.
     """
     if arm not in ARMS:
         raise ConfigError(f"arm={arm!r}{nearest(arm, ARMS)}")
     layout = {"dense": "A", "window": "L", "static": hybrid_layout(LAYERS, usage)}.get(arm, "R")
-    routers = {"routed": router, "random": f"random:p={usage}", "always": "always"}
+    routers = {"routed": router, "early": router, "random": f"random:p={usage}", "always": "always"}
     return RunConfig(
         name=f"lm_124m_{arm}",
         seed=seed,
@@ -44,10 +45,7 @@ def lm_run(
             local="window:size=128" if arm == "window" else "conv:kernel=4,project=false",
             routing=RoutingConfig(router=routers.get(arm, "linear"), mix="add"),
         ),
-        # A budget that closes from a tenth of the steps on keeps the first two layers, before attention is of any use.
-        schedule=BudgetConfig(usage=usage, steps=steps, warmup=0.3, ramp=0.4)
-        if arm == "routed"
-        else JointConfig(steps=steps),
+        schedule=_schedule(arm, usage, steps),
         optim=OptimConfig(
             batch=32, lr=1e-3, weight_decay=0.1, beta2=0.95, warmup=min(100, steps // 10), decay="cosine",
             precision="bf16_stream", loss_chunk=32768, compile=True,
@@ -57,6 +55,13 @@ def lm_run(
             checkpoint_every=1000,
         ),
     )  # fmt: skip
+
+
+def _schedule(arm: str, usage: float, steps: int) -> BudgetConfig | JointConfig:
+    """A budget that closes from a tenth of the steps on keeps the first two layers, before attention is of any use."""
+    if arm == "routed":
+        return BudgetConfig(usage=usage, steps=steps, warmup=0.3, ramp=0.4)
+    return BudgetConfig(usage=usage, steps=steps) if arm == "early" else JointConfig(steps=steps)
 
 
 @recipe(
