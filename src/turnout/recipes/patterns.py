@@ -101,6 +101,6 @@ def pattern_retrieval(
             pattern=pattern if pattern == "full" else f"full / {pattern} / full / {pattern}",
         ),
         schedule=JointConfig(steps=steps),
-        optim=OptimConfig(batch=64, max_tokens=2**15, lr=3e-3, warmup=50, decay="cosine", precision="bf16"),
+        optim=OptimConfig(batch=256, max_tokens=2**15, lr=3e-3, warmup=50, decay="cosine", precision="bf16"),
         loop=LoopConfig(eval_every=200, eval_sequences=64, final_sequences=256, savings=False, checkpoint_every=0),
     )  # fmt: skip

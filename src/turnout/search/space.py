@@ -5,6 +5,7 @@ A actions, L layers, G kv heads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -68,13 +69,15 @@ class Space:
 def default_actions(length: int) -> tuple[str, ...]:
     """{full, sinks + window at two sizes, dilated, decay, routed} for sequences of `length` tokens."""
     w = max(8, length // 64)
+    # Enough for sequences of sixteen times the length, at which reading may be timed.
+    bits = 2 ** math.ceil(math.log2(256 * length))
     return (
         "full",
         f"sinks:size={w},sinks=4",
         f"sinks:size={4 * w},sinks=4",
         f"dilated:branches=({2 * w}/1+{8 * w}/4+{32 * w}/16)",
         f"forget:gate=fixed,shortest={2 * w},longest={2 * w}",
-        f"routed:router=(bloom:ngram=4),size={w},sinks=4",
+        f"routed:router=(bloom:ngram=4,bits={bits}),size={w},sinks=4",
     )
 
 
