@@ -135,7 +135,6 @@ def _environment(groups: Sequence[Group]) -> Any:
         significant=significant,
         quoted=lambda token: json.dumps(token, ensure_ascii=False),
         nan=math.nan,
-        step_words=gatemap.STEP_WORDS,
         kinds=savings.KINDS,
         verdict_css=savings.verdict_css,
         heads=units.HEADS,
