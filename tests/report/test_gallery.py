@@ -15,6 +15,7 @@ from turnout.cli import main
 from turnout.errors import DataError
 from turnout.report.gallery import PIECES, draw, keep, layers_figure
 from turnout.report.plot import picture
+from turnout.report.run import load_run
 from turnout.report.theme import page_colours, standalone
 
 GALLERY = results_dir().parent / "docs" / "gallery"
@@ -114,6 +115,16 @@ def test_a_layer_and_a_gate_are_drawn_only_together(tmp_path: Path) -> None:
     keep(run, "published-size-510", tmp_path / "r")
     figure = drawn(tmp_path / "r")
     assert figure is not None and len({row[0] for row in figure.data.rows}) == 2
+
+
+def test_savings_of_a_run_on_a_gpu_are_drawn_with_their_energy(tmp_path: Path) -> None:
+    run = load_run(write_fake_run(tmp_path / "a", Fake(name="a", layers=2, steps=400)))
+    kept = {"name": "a", "manifest": run.manifest, "summary": run.summary}
+    (tmp_path / "savings").mkdir()
+    file = tmp_path / "savings" / "one-gate-nvidia-h200.json"
+    file.write_text(json.dumps(kept | {"savings": run.savings_meta | {"rows": run.savings}}))
+    figure = next(piece for piece in PIECES if piece.name == "savings").draw(tmp_path)
+    assert figure is not None and "measured energy (J)" in figure.wide
 
 
 def test_every_tile_of_the_layers_says_its_number() -> None:

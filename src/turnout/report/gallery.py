@@ -16,7 +16,7 @@ from turnout.claims.registry import load_claims
 from turnout.claims.routing_paradox import GROUP
 from turnout.claims.store import read_json, results_dir, summaries
 from turnout.errors import DataError
-from turnout.report import bench, gatemap
+from turnout.report import bench, costs, gatemap, savings
 from turnout.report.figure import Cell, Data, Figure
 from turnout.report.gates import parse_gates
 from turnout.report.numbers import percent, significant
@@ -146,6 +146,16 @@ def _layer_or_gate(root: Path) -> Figure | None:
     named = {"published recipe: a whole layer": "published-recipe-510", "this library: one gate": "published-size-510"}
     found = {words: run for words, name in named.items() if (run := _kept(root, name))}
     return gatemap.stacked_figure("A layer or a gate: recall at distance 510", found) if len(found) == 2 else None
+
+
+def _savings(root: Path) -> Figure | None:
+    """What one open gate costs, from the savings.json of a run on a GPU."""
+    raw = read_json(root / "savings" / "one-gate-nvidia-h200.json")
+    if not raw:
+        return None
+    rows, meta = raw["savings"]["rows"], {key: value for key, value in raw["savings"].items() if key != "rows"}
+    run = Run(path=Path(raw["name"]), manifest=raw["manifest"], summary=raw["summary"], savings=rows, savings_meta=meta)
+    return costs.savings_figure(run, savings.timings(run))
 
 
 def _study(name: str) -> Callable[[Path], Figure | None]:
@@ -313,6 +323,8 @@ PIECES = (
           words="Only the published router scores better when it may see what comes after."),
     Piece(name="language-models", draw=_language_models,
           words="Loss against usage at 124M weights: routed beside a static hybrid, chance, and attention everywhere."),
+    Piece(name="savings", draw=_savings, title="What one open gate costs",
+          words="Time, energy and counted operations of a small model with one open gate, beside dense attention."),
     Piece(name="break-even", draw=_break_even,
           words="Below its line the routed kernel is faster than the fastest dense attention."),
 )  # fmt: skip
