@@ -22,6 +22,7 @@ def test_wilson_holds_the_share_stays_in_the_unit_interval_and_mirrors(n: int, d
 
 def test_wilson_agrees_with_the_published_example() -> None:
     # 10 of 20: Newcombe (1998), method 3 gives 0.2993 to 0.7007.
+    assert wilson(0.0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
     assert wilson(0.5, 20) == pytest.approx((0.2993, 0.7007), abs=1e-4)
 
 

@@ -15,6 +15,7 @@ from turnout.cli import main
 from turnout.errors import DataError
 from turnout.report.gallery import PIECES, draw, keep, layers_figure
 from turnout.report.plot import picture
+from turnout.report.run import load_run
 from turnout.report.theme import page_colours, standalone
 
 GALLERY = results_dir().parent / "docs" / "gallery"
@@ -89,10 +90,41 @@ def test_the_verb_keeps_draws_and_names_what_belongs_together(
         "--out",
         str(tmp_path / "o"),
     ]
-    assert main([*words, "--keep", "a", "--name", "one-gate-126"]) == 0
+    assert main([*words, "--keep", "a", "--name", "published-size-126"]) == 0
     assert (tmp_path / "o" / "gate-map-126.svg").is_file()
     assert main([*words, "--keep", "a"]) == 2
     assert "belong together" in capsys.readouterr().err
+
+
+def test_a_map_of_a_run_that_did_not_end_says_so(tmp_path: Path) -> None:
+    run = write_fake_run(tmp_path / "a", Fake(name="a", layers=2, steps=400))
+    drawn = next(piece for piece in PIECES if piece.name == "gate-map-126").draw
+    for name, ended in (("whole", True), ("cut", False)):
+        if not ended:
+            (run / "summary.json").unlink()
+        keep(run, "published-size-126", tmp_path / name)
+        figure = drawn(tmp_path / name)
+        assert figure is not None and ("did not end" in figure.caption) is not ended
+
+
+def test_a_layer_and_a_gate_are_drawn_only_together(tmp_path: Path) -> None:
+    run = write_fake_run(tmp_path / "a", Fake(name="a", layers=2, steps=400))
+    drawn = next(piece for piece in PIECES if piece.name == "layer-or-gate").draw
+    keep(run, "published-recipe-510", tmp_path / "r")
+    assert drawn(tmp_path / "r") is None
+    keep(run, "published-size-510", tmp_path / "r")
+    figure = drawn(tmp_path / "r")
+    assert figure is not None and len({row[0] for row in figure.data.rows}) == 2
+
+
+def test_savings_of_a_run_on_a_gpu_are_drawn_with_their_energy(tmp_path: Path) -> None:
+    run = load_run(write_fake_run(tmp_path / "a", Fake(name="a", layers=2, steps=400)))
+    kept = {"name": "a", "manifest": run.manifest, "summary": run.summary}
+    (tmp_path / "savings").mkdir()
+    file = tmp_path / "savings" / "one-gate-nvidia-h200.json"
+    file.write_text(json.dumps(kept | {"savings": run.savings_meta | {"rows": run.savings}}))
+    figure = next(piece for piece in PIECES if piece.name == "savings").draw(tmp_path)
+    assert figure is not None and "measured energy (J)" in figure.wide
 
 
 def test_every_tile_of_the_layers_says_its_number() -> None:
@@ -110,5 +142,5 @@ def test_the_leak_is_drawn_when_its_runs_are_there(tmp_path: Path) -> None:
         record = {"arm_name": name, "seed": 0, "study": {"honest": {"teacher_forced": 1.2, "honest": honest}}}
         (folder / f"{name}-0.json").write_text(json.dumps(record))
     figure = next(piece for piece in PIECES if piece.name == "leak").draw(tmp_path)
-    assert figure is not None and [row[0] for row in figure.data.rows] == ["prefix", "sequence"]
-    assert "gap +0.3000" in figure.wide and "gap +0.0000" in figure.wide
+    assert figure is not None and [row[0] for row in figure.data.rows] == ["sequence", "prefix"]
+    assert ">+0.3000<" in figure.wide and ">+0.0000<" in figure.wide

@@ -154,7 +154,7 @@ def gates_view(site: Site, name: str, query: Query) -> View:
         view.figures = [figure for figure in found if figure]
     view.values |= {
         "words": f"{reading.summary_words(snapshot)} {reading.query_words(snapshot)}" if snapshot else "",
-        "tokens": reading.token_rows(snapshot) if snapshot else [], "step_words": gatemap.STEP_WORDS,
+        "tokens": reading.token_rows(snapshot) if snapshot else [],
         "phase": snapshot.phase if snapshot else "", "position": _position(steps, _step(query, steps)),
     }  # fmt: skip
     return view
@@ -249,7 +249,7 @@ def compare_view(site: Site, names: Sequence[str], query: Query) -> View:
     differences = details.config_differences(runs) if len(runs) > 1 else []
     view.values |= {
         "headline": comparison_headline(groups), "equal_usage": controls.equal_usage_words(groups),
-        "group_rows": controls.group_rows(groups), "differences": differences, "step_words": gatemap.STEP_WORDS,
+        "group_rows": controls.group_rows(groups), "differences": differences,
         "many_tasks": len({group.task for group in groups}) > 1,
     }  # fmt: skip
     return view

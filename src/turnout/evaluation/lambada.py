@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from turnout.errors import DataError
 from turnout.evaluation.scoring import Scorer
+from turnout.stats import wilson
 
 if TYPE_CHECKING:
     from turnout.tasks.tokenizer import Tokenizer
@@ -53,14 +54,7 @@ def score_lambada(scorer: Scorer, tokenizer: Tokenizer, path: str | Path, *, mos
     return {
         "n": n,
         "accuracy": right / n,
-        "accuracy_95": wilson(right, n),
+        "accuracy_95": wilson(right / n, n),
         "perplexity": math.exp(min(700.0, -sum(score.log_prob for score in scores) / n)),
         "tokens_per_word": sum(score.tokens for score in scores) / n,
     }
-
-
-def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Interval of a proportion (Wilson 1927), which also holds for 0 of n."""
-    p, zz = right / n, z * z / n
-    middle, half = p + zz / 2, z * math.sqrt(p * (1 - p) / n + zz / (4 * n))
-    return max(0.0, (middle - half) / (1 + zz)), min(1.0, (middle + half) / (1 + zz))

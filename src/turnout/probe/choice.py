@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from turnout.errors import ConfigError
-from turnout.evaluation.lambada import wilson
 from turnout.probe.anatomy import Anatomy
 from turnout.probe.honest import position_losses
+from turnout.stats import wilson
 from turnout.tasks import Task
 
 OPTIONS = 4
@@ -59,7 +59,7 @@ def multiple_choice(
     found: dict[str, Any] = {"n": n, "chance": 1 / OPTIONS, "context": context, "ending": ending}
     for name, loss in losses.items():
         right = int((loss[:, :1] < loss[:, 1:]).all(1).sum())
-        found[name] = {"accuracy": right / n, "accuracy_95": list(wilson(right, n))}
+        found[name] = {"accuracy": right / n, "accuracy_95": list(wilson(right / n, n))}
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from turnout.models.config import ModelConfig, RoutingConfig
 from turnout.recipes.registry import recipe
 from turnout.tasks import TextConfig
@@ -49,17 +51,13 @@ def text_cpu(path: str, router: str = "ema", layout: str = "R", seed: int = 0) -
     Args:
         path: a text file, or a folder of them.
     """
-    return RunConfig(
+    base = text_gpu(path, router, layout, seed)
+    return replace(
+        base,
         name="text_cpu",
-        seed=seed,
         task=TextConfig(path=path, length=128),
-        model=ModelConfig(
-            layers=4, width=64, heads=4, layout=layout, local="conv:kernel=4,project=false", positions="rope",
-            form="llama", routing=RoutingConfig(router=router, mix="add"),
-        ),
+        model=replace(base.model, layers=4, width=64, heads=4, local="conv:kernel=4,project=false"),
         schedule=BudgetConfig(usage=0.25, steps=600),
         optim=OptimConfig(batch=16, lr=4e-3, warmup=50, decay="cosine"),
-        loop=LoopConfig(
-            eval_every=200, eval_sequences=64, final_sequences=512, skip_below=0.0, savings=False, checkpoint_every=0
-        ),
-    )  # fmt: skip
+        loop=replace(base.loop, eval_every=200, eval_sequences=64, final_sequences=512),
+    )

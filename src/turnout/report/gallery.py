@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ from turnout.claims.registry import load_claims
 from turnout.claims.routing_paradox import GROUP
 from turnout.claims.store import read_json, results_dir, summaries
 from turnout.errors import DataError
-from turnout.report import bench, gatemap
+from turnout.report import bench, costs, gatemap, savings
 from turnout.report.figure import Cell, Data, Figure
 from turnout.report.gates import parse_gates
-from turnout.report.numbers import percent
+from turnout.report.numbers import percent, significant
 from turnout.report.palette import layer_inks
-from turnout.report.plot import Box, Panel, both_sizes, picture
-from turnout.report.run import Run, load_run
+from turnout.report.plot import both_sizes, picture
+from turnout.report.run import Run, load_run, number
 from turnout.report.svg import linear_scale, tag, text
 from turnout.report.theme import standalone
 from turnout.train.atomic import write_file
@@ -40,11 +40,13 @@ class Piece:
         name: of its file.
         words: what to see in it.
         draw: folder of results -> the figure, None when its results are not there.
+        title: over it; "" = the figure's own.
     """
 
     name: str
     words: str
     draw: Callable[[Path], Figure | None]
+    title: str = ""
 
 
 def keep(run: Path, name: str, root: Path | None = None, *, length: int | None = None) -> Path:
@@ -105,7 +107,8 @@ def draw(out: Path, root: Path | None = None) -> list[Path]:
         for suffix, content in ((".svg", svg), (".csv", figure.data.csv())):
             write_file(out / f"{piece.name}{suffix}", content.encode())
             written.append(out / f"{piece.name}{suffix}")
-        lines += [f"## {figure.title}", "", f"![{figure.title}]({piece.name}.svg)", "", piece.words, ""]
+        title = piece.title or figure.title
+        lines += [f"## {title}", "", f"![{title}]({piece.name}.svg)", "", piece.words, ""]
         lines += [f"{figure.caption} [Data]({piece.name}.csv).", ""]
     write_file(out / "README.md", "\n".join(lines).encode())
     return [*written, out / "README.md"]
@@ -116,16 +119,43 @@ def _layer_variables() -> tuple[dict[str, str], dict[str, str]]:
     return {f"--l{i}": ink.light for i, ink in enumerate(inks)}, {f"--l{i}": ink.dark for i, ink in enumerate(inks)}
 
 
+def _kept(root: Path, name: str) -> Run | None:
+    """A kept map with what is known of its run."""
+    raw = read_json(root / "gates" / f"{name}.json")
+    snapshot = parse_gates(raw["gates"]) if raw else None
+    if raw is None or snapshot is None:
+        return None
+    return Run(path=Path(raw["name"]), manifest=raw["manifest"], summary=raw["summary"], gates=snapshot)
+
+
 def _gate_map(name: str) -> Callable[[Path], Figure | None]:
     def drawn(root: Path) -> Figure | None:
-        raw = read_json(root / "gates" / f"{name}.json")
-        snapshot = parse_gates(raw["gates"]) if raw else None
-        if snapshot is None:
+        run = _kept(root, name)
+        if run is None or run.gates is None:
             return None
-        run = Run(path=Path(raw["name"]), manifest=raw["manifest"], summary=raw["summary"], gates=snapshot)
-        return gatemap.gate_figure(run, snapshot)
+        figure = gatemap.gate_figure(run, run.gates)
+        if "steps" in run.summary:
+            return figure
+        return replace(figure, caption=f"{figure.caption} Taken in phase {run.gates.phase}; the run did not end.")
 
     return drawn
+
+
+def _layer_or_gate(root: Path) -> Figure | None:
+    """What the published recipe and this library's curriculum leave open at distance 510, one above the other."""
+    named = {"published recipe: a whole layer": "published-recipe-510", "this library: one gate": "published-size-510"}
+    found = {words: run for words, name in named.items() if (run := _kept(root, name))}
+    return gatemap.stacked_figure("A layer or a gate: recall at distance 510", found) if len(found) == 2 else None
+
+
+def _savings(root: Path) -> Figure | None:
+    """What one open gate costs, from the savings.json of a run on a GPU."""
+    raw = read_json(root / "savings" / "one-gate-nvidia-h200.json")
+    if not raw:
+        return None
+    rows, meta = raw["savings"]["rows"], {key: value for key, value in raw["savings"].items() if key != "rows"}
+    run = Run(path=Path(raw["name"]), manifest=raw["manifest"], summary=raw["summary"], savings=rows, savings_meta=meta)
+    return costs.savings_figure(run, savings.timings(run))
 
 
 def _study(name: str) -> Callable[[Path], Figure | None]:
@@ -200,66 +230,89 @@ def layers_figure(runs: list[Mapping[str, Any]] | list[dict[str, Any]]) -> Figur
 
 
 def _leak(root: Path) -> Figure | None:
-    """Teacher-forced beside prefix-honest loss of every arm of directional routing."""
+    """How much lower the loss of every arm of directional routing is when the whole window is seen at once."""
     arms = {
-        name: [record["study"]["honest"] for record in records if record.get("study", {}).get("honest")]
+        name: [record for record in records if record.get("study", {}).get("honest")]
         for name, records in summaries("DR1", root).items()
     }
-    means = {
-        name: tuple(math.fsum(row[key] for row in rows) / len(rows) for key in ("teacher_forced", "honest"))
-        for name, rows in arms.items()
-        if rows
-    }
-    if not means:
+    rows: list[list[Cell]] = []
+    for name, records in arms.items():
+        if records:
+            forced, honest = (
+                math.fsum(record["study"]["honest"][key] for record in records) / len(records)
+                for key in ("teacher_forced", "honest")
+            )
+            params = number(records[0], "params")
+            rows.append([name, len(records), forced, honest, honest - forced, params])
+    if not rows:
         return None
-
-    def drawn(width: float) -> str:
-        left, pitch = 150.0, 30.0
-        box = Box(left=left, top=34, width=width - left - 110, height=pitch * len(means))
-        x = linear_scale([value for pair in means.values() for value in pair], box.left, box.right)
-        panel = Panel(box=box, x=x, y=linear_scale([0.0, 1.0], box.top, box.bottom, floor=0.0))
-        panel.marks.append(text("loss (nats per token): hollow teacher-forced, filled prefix-honest", 4, 16,
-                                class_="panel-title"))  # fmt: skip
-        for value in x.ticks(6):
-            panel.marks.append(tag("line", class_="grid", x1=x(value), x2=x(value), y1=box.top, y2=box.bottom))
-            panel.marks.append(text(f"{value:g}", x(value), box.bottom + 16, class_="tick", text_anchor="middle"))
-        for i, (name, (forced, honest)) in enumerate(means.items()):
-            y = box.top + (i + 0.5) * pitch
-            colour = "var(--bad)" if honest - forced > 1e-3 else "var(--accent)"
-            panel.marks.append(text(name, left - 12, y + 4, class_="row-label", text_anchor="end"))
-            line = f"M{x(forced):.1f} {y:.1f}L{x(honest):.1f} {y:.1f}"
-            panel.marks.append(tag("path", class_="whisker", d=line, style=f"stroke:{colour}"))
-            hollow = f"fill:var(--panel);stroke:{colour};stroke-width:1.6"
-            panel.marks.append(tag("circle", class_="dot", cx=x(forced), cy=y, r=4.4, style=hollow))
-            panel.marks.append(tag("circle", class_="dot", cx=x(honest), cy=y, r=4.4, style=f"fill:{colour}"))
-            # Adding zero turns a rounded -0 into 0.
-            gap = f"gap {round(honest - forced, 4) + 0.0:+.4f}"
-            panel.marks.append(text(gap, max(x(forced), x(honest)) + 10, y + 4, class_="tick"))
-        told = "; ".join(f"{name}: {forced:.4f} and {honest:.4f}" for name, (forced, honest) in means.items())
-        return picture(width, box.bottom + 30, panel.marks, label=f"Teacher-forced and prefix-honest loss. {told}.")
-
-    wide, narrow = both_sizes(drawn)
-    seeds = {len(rows) for rows in arms.values() if rows}
-    rows: list[list[Cell]] = [
-        [name, len(arms[name]), forced, honest, honest - forced] for name, (forced, honest) in means.items()
-    ]
+    # An arm's name ends with its size; the smallest model stands first, and in each the largest gap.
+    sizes: dict[str, float] = {}
+    for row in rows:
+        size = _size(row)
+        sizes[size] = max(sizes.get(size, 0.0), float(row[5] or 0))
+    rows.sort(key=lambda row: (sizes[_size(row)], -float(row[4] or 0)))
+    wide, narrow = both_sizes(lambda width: _draw_leak(rows, width))
+    seeds = [int(row[1] or 0) for row in rows]
     return Figure(
         title="The leak of directional routing",
         wide=wide,
         narrow=narrow,
-        caption="Teacher-forced: the whole window at once, where a router that pools over it sees the future. "
-        f"Prefix-honest: every prefix on its own, as in generation. Means over {min(seeds)} to {max(seeds)} seeds.",
-        data=Data(name="leak", columns=["arm", "seeds", "teacher_forced", "honest", "gap"], rows=rows),
+        caption="Prefix-honest minus teacher-forced loss. Teacher-forced: the whole window at once, where a router "
+        "that pools over it sees the future. Prefix-honest: every prefix on its own, as in generation. Means over "
+        f"{min(seeds)} to {max(seeds)} seeds.",
+        data=Data(name="leak", columns=["arm", "seeds", "teacher_forced", "honest", "gap", "parameters"], rows=rows),
     )
 
 
+def _size(row: list[Cell]) -> str:
+    return str(row[0]).partition(", ")[2]
+
+
+def _draw_leak(rows: list[list[Cell]], width: float) -> str:
+    left, pitch, y = 96.0, 19.0, 40.0
+    gaps = [float(row[4] or 0) for row in rows]
+    x = linear_scale([0.0, max(0.01, *gaps)], left, width - 70, floor=0.0)
+    marks = [text("what seeing the future is worth (nats per token)", 4, 16, class_="panel-title")]
+    size = ""
+    for row, gap in zip(rows, gaps, strict=True):
+        if _size(row) != size:
+            size = _size(row)
+            marks.append(
+                text(f"{significant(float(row[5] or 0) / 1e6, 2)}M parameters", left + 4, y + 12, class_="tick")
+            )
+            y += pitch
+        ink = "var(--bad)" if gap > 1e-3 else "var(--accent)"
+        arm = str(row[0]).partition(", ")[0]
+        marks.append(text(arm, left - 10, y + 10, class_="row-label", text_anchor="end"))
+        marks.append(
+            tag(
+                "rect",
+                class_="bar",
+                x=left,
+                y=y,
+                width=max(1.5, x(max(gap, 0)) - left),
+                height=12.0,
+                style=f"fill:{ink}",
+            )
+        )
+        # Adding zero turns a rounded -0 into 0.
+        marks.append(text(f"{round(gap, 4) + 0.0:+.4f}", max(left, x(gap)) + 8, y + 10, class_="tick"))
+        y += pitch
+    marks.append(tag("line", class_="axis", x1=left, x2=left, y1=34, y2=y))
+    told = "; ".join(f"{row[0]}: {gap:.4f}" for row, gap in zip(rows, gaps, strict=True))
+    return picture(width, y + 10, marks, label=f"Prefix-honest minus teacher-forced loss. {told}.")
+
+
 PIECES = (
-    Piece(name="gate-map-126", draw=_gate_map("one-gate-126"),
-          words="Recall at distance 126: of 512 gates one stays open, in the last place that can answer: the query."),
-    Piece(name="gate-map-510", draw=_gate_map("one-gate-510"),
-          words="The same run at distance 510, after its length grew: one gate of 2,048."),
-    Piece(name="gate-map-510-published", draw=_gate_map("published-recipe-510"),
-          words="The published recipe at the same distance: a whole layer stays open."),
+    Piece(name="layer-or-gate", draw=_layer_or_gate,
+          words="Both answer every query. One keeps 511 gates of a layer open that nothing needs."),
+    Piece(name="gate-map-126", draw=_gate_map("published-size-126"), title="One gate at distance 126",
+          words="The published model under our curriculum: of 512 gates one stays open, at the query."),
+    Piece(name="gate-map-510", draw=_gate_map("published-size-510"), title="One gate at distance 510",
+          words="The same run after its length grew: one gate of 2,048."),
+    Piece(name="gate-map-510-published", draw=_gate_map("published-recipe-510"), title="A layer at distance 510",
+          words="The published recipe at the same distance: one layer stays open at every position, the others close."),
     Piece(name="open-layers", draw=_open_layers,
           words="What was published as 25 % usage is one of four layers left fully open, not a quarter of the tokens."),
     Piece(name="landscape", draw=_study("landscape"),
@@ -270,6 +323,8 @@ PIECES = (
           words="Only the published router scores better when it may see what comes after."),
     Piece(name="language-models", draw=_language_models,
           words="Loss against usage at 124M weights: routed beside a static hybrid, chance, and attention everywhere."),
+    Piece(name="savings", draw=_savings, title="What one open gate costs",
+          words="Time, energy and counted operations of a small model with one open gate, beside dense attention."),
     Piece(name="break-even", draw=_break_even,
           words="Below its line the routed kernel is faster than the fastest dense attention."),
 )  # fmt: skip

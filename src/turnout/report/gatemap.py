@@ -9,7 +9,7 @@ Axes: L layers, T positions, C columns.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from turnout.report.figure import Cell, Data, Figure
@@ -24,6 +24,7 @@ from turnout.report.svg import linear_scale, short, tag, text, tick_label
 # Upper ends of the colour steps; 0 is drawn as nothing.
 STEPS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.999, 1.0)
 STEP_WORDS = ("under 1 %", "1 to 5 %", "5 to 25 %", "25 to 50 %", "50 to 75 %", "75 to 99.9 %", "always open")
+COLOURS = "Colour: in what share of the mapped sequences the gate is open"
 LEAST_MARK = 3.0
 LEAST_COLUMN = 2.0
 
@@ -55,9 +56,9 @@ def gate_figure(run: Run, snapshot: GateSnapshot) -> Figure:
         title="Where attention is spent: mean over sequences",
         wide=wide,
         narrow=narrow,
-        caption="Colour: in what share of the mapped sequences the gate is open at this layer and position. An empty "
-        "rail means never. Neighbouring positions share a mark by their maximum, and no mark is narrower than "
-        f"{LEAST_MARK:.0f} pixels.{binned} Step {snapshot.step:,}. {provenance([run], sample=_sample([snapshot]))}.",
+        caption=f"{COLOURS} at this layer and position. An empty rail means never. Neighbouring positions share a mark "
+        f"by their maximum, and no mark is narrower than {LEAST_MARK:.0f} pixels.{binned} "
+        f"Step {snapshot.step:,}. {provenance([run], sample=_sample([snapshot]))}.",
         data=Data(name="gates_mean", columns=["layer", "position", "open_frequency"], rows=rows),
     )
 
@@ -84,7 +85,7 @@ def evolution_figure(run: Run) -> Figure | None:
         title="How the map came about: snapshots during training",
         wide=wide,
         narrow=narrow,
-        caption="The lowest layer is the lowest rail; same colours as above. Under each map: open gates per sequence. "
+        caption=f"{COLOURS}; the lowest layer is the lowest rail. Under each map: open gates per sequence. "
         f"{provenance([run], sample=_sample(chosen))}.",
         data=Data(name="gates_training", columns=["step", "phase", "layer", "open_gates_per_sequence"], rows=rows),
     )
@@ -110,10 +111,33 @@ def comparison_figure(groups: Sequence[tuple[Group, Run]]) -> Figure:
         title="Where each mechanism spends attention",
         wide=wide,
         narrow=narrow,
-        caption="Mean over sequences; position from left to right, the lowest layer is the lowest rail. Under each "
-        f"map: open gates per sequence. One run per mechanism: {', '.join(run.name for _, run, _ in found)}. "
+        caption=f"{COLOURS}; position from left to right, the lowest layer is the lowest rail. Under each map: open "
+        f"gates per sequence. One run per mechanism: {', '.join(run.name for _, run, _ in found)}. "
         f"{provenance([run for _, run, _ in found], sample=_sample([shot for _, _, shot in found]))}.",
         data=Data(name="gates_mean", columns=["run", "group", "layer", "position", "open_frequency"], rows=rows),
+    )
+
+
+def stacked_figure(title: str, runs: Mapping[str, Run]) -> Figure:
+    """Small maps one above the other, by their names; every run has a map."""
+    shots = {words: run.gates for words, run in runs.items() if run.gates}
+    items = [_Thumbnail(title=words, colour="var(--ink)", snapshot=shot) for words, shot in shots.items()]
+    wide, narrow = both_sizes(lambda width: _draw_thumbnails(items, width, columns=1))
+    rows: list[list[Cell]] = [
+        [words, layer, i * shot.bin, value]
+        for words, shot in shots.items()
+        for layer, row in zip(shot.index, shot.mean, strict=True)
+        for i, value in enumerate(row)
+        if value > 0
+    ]
+    steps = ", ".join(f"{shot.step:,}" for shot in shots.values())
+    return Figure(
+        title=title,
+        wide=wide,
+        narrow=narrow,
+        caption=f"{COLOURS}; position from left to right, the lowest layer is the lowest rail. Steps {steps}. "
+        f"{provenance(list(runs.values()), sample=_sample(list(shots.values())))}.",
+        data=Data(name="gate_maps", columns=["map", "layer", "position", "open_frequency"], rows=rows),
     )
 
 
@@ -163,8 +187,21 @@ def _draw(snapshot: GateSnapshot, width: float) -> str:
             )
         )
     marks.append(text("position (token)", left + plot, bottom + 35, class_="axis-label", text_anchor="end"))
+    legend, high = _legend(bottom + 58, width)
     words = f"Gate map, {layers} layers by {snapshot.length:,} positions. {summary_words(snapshot)}"
-    return picture(width, bottom + 42, marks, label=words, css="gate-map")
+    return picture(width, bottom + 58 + high, marks + legend, label=words, css="gate-map")
+
+
+def _legend(top: float, width: float) -> tuple[list[str], float]:
+    """What the colour steps mean, and how high that is: in the picture, so that an exported one is read alone."""
+    columns = len(STEPS) if width > 600 else 3
+    each = width / columns if width <= 600 else 118.0
+    marks = []
+    for i, words in enumerate(STEP_WORDS):
+        x, y = (i % columns) * each, top + (i // columns) * 17
+        marks.append(tag("rect", class_=f"q{i}", x=x, y=y, width=18, height=10))
+        marks.append(text(words, x + 24, y + 9, class_="tick"))
+    return marks, 17.0 * math.ceil(len(STEPS) / columns)
 
 
 def _rails(mean: Sequence[Sequence[float]], left: float, top: float, plot: float, row_height: float) -> list[str]:
@@ -245,5 +282,6 @@ def _draw_thumbnails(items: Sequence[_Thumbnail], width: float, *, columns: int)
         marks += _rails(item.snapshot.mean, left, top, each, row_height)
         marks.append(text(f"{opened}{size}", left, top + item.snapshot.layers * row_height + 15, class_="tick"))
         words.append(f"{item.title}: {opened}")
-    rows = math.ceil(len(items) / columns)
-    return picture(width, rows * pitch + 8, marks, label=f"Gate maps. {'; '.join(words)}.", css="gate-map")
+    bottom = math.ceil(len(items) / columns) * pitch + 8
+    legend, high = _legend(bottom, width)
+    return picture(width, bottom + high, marks + legend, label=f"Gate maps. {'; '.join(words)}.", css="gate-map")

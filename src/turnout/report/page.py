@@ -135,7 +135,6 @@ def _environment(groups: Sequence[Group]) -> Any:
         significant=significant,
         quoted=lambda token: json.dumps(token, ensure_ascii=False),
         nan=math.nan,
-        step_words=gatemap.STEP_WORDS,
         kinds=savings.KINDS,
         verdict_css=savings.verdict_css,
         heads=units.HEADS,
@@ -223,10 +222,12 @@ def _gate_block(run: Run) -> GateBlock | None:
 
 def _savings_context(groups: Sequence[Group]) -> dict[str, Any]:
     timed = [(group, run, rows) for group in groups for run in group.runs if (rows := savings.timings(run))]
+    # Seeds of one mechanism cost the same.
+    shown = list({group.label: (group, run, rows) for group, run, rows in reversed(timed)}.values())[::-1]
     blocks = []
-    for i, (group, run, rows) in enumerate(timed[:SAVINGS_SHOWN]):
+    for i, (group, run, rows) in enumerate(shown[:SAVINGS_SHOWN]):
         found = savings.compare(rows)
-        suffix = f"_{i + 1}" if len(timed) > 1 else ""
+        suffix = f"_{i + 1}" if len(shown) > 1 else ""
         blocks.append(
             SavingsBlock(
                 name=run.name,
@@ -238,7 +239,9 @@ def _savings_context(groups: Sequence[Group]) -> dict[str, Any]:
                 energy=units.energy_words(run),
             )
         )
-    note = f"{len(timed)} runs have timings; the first {SAVINGS_SHOWN} are shown." if len(timed) > SAVINGS_SHOWN else ""
+    note = (
+        f"{len(timed)} runs have timings; {len(blocks)} are shown, one a mechanism." if len(timed) > len(blocks) else ""
+    )
     return {"savings_blocks": blocks, "savings_note": note}
 
 

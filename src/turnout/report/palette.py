@@ -33,6 +33,8 @@ PALETTE: dict[str, Ink] = {
     "routed": Ink(light="#0072b2", dark="#4db3e6", marker="circle"),
     "dense": Ink(light="#1a1a1a", dark="#f2f2f2", marker="square"),
     "always": Ink(light="#666666", dark="#b3b3b3", marker="square"),
+    # A train step with both tracks computed everywhere.
+    "dense_phase": Ink(light="#4d5b6b", dark="#9fb0c3", marker="square"),
     "static_hybrid": Ink(light="#b37400", dark="#f0b030", marker="square"),
     "local": Ink(light="#8c6d46", dark="#c9a67a", marker="down"),
     "never": Ink(light="#6f7300", dark="#bfc44d", marker="down"),
@@ -50,8 +52,6 @@ _SAME = {
     "attention": "dense",
     "conv": "local",
     "local_only": "local",
-    # A train step with both tracks computed everywhere.
-    "dense_phase": "always",
 }
 
 
