@@ -167,7 +167,7 @@ class Job:
         copies = self.k.numel() > 0 and self._bulk_copies(self.k) and self._bulk_copies(self.v)
         cut = self.directions is not None
         if not (here and copies and MOST_PACKED % self.pack == 0) or (cut and self.pack > 1):
-            return ORDINARY[self.q.shape[3]]
+            return ORDINARY[max(padded(self.q.shape[3]), 64)]
         return LOW if cut or self.pack > 1 or self.k.shape[1] <= SHORT else tile
 
     def _bulk_copies(self, x: Tensor) -> bool:
