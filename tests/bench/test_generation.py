@@ -19,7 +19,7 @@ def test_a_row_says_seconds_and_tokens_of_one_answer(arm: str) -> None:
     case = Answer(prompt=20, tokens=5, batch=2, usage=0.5)
     row = measure_answer(MODEL, arm, case, vocab=31, device=torch.device("cpu"))
     assert row["tokens_per_s"] == pytest.approx(2 * 5 / row["seconds"])
-    assert 0 < row["seconds"] and 0 < row["first_s"]
+    assert row["seconds"] > 0 and row["first_s"] > 0
     assert (row["usage"] is None) == (arm != "routed") and row["usage"] != 0
 
 

@@ -43,7 +43,7 @@ class Answer:
 
 
 def measure_answer(config: ModelConfig, arm: str, case: Answer, *, vocab: int, device: torch.device) -> Row:
-    """One row: `seconds` of the call, `tokens_per_s` of its new tokens, and `first_s` of a first call that ends after two.
+    """One row: `seconds` of the call, `tokens_per_s` of its new tokens, `first_s` of a first call that ends after two.
 
     The arms are those of the inference bill: same weights, same drawn gates, the real router running.
     """
