@@ -67,5 +67,5 @@ def mqar(
             batch=TOKENS_A_STEP // length, lr=lr, warmup=100, decay="cosine", weight_decay=0.1,
             precision="tf32",
         ),
-        loop=LoopConfig(eval_every=200, eval_sequences=512, final_sequences=2048, savings=routed, checkpoint_every=0),
+        loop=LoopConfig(eval_every=100, eval_sequences=512, final_sequences=2048, savings=routed, checkpoint_every=0),
     )  # fmt: skip
