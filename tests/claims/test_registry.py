@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -156,6 +158,11 @@ def test_reproduce_writes_runs_and_rows_and_does_not_repeat(tmp_path: Path, monk
     again: list[str] = []
     assert reproduce(["T1"], device="cpu", seeds=3, out=tmp_path, report=again.append) == rows
     assert again == [], "nothing was run"
+
+
+def test_looking_at_claims_needs_no_torch() -> None:
+    words = "import sys; from turnout.claims import table; table(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", words]).returncode == 0
 
 
 def _sleep(job: Any, index: int, answers: Any) -> None:

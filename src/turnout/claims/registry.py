@@ -104,10 +104,11 @@ def claim(entry: Claim) -> Claim:
 
 
 def load_claims() -> dict[str, Claim]:
-    """All claims by id; imports every module of this package once."""
+    """All claims by id; imports every module of this package once, but those that train (`*_runs`): torch is slow."""
     package = importlib.import_module("turnout.claims")
     for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+        if not module.name.endswith("_runs"):
+            importlib.import_module(f"{package.__name__}.{module.name}")
     return CLAIMS
 
 

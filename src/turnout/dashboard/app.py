@@ -140,7 +140,9 @@ def create_app(
         Middleware(Gate, token=token, hosts=hosts),
         Middleware(GZipMiddleware, minimum_size=2000, compresslevel=4),
     ]
-    return Starlette(routes=routes, exception_handlers=handlers, middleware=middleware)
+    app = Starlette(routes=routes, exception_handlers=handlers, middleware=middleware)
+    app.state.site = site
+    return app
 
 
 def _endpoint(site: Site, pages: Pages, show: Show) -> Callable[[Request], Awaitable[Response]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +50,8 @@ def serve(
         )
     listening = open_port(host, port)
     app = create_app(runs, results=results, token=token, hosts=LOOPBACK if local else frozenset({"*"}))
+    # A first look at a thousand runs is taken while the reader still opens the page.
+    threading.Thread(target=app.state.site.listing.lines, daemon=True).start()
     shown = f"[{host}]" if ":" in host else host
     ready(f"http://{shown}:{listening.getsockname()[1]}/" + (f"?token={token}" if token else ""))
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", server_header=False)

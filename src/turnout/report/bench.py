@@ -11,7 +11,7 @@ from turnout.report.figure import Cell, Data, Figure
 from turnout.report.palette import layer_inks
 from turnout.report.plot import Box, Panel, both_sizes, picture
 from turnout.report.run import flatten
-from turnout.report.svg import linear_scale, log_scale
+from turnout.report.svg import linear_scale, log_scale, text
 
 Row = dict[str, Any]
 _NOISE = ("versions", "commit", "created", "threads", "host_cores", "status", "reason", "points", "ratio")
@@ -24,11 +24,11 @@ def read_rows(folder: Path) -> tuple[list[Row], list[str]]:
     for path in sorted(folder.glob("*.jsonl")) if folder.is_dir() else []:
         bad = 0
         try:
-            text = path.read_bytes().decode("utf-8", "replace")
+            content = path.read_bytes().decode("utf-8", "replace")
         except OSError as error:
             notes.append(f"{path.name} cannot be read: {error.strerror}.")
             continue
-        for raw in text.splitlines():
+        for raw in content.splitlines():
             try:
                 row = json.loads(raw)
             except ValueError:
@@ -62,6 +62,7 @@ def dispatch_figure(table: Mapping[str, Any]) -> Figure | None:
 
     def draw(width: float) -> str:
         wide = width > 600
+        # On a phone the names stand below, one a line.
         box = Box(left=50, top=30, width=width - (360 if wide else 70), height=260)
         x = log_scale([n for _, points in lines for n, _ in points], box.left, box.right, kind="log2")
         panel = Panel(box=box, x=x, y=linear_scale([0.0, 1.0], box.bottom, box.top, floor=0.0))
@@ -70,10 +71,15 @@ def dispatch_figure(table: Mapping[str, Any]) -> Figure | None:
             panel.line(points, colour, width=2)
             for n, p in points:
                 panel.dot((n, p), colour, title=f"{n:,.0f} keys: {100 * p:.1f} %")
+        below = box.bottom + 40
         if wide:
             panel.end_labels([(pts[-1][1], name, ink) for (name, pts), ink in zip(lines, inks, strict=True)])
+        else:
+            for (name, _), ink in zip(lines, inks, strict=True):
+                below += 16
+                panel.marks.append(text(name, box.left, below, class_="direct", style=f"fill:{ink}"))
         words = "; ".join(f"{name}: {100 * pts[0][1]:.0f} to {100 * pts[-1][1]:.0f} %" for name, pts in lines)
-        return picture(width, box.bottom + 40, panel.marks, label=f"Break-even of routed attention by length. {words}.")
+        return picture(width, below + 6, panel.marks, label=f"Break-even of routed attention by length. {words}.")
 
     wide, narrow = both_sizes(draw)
     return Figure(
@@ -106,12 +112,12 @@ def speedup_figure(rows: Sequence[Row], step: str, *, machine: str) -> Figure | 
     inks = [f"light-dark({item.light},{item.dark})" for item in layer_inks(len(lengths))]
 
     def draw(width: float) -> str:
-        box = Box(left=50, top=30, width=width - (170 if width > 600 else 100), height=240)
+        box = Box(left=50, top=30, width=width - (170 if width > 600 else 150), height=240)
         every = [point for points in curves.values() for point in points]
         x = log_scale([p for p, _ in every], box.left, box.right)
         panel = Panel(box=box, x=x, y=log_scale([1.0, *(r for _, r in every)], box.bottom, box.top))
         panel.axes(title="Dense ÷ routed (×, log scale)", x_unit="%", x_label="share of rows that attend (log scale)")
-        panel.reference(1.0, "equal")
+        panel.reference(1.0, "equal", end=box.left + 40)
         for n, colour in zip(lengths, inks, strict=True):
             panel.line(curves[n], colour, width=2)
             for p, r in curves[n]:
