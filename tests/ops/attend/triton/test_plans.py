@@ -10,7 +10,6 @@ from turnout.ops.attend.triton.configs import MAX_HEAD_DIM
 pytest.importorskip("triton")
 
 from compile_ahead import ABSENT, NUMBERS
-
 from turnout.ops.attend.triton.job import Job
 
 
