@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from turnout.bench.cases import Case
+from turnout.bench.cases import PASSES, Case
+from turnout.bench.dispatch import default_cases
 from turnout.bench.floors import BACKWARD, Peaks, decode_bytes, floor_ms, least_bytes, useful_flops
 from turnout.bench.peaks import find_peaks
 from turnout.bench.rows import Row, machine, same_case
 from turnout.errors import DataError
 
 BOTH = "forward+backward"
+PASS_NAMES = {"forward": "forward", BOTH: "forward + backward"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +26,7 @@ class Target:
 
     Attributes:
         name: the case, in words.
-        kind: of the measured rows: kernel, layer, block, decode or breakeven.
+        kind: of the measured rows: kernel, layer, block, decode, dispatch or breakeven; worst = of all kernel rows.
         case: what is measured.
         least: the number to reach; unit: "x" (a ratio), "TFLOP/s" or "p".
         baseline: the dense arm; "fastest dense" = the best of the run.
@@ -70,13 +73,16 @@ TARGETS = (
         name="backward throughput, d=128, N=16,384, p=1/4", kind="kernel",
         case=Case(n=16384, p=1 / 4, batch=2, step=BOTH), least=300, baseline="", unit="TFLOP/s", arm="routed:auto",
     ),
-    Target(
-        name="never slower than dense, forward (smallest ratio of all rows)", kind="worst",
-        case=Case(n=512, p=1.0), least=0.95, baseline="fastest dense", arm="routed:auto",
-    ),
-    Target(
-        name="never slower than dense, forward + backward (smallest ratio of all rows)", kind="worst",
-        case=Case(n=512, p=1.0, step=BOTH), least=0.95, baseline="fastest dense", arm="routed:auto",
+    *(
+        Target(
+            name=name + PASS_NAMES[step], kind=kind, case=Case(n=512, p=1.0, batch=64, step=step), least=0.95,
+            baseline="fastest dense", arm="routed:auto",
+        )
+        for kind, name in (
+            ("dispatch", "never slower than dense, by dispatch: a mixer against itself, dense; smallest ratio, "),
+            ("worst", "the same of the operator alone, which has only the queries taken, "),
+        )
+        for step in PASSES
     ),
     Target(
         name="break-even p, forward (smallest over lengths)", kind="breakeven", case=Case(n=512, p=1.0), least=0.85,
@@ -110,10 +116,11 @@ TARGETS = (
 
 
 def target_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Every row of the table {case, target, measured, baseline, device, commit, bound, status}, from measured rows.
+    """Every row of the table {case, target, measured, baseline, device, commit, bound, status, reason}.
 
     `bound` is what the floor would give: max(FLOPs / matrix peak, bytes / bandwidth) with the peaks measured on the
-    same device, against the same baseline. A target without a measured row says what would measure it.
+    same device, against the same baseline. A target without a measured row says what would measure it. `reason` says
+    of a missed one what its time is spent on, from the profile in the measured row.
     """
     return [_judge(target, rows) for target in TARGETS]
 
@@ -123,7 +130,7 @@ def _judge(target: Target, rows: Sequence[Row]) -> dict[str, Any]:
     where = "a GPU" if target.device_kind == "cuda" else "a CPU"
     entry = {
         "case": target.name, "target": f"≥ {target.least:g} {target.unit}", "measured": None,
-        "baseline": target.baseline or None, "device": None, "commit": None, "bound": None,
+        "baseline": target.baseline or None, "device": None, "commit": None, "bound": None, "reason": "",
         "status": f"not measured; needs {where}: turnout bench targets --measure",
     }  # fmt: skip
     if found is None:
@@ -133,7 +140,60 @@ def _judge(target: Target, rows: Sequence[Row]) -> dict[str, Any]:
     bound = _bound(target, rows, row, baseline)
     return entry | {
         "measured": measured, "device": row["device"], "commit": row["commit"], "bound": bound, "status": reached,
+        "reason": "" if reached == "reached" else _above(target, bound) + _reason(target, rows, row),
     }  # fmt: skip
+
+
+def _above(target: Target, bound: float | None) -> str:
+    """A target that physics does not allow, with the router's own reading inside, is named as such."""
+    return "" if bound is None or bound >= target.least else f"the floor itself would give {bound:.1f}; "
+
+
+def _reason(target: Target, rows: Sequence[Row], row: Row) -> str:
+    """Where the time of a missed row goes: its kernels (or operators), and what the floor leaves of them."""
+    case = row["case"]
+    where = f"N={case['n']}, p={case['p']:.3g}: " if target.kind in ("worst", "dispatch") else ""
+    if target.kind == "breakeven":
+        where = f"N={case['n']}: "
+        # The break-even itself is no call: that of the same length with all rows is.
+        row = next((other for other in reversed(rows) if _is_whole(other, case) and other.get("kernels")), row)
+    parts = row.get("kernels")
+    if not parts:
+        return where + "no profile in the row; turnout bench targets --measure"
+    total = sum(part["us"] for part in parts)
+    longest = ", ".join(f"{_short(part['name'])} {part['us']:.0f}" for part in parts[:4])
+    return f"{where}{total:.0f} us: {longest}{_floor_text(target, rows, row)}"
+
+
+def _floor_text(target: Target, rows: Sequence[Row], row: Row) -> str:
+    try:
+        peaks = find_peaks(list(rows), machine(row), row["case"]["dtype"])
+    except DataError:
+        return ""
+    if row["kind"] != "kernel":
+        return f"; its matrix products at the peak {1e6 * row['flops'] / peaks.flops:.0f}" if row["flops"] else ""
+    case = Case(**row["case"])
+    products, memory = useful_flops(case) / peaks.flops, _bytes_of(row) / peaks.bandwidth
+    return f"; floor {1e6 * products:.0f} by products, {1e6 * memory:.0f} by memory"
+
+
+def _is_whole(row: Row, case: dict[str, Any]) -> bool:
+    same = row["kind"] == "kernel" and row["arm"] == "routed:auto" and row["status"] == "ok"
+    return (
+        same and row["case"]["p"] == 1 and all(row["case"][key] == case[key] for key in ("n", "step", "dim", "dtype"))
+    )
+
+
+def _short(name: str) -> str:
+    """A kernel's name without its namespaces and template arguments."""
+    return re.split(r"[<(]", name.removeprefix("void "))[0].split("::")[-1][:40]
+
+
+def _bytes_of(row: Row) -> float:
+    """What a kernel row must move; with a router also the router's input."""
+    case = Case(**row["case"])
+    router = case.batch * case.n * case.width * case.item_size if row["arm"].startswith("router+") else 0
+    return least_bytes(case) + router
 
 
 Found = tuple[float, Row, Row | None]
@@ -172,8 +232,9 @@ def _backward(target: Target, rows: Sequence[Row]) -> Found | None:
 def _worst(target: Target, rows: Sequence[Row]) -> Found | None:
     """The smallest ratio to the fastest dense arm over the newest row of every case."""
     newest: dict[str, Row] = {}
+    kind = "kernel" if target.kind == "worst" else target.kind
     for row in rows:
-        good = row["kind"] == "kernel" and row["status"] == "ok" and row["device_kind"] == target.device_kind
+        good = row["kind"] == kind and row["status"] == "ok" and row["device_kind"] == target.device_kind
         if good and row["arm"] == target.arm and row["case"]["step"] == target.case.step and row["ratio"]:
             newest[str(row["case"])] = row
     if not newest:
@@ -195,7 +256,9 @@ def _break_even(target: Target, rows: Sequence[Row]) -> Found | None:
     return worst["break_even"], worst, None
 
 
-_JUDGES: dict[str, Callable[[Target, Sequence[Row]], Found | None]] = {"worst": _worst, "breakeven": _break_even}
+_JUDGES: dict[str, Callable[[Target, Sequence[Row]], Found | None]] = {
+    "worst": _worst, "dispatch": _worst, "breakeven": _break_even,
+}  # fmt: skip
 
 
 def _bound(target: Target, rows: Sequence[Row], row: Row, baseline: Row | None) -> float | None:
@@ -211,7 +274,7 @@ def _bound(target: Target, rows: Sequence[Row], row: Row, baseline: Row | None) 
         return _layer_bound(row, baseline, peaks)
     if target.kind == "decode":
         return baseline["ms"] / floor_ms(0.0, decode_bytes(target.case), peaks)
-    return baseline["ms"] / floor_ms(useful_flops(target.case), least_bytes(target.case), peaks)
+    return baseline["ms"] / floor_ms(useful_flops(target.case), _bytes_of(row), peaks)
 
 
 def _layer_bound(row: Row, baseline: Row | None, peaks: Peaks) -> float | None:
@@ -222,9 +285,12 @@ def cases_to_measure(device: torch.device) -> list[tuple[str, Case]]:
     """(kind, case) of everything that the table reads and this device can measure; the forward beside each backward."""
     found: list[tuple[str, Case]] = []
     for target in TARGETS:
-        if target.device_kind != device.type or target.kind in ("worst", "breakeven"):
+        if target.device_kind != device.type or target.kind in ("dispatch", "breakeven"):
             continue
-        found.append((target.kind, target.case))
+        # The worst of all rows is that of short sequences with every row: at least its profile is there.
+        found.append(("kernel" if target.kind == "worst" else target.kind, target.case))
         if target.unit == "TFLOP/s":
             found.append((target.kind, replace(target.case, step="forward")))
+    if device.type == "cuda":
+        found += [("dispatch", case) for case in default_cases()]
     return list(dict.fromkeys(found))

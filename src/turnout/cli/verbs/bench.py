@@ -165,6 +165,10 @@ def _measure(what: str, case: Case, options: Options, device: torch.device) -> l
         from turnout.bench.training import measure_block
 
         return measure_block(case, device=device, seconds=options.seconds)
+    if what == "dispatch":
+        from turnout.bench.dispatch import measure_dispatch
+
+        return measure_dispatch(case, device=device, seconds=min(options.seconds, 0.3))
     if what == "decode":
         return measure_decode(case, device=device, seconds=options.seconds)
     if what == "patterns":
@@ -227,10 +231,10 @@ def _targets(options: Options, device: torch.device) -> Result:
     rows = target_rows([*read_rows(_folder(options)), *(fresh if options.out == "-" else [])])
     texts = [
         (row["case"], row["target"], number(row["measured"], ".2f"), row["baseline"] or "-",
-         number(row["bound"], ".1f"), row["device"] or "-", str(row["commit"] or "-")[:9], row["status"])
+         number(row["bound"], ".1f"), row["device"] or "-", str(row["commit"] or "-")[:9], row["status"], row["reason"])
         for row in rows
     ]  # fmt: skip
-    columns = ("case", "target", "measured", "baseline", "bound", "device", "commit", "status")
+    columns = ("case", "target", "measured", "baseline", "bound", "device", "commit", "status", "reason")
     return Result(rows, [Table(columns, texts), note])
 
 
