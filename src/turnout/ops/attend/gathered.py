@@ -20,9 +20,10 @@ from turnout.ops.attend.reference import per_head, suppress_directions, total_de
 # output does not change by one bit when later routes change (tested; torch promises nothing of the kind).
 ROW_TILE = 32
 KEY_TILE = 512
-# Query rows in one chunk, at least and at most; between them a chunk spans one key tile. On a GPU chunks with keys of
-# their own exist only where the rows are fixed, and launches count.
-CPU_CHUNK = (128, 512)
+# Query rows in one chunk, at least and at most; between them a chunk spans one key tile. Wide rows are worth a call for
+# fewer of them, which read fewer keys. On a GPU chunks with keys of their own exist only where the rows are fixed, and
+# launches count.
+CPU_CHUNK, WIDE_CHUNK, WIDE = (128, 512), 64, 256
 GPU_CHUNK = 512
 # One position of distance in a mask; a power of two, so that products with positions are exact.
 HIDDEN = 2.0**100
@@ -146,16 +147,22 @@ def _tiles(call: Call) -> tuple[int, int]:
     """Rows and keys to pad to: 1 where nothing can be routed later, that is for fixed rows and in a decode step."""
     if call.rows is None or bool(((call.rows < 0) | (call.rows == call.k.shape[1] - 1)).all()):
         return 1, 1
-    return ROW_TILE, KEY_TILE
+    return _row_tile(call), KEY_TILE
+
+
+def _row_tile(call: Call) -> int:
+    """Rows of a whole tile of torch's kernel, in which the heads of a kv head are rows too."""
+    return ROW_TILE // call.group_size if ROW_TILE % call.group_size == 0 else ROW_TILE
 
 
 def _chunk_rows(used: int, call: Call) -> int:
     """Query rows in one chunk of `_chunked`, all heads of a kv head counted: a whole number of row tiles."""
     least, most = CPU_CHUNK
-    n_packed = GPU_CHUNK
+    least = WIDE_CHUNK if call.q.shape[3] >= WIDE else least
+    n_packed, row_tile = GPU_CHUNK, _row_tile(call)
     if call.q.device.type == "cpu":
         n_packed = least if call.window is not None else min(max(KEY_TILE * used // call.k.shape[1], least), most)
-    return max(n_packed // call.group_size // ROW_TILE, 1) * ROW_TILE
+    return max(n_packed // call.group_size // row_tile, 1) * row_tile
 
 
 def _ends(part: Tensor, start: int, call: Call) -> tuple[int, int]:
