@@ -5,11 +5,10 @@ B batch, T tokens, E width, G groups.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from turnout.ops.attend.triton.support import why_not_here
+from turnout.ops.one_pass import one_pass
 
 # Fewer tokens are a decode step, which a matrix product serves as well.
 LEAST_TOKENS = 4096
@@ -26,17 +25,13 @@ def linear_gate(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     Returns:
         [B, T, G] in x's dtype; under autocast in autocast's.
     """
-    if not _reads_once(x, weight, bias):
+    if not _reads_once(x, weight):
         return linear(x, weight, bias)
     from turnout.ops.gate_kernel import gate_rows
 
     return gate_rows(x, weight, bias)
 
 
-def _reads_once(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    if torch.compiler.is_compiling() or not x.is_cuda or weight.shape[0] != 1 or torch.is_autocast_enabled("cuda"):
-        return False
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        return False
-    whole = x.is_contiguous() and weight.is_contiguous() and x.dtype == weight.dtype and x.dtype != torch.float64
-    return whole and x.numel() >= LEAST_TOKENS * x.shape[-1] and not why_not_here("cuda", x.device.index or 0)
+def _reads_once(x: Tensor, weight: Tensor) -> bool:
+    whole = x.is_contiguous() and weight.is_contiguous() and weight.shape[0] == 1 and x.dtype == weight.dtype
+    return whole and x.numel() >= LEAST_TOKENS * x.shape[-1] and one_pass(x)
