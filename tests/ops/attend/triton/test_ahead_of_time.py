@@ -52,7 +52,7 @@ def test_the_specialised_kernel_fits_with_splits_grouped_heads_and_directions(mo
         (LOW, ""),
         (replace(LOW, splits=2), ""),
         (LOW, "directions"),
-        (ORDINARY[128], ""),
+        (ORDINARY, ""),
     )
     orders = [("forward", tile, 2, 128, option, 90) for tile, option in tiles]
     check([*orders, ("uncut", LOW, 2, 128, "directions", 80)], monkeypatch)

@@ -21,6 +21,7 @@ from turnout.ops.attend.triton.configs import (
     ORDINARY,
     SHORT,
     SPECIALISED,
+    WIDTH,
     Plan,
     Tile,
     choose_plan,
@@ -165,9 +166,10 @@ class Job:
         """A tile of the kernel of `hopper.py`, or an ordinary one where the call or the device is none for it."""
         here = self.q.is_cuda and _capability(self.q.device) == (9, 0) and has_gluon()
         copies = self.k.numel() > 0 and self._bulk_copies(self.k) and self._bulk_copies(self.v)
+        copies = copies and self.q.shape[3] == WIDTH
         cut = self.directions is not None
         if not (here and copies and MOST_PACKED % self.pack == 0) or (cut and self.pack > 1):
-            return ORDINARY[max(padded(self.q.shape[3]), 64)]
+            return ORDINARY
         return LOW if cut or self.pack > 1 or self.k.shape[1] <= SHORT else tile
 
     def _bulk_copies(self, x: Tensor) -> bool:
