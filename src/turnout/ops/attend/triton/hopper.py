@@ -192,6 +192,22 @@ def _fold(
 
 
 @gluon.jit
+def _gather(
+    q_ptr, turn, stride_qb, n_batch, n_rows, stride_qt: gl.constexpr, stride_qh: gl.constexpr, HEADS: gl.constexpr,
+    PACK: gl.constexpr, D: gl.constexpr, SPLIT: gl.constexpr, HALF: gl.constexpr, WIDE: gl.constexpr,
+):  # fmt: skip
+    """The rows of a turn, [BM, D], 16 bytes a thread; slots past the end read the last one, and are thrown away."""
+    n_tiles = (n_rows * PACK + 2 * BM - 1) // (2 * BM)
+    tile, packed_head, batch, _ = _tile_of(turn, n_tiles, n_batch, HEADS // PACK, SPLIT)
+    first = gl.minimum(tile * 2 * BM + HALF * BM, (n_rows - 1) * PACK)
+    place = gl.minimum(gl.arange(0, BM, gl.SliceLayout(1, WIDE)), n_rows * PACK - 1 - first)
+    base = q_ptr + batch.to(gl.int64) * stride_qb + (first // PACK).to(gl.int64) * stride_qt
+    base += packed_head * PACK * stride_qh
+    at = (place // PACK * stride_qt + place % PACK * stride_qh)[:, None]
+    return gl.load(base + at + gl.arange(0, D, gl.SliceLayout(0, WIDE))[None, :])
+
+
+@gluon.jit
 def _compute_tiles(
     q_ptr, rows_ptr, directions_ptr, suppress_ptr, o_ptr, along_ptr, lse_ptr,
     q_tile, ring, bars,
@@ -211,21 +227,18 @@ def _compute_tiles(
     own = q_tile.index(HALF)
     column = gl.arange(0, D, gl.SliceLayout(0, WIDE))
     base = 0
-    for turn in range(_turns(n_work)):
+    n_turns = _turns(n_work)
+    q = _gather(
+        q_ptr, 0, stride_qb, n_batch, n_rows, stride_qt, stride_qh, HEADS, PACK, D, SPLIT, HALF, WIDE
+    )  # fmt: skip
+    own.store(q)
+    fence_async_shared()
+    barrier()
+    for turn in range(n_turns):
         tile, packed_head, batch, split = _tile_of(turn, n_tiles, n_batch, PACKED_HEADS, SPLIT)
         first_packed = tile * 2 * BM + HALF * BM
-        # Gather the rows: into registers by rows of 16 bytes a thread, then into shared memory for the products.
-        # Slots past the end read the last one: what an empty slot computes is thrown away.
-        from_packed = gl.minimum(first_packed, (n_rows - 1) * PACK)
-        wide = gl.minimum(gl.arange(0, BM, gl.SliceLayout(1, WIDE)), n_rows * PACK - 1 - from_packed)
-        q_base = q_ptr + batch.to(gl.int64) * stride_qb + (from_packed // PACK).to(gl.int64) * stride_qt
-        q_base += packed_head * PACK * stride_qh
-        q = gl.load(q_base + (wide // PACK * stride_qt + wide % PACK * stride_qh)[:, None] + column[None, :])
         packed = first_packed + gl.arange(0, BM, OF_ROW)
         row = _positions(rows_ptr, packed, batch, packed_head, n_rows, n_keys, HEADS, KV_HEADS, PACK, ROW_LISTS)
-        own.store(q)
-        fence_async_shared()
-        barrier()
         lo, n_blocks, mine, full = _spans_of(
             rows_ptr, tile, packed_head, batch, split, span, n_rows, n_keys, HEADS, KV_HEADS, PACK, BN, SPLIT,
             ROW_LISTS, WARPS, HALF,
@@ -258,6 +271,12 @@ def _compute_tiles(
         count = base + mine - 1
         mbarrier.wait(bars.index(STAGES + count % STAGES), (count // STAGES) & 1)
         acc = warpgroup_mma(p, ring.index(STAGES + count % STAGES), acc, is_async=True)
+        coming = gl.minimum(turn + 1, n_turns - 1)
+        if DIRECTIONS == 0:
+            # The next rows are under way while this tile ends, where directions do not need the registers.
+            q = _gather(
+                q_ptr, coming, stride_qb, n_batch, n_rows, stride_qt, stride_qh, HEADS, PACK, D, SPLIT, HALF, WIDE
+            )  # fmt: skip
         acc, p = warpgroup_mma_wait(0, deps=[acc, p])
         barrier()
         mbarrier.arrive(bars.index(3 * STAGES + count % STAGES), count=1)
@@ -291,11 +310,11 @@ def _compute_tiles(
             amounts = ()
             for one in gl.static_range(DIRECTIONS):
                 r = gl.load(suppress_ptr + out_row * DIRECTIONS + one, mask=inside, other=0.0)
-                amounts = (*amounts, r.to(gl.float32))
+                amounts = amounts + (r.to(gl.float32),)  # noqa: RUF005
             alongs = ()
             for one in gl.static_range(DIRECTIONS):
                 d = gl.load(directions_ptr + (packed_head * DIRECTIONS + one) * D + out_column).to(gl.float32)
-                alongs = (*alongs, gl.sum(acc * d[None, :], 1))
+                alongs = alongs + (gl.sum(acc * d[None, :], 1),)  # noqa: RUF005
             for one in gl.static_range(DIRECTIONS):
                 d = gl.load(directions_ptr + (packed_head * DIRECTIONS + one) * D + out_column).to(gl.float32)
                 acc = acc - (amounts[one] * alongs[one])[:, None] * d[None, :]
@@ -311,7 +330,13 @@ def _compute_tiles(
             to_base = o_ptr + ((out_base + first_packed // PACK) * HEADS + packed_head * PACK) * D
             to = to_base + ((wide // PACK * HEADS + wide % PACK) * D)[:, None] + column[None, :]
             gl.store(to, own.load(WIDE), mask=(first_packed + wide < n_rows * PACK)[:, None])
-        # Before the next rows are put into their place.
+        if DIRECTIONS > 0:
+            q = _gather(
+                q_ptr, coming, stride_qb, n_batch, n_rows, stride_qt, stride_qh, HEADS, PACK, D, SPLIT, HALF, WIDE
+            )  # fmt: skip
+        barrier()
+        own.store(q)
+        fence_async_shared()
         barrier()
 
 
