@@ -14,13 +14,13 @@ from turnout.errors import ConfigError
 from turnout.models import CausalLM, RoutingConfig
 from turnout.routers.mode import RoutingMode
 from turnout.routers.query import Route
-from turnout.train.config import LOG_USAGE, PENALTIES
+from turnout.train.config import LOG_USAGE, LOG_USAGE_BY_LAYER, PENALTIES
 from turnout.train.penalty import open_gates, penalty
 
 PRESSURE = {"cost": 0.3, "quadratic": 2.0, "target": 0.1, "undecided": 0.7}
 COST, QUADRATIC, TARGET, UNDECIDED = (torch.tensor(value) for value in PRESSURE.values())
 
-KINDS = (*PENALTIES, LOG_USAGE)
+KINDS = (*PENALTIES, LOG_USAGE, LOG_USAGE_BY_LAYER)
 
 
 def routes(*groups: int) -> list[Route | None]:
@@ -63,11 +63,14 @@ def test_each_kind_is_its_formula(groups: tuple[int, ...]) -> None:
     assert u > float(TARGET)
     excess = math.log(u / 0.1)
     hesitation = sum(float((r.gate * (1 - r.gate)).double().sum()) / 3 for r in some if r is not None)
+    layers = [float(r.gate.double().mean()) for r in some if r is not None]
+    square = sum(math.log(layer / 0.1) ** 2 for layer in layers) / len(layers)
     want = {
         "per_gate": 0.3 * n,
         "mean_gate": 0.3 * u,
         "mean_hard_gate": 0.3 * hard / slots,
         "log_usage": 0.3 * excess + 2 * excess**2 + 0.7 * hesitation / n,
+        "log_usage_by_layer": 0.3 * excess + 2 * square + 0.7 * hesitation / n,
     }
     assert set(want) == set(KINDS)
     for kind, value in want.items():
@@ -82,6 +85,20 @@ def test_a_budget_pulls_towards_its_target_from_both_sides() -> None:
         value = penalty(made, LOG_USAGE, torch.tensor(0.0), QUADRATIC, TARGET, torch.tensor(0.0))
         (grad,) = torch.autograd.grad(value, [gate])
         assert bool((grad.sign() == sign).all())
+
+
+def test_by_layer_an_open_layer_does_not_pay_for_a_closed_one() -> None:
+    gates = [torch.full((2, 5, 1), value, requires_grad=True) for value in (0.19, 0.01, 0.1)]
+    some: list[Route | None] = [Route(gate=gate, weight=gate, taken=gate > 0.5) for gate in gates]
+    none = torch.tensor(0.0)
+    together = penalty(some, LOG_USAGE, none, QUADRATIC, TARGET, none)
+    apart = penalty(some, LOG_USAGE_BY_LAYER, none, QUADRATIC, TARGET, none)
+    assert float(together.detach()) == pytest.approx(0.0, abs=8 * torch.finfo(torch.float32).eps)
+    squares = [math.log(value / PRESSURE["target"]) ** 2 for value in (0.19, 0.01, 0.1)]
+    want = PRESSURE["quadratic"] * sum(squares) / 3
+    assert float(apart.detach()) == pytest.approx(want, rel=64 * torch.finfo(torch.float32).eps)
+    pulls = [float(gate.sum()) for gate in torch.autograd.grad(apart, gates)]
+    assert pulls[0] > 0 > pulls[1]
 
 
 def test_a_gate_that_hesitates_is_pushed_to_the_side_it_leans_to() -> None:

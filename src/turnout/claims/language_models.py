@@ -18,7 +18,11 @@ STEPS = 610
 USAGES = (0.0625, 0.125, 0.25, 0.5)
 EVERYWHERE = "dense + local"
 # Learned arms: what their names begin with, and what is said of them.
-LEARNED = {"routed": "", "early": ", closing from a tenth of the steps on"}
+LEARNED = {
+    "routed": "",
+    "early": ", closing from a tenth of the steps on",
+    "even": ", closing from a tenth of the steps on, every layer by itself",
+}
 # Nats a token that a routed model may lose to attention in every slot and still count as equal, interval included.
 MARGIN = 0.01
 
@@ -40,6 +44,7 @@ def _arms() -> list[Arm]:
     return [
         *(arm(f"routed {usage}", "routed", usage, control=False) for usage in USAGES),
         *(arm(f"early {usage}", "early", usage, control=False) for usage in (0.0625, 0.25)),
+        arm("even 0.25", "even", control=False),
         arm("dense", "dense"),
         arm(EVERYWHERE, "always"),
         arm("window", "window"),

@@ -212,3 +212,9 @@ class CausalLM(nn.Module):
     def block_flops(self, length: int, usage: list[float]) -> float:
         """Forward multiply-adds × 2 of the blocks on one sequence at a usage per layer; embedding and head left out."""
         return sum(block.flops(length, u) for block, u in zip(self.blocks, usage, strict=True))
+
+
+def taken_of(routes: Sequence[Route | None]) -> Tensor | None:
+    """Who attended, bool [B, T, layers with a router, G]; None without one."""
+    found = [route.taken for route in routes if route is not None]
+    return torch.stack(found, 2) if found else None

@@ -15,7 +15,7 @@ from torch import Tensor
 from turnout.errors import ShapeError, UnsupportedError
 from turnout.layers import MixerState
 from turnout.layers.kv_cache import KVCache
-from turnout.models.causal_lm import CausalLM, Output
+from turnout.models.causal_lm import CausalLM, Output, taken_of
 from turnout.routers.mode import SKIP, RoutingMode
 
 
@@ -25,6 +25,10 @@ class DecodeStep:
     The position is a tensor that the step itself advances, and the memories of local tracks and routers are buffers
     that it rewrites, so nothing depends on the host: neither lengths nor which tokens attend. `close` gives the state
     back to ordinary calls of the model.
+
+    Attributes:
+        taken: who attended in the last step, bool [B, 1, layers with a router, G], overwritten by the next one; None
+            without a router.
 
     Args:
         model: in evaluation mode.
@@ -64,6 +68,7 @@ class DecodeStep:
         try:
             self.buffers = self._make_buffers()
             self.output: Output | None = None
+            self.taken: Tensor | None = None
             self.graph = self._capture() if device.type == "cuda" else None
         except BaseException:
             self.close()
@@ -95,12 +100,15 @@ class DecodeStep:
             cache.position = None
 
     def _check_room(self) -> None:
-        for cache in self.caches:
+        # All of them hold the same tokens.
+        for cache in self.caches[:1]:
             cache.check_room(self.tokens.shape[0], 1)
 
     def _run(self) -> None:
         with _replaced(self.model, self.compiled):
             self.output = self.model(self.tokens, mode=self.mode, state=self.state)
+        # Part of the graph: outside of it, a copy a layer and step would keep the host busier than the device.
+        self.taken = taken_of(self.output.routes)
         _copy(self.buffers, [_memories(memory) for memory in self.state])
         for memory, buffers in zip(self.state, self.buffers, strict=True):
             _put(memory, buffers)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from turnout.errors import ConfigError, ShapeError, UnsupportedError
-from turnout.models.causal_lm import CausalLM, Output
+from turnout.models.causal_lm import CausalLM, Output, taken_of
 from turnout.models.decode_step import DecodeStep
-from turnout.models.ragged import batches_of, read_prompts, taken_of
+from turnout.models.ragged import batches_of, read_prompts
 from turnout.routers.mode import SKIP
 
 
@@ -253,9 +253,12 @@ class _Cached(_Run):
                 self.step = None
 
     def advance(self, tokens: Tensor) -> None:
-        tokens = tokens[:, None]
-        out = self.model(tokens, mode=SKIP, state=self.state) if self.step is None else self.step(tokens)
-        self._read(out, prompts=False)
+        if self.step is None:
+            self._read(self.model(tokens[:, None], mode=SKIP, state=self.state), prompts=False)
+            return
+        self.logits = self.step(tokens[:, None]).logits[:, -1]
+        if self.step.taken is not None:
+            self.steps.append(self.step.taken.clone())
 
     def close(self) -> None:
         if self.step is not None:

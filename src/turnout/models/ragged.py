@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from turnout.layers import MixerState
-from turnout.models.causal_lm import CausalLM
+from turnout.models.causal_lm import CausalLM, taken_of
 from turnout.routers.mode import SKIP
-from turnout.routers.query import Route
 
 # Sequences of a state that is only looked at; a count that nothing else in a memory has.
 _PROBE = 3
@@ -68,12 +67,6 @@ def read_prompts(
         if memory.cache is not None:
             memory.cache.length = len(prompts[-1])
     return state, torch.cat(logits), taken
-
-
-def taken_of(routes: Sequence[Route | None]) -> Tensor | None:
-    """Who attended, bool [B, T, layers with a router, G]; None without one."""
-    found = [route.taken for route in routes if route is not None]
-    return torch.stack(found, 2) if found else None
 
 
 def _part(memory: MixerState, rows: slice) -> MixerState:

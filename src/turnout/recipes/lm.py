@@ -13,7 +13,7 @@ VOCAB = 50257
 USAGE = 0.25
 """Three attention layers of twelve: the usage of the static hybrid, so that all arms can be compared at it."""
 
-ARMS = ("routed", "early", "dense", "static", "window", "random", "always")
+ARMS = ("routed", "early", "even", "dense", "static", "window", "random", "always")
 
 
 def lm_run(
@@ -23,10 +23,10 @@ def lm_run(
 
     Args:
         path: a text file, or a folder of them.
-        arm: "routed", held at `usage` by its schedule; "early", the same from a tenth of the steps on; "dense",
-            attention in every layer; "static", in every layer of a number given by `usage`, a short convolution in the
-            others; "window", 128 tokens in every layer; "random", `usage` of the slots by chance; "always", every slot
-            beside the convolution.
+        arm: "routed", held at `usage` by its schedule; "early", the same from a tenth of the steps on; "even", early,
+            every layer by itself; "dense", attention in every layer; "static", in every layer of a number given by
+            `usage`, a short convolution in the others; "window", 128 tokens in every layer; "random", `usage` of the
+            slots by chance; "always", every slot beside the convolution.
         router: of the routed arms.
     Raises:
         ConfigError: an unknown arm.
@@ -34,7 +34,7 @@ def lm_run(
     if arm not in ARMS:
         raise ConfigError(f"arm={arm!r}{nearest(arm, ARMS)}")
     layout = {"dense": "A", "window": "L", "static": hybrid_layout(LAYERS, usage)}.get(arm, "R")
-    routers = {"routed": router, "early": router, "random": f"random:p={usage}", "always": "always"}
+    routers = {"routed": router, "early": router, "even": router, "random": f"random:p={usage}", "always": "always"}
     return RunConfig(
         name=f"lm_124m_{arm}",
         seed=seed,
@@ -61,7 +61,9 @@ def _schedule(arm: str, usage: float, steps: int) -> BudgetConfig | JointConfig:
     """A budget that closes from a tenth of the steps on keeps the first two layers, before attention is of any use."""
     if arm == "routed":
         return BudgetConfig(usage=usage, steps=steps, warmup=0.3, ramp=0.4)
-    return BudgetConfig(usage=usage, steps=steps) if arm == "early" else JointConfig(steps=steps)
+    if arm in ("early", "even"):
+        return BudgetConfig(usage=usage, steps=steps, by_layer=arm == "even")
+    return JointConfig(steps=steps)
 
 
 @recipe(

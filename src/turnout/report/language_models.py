@@ -15,14 +15,14 @@ from turnout.report.svg import linear_scale
 from turnout.stats import mean_interval
 
 # Arms that have a usage, by the first word of their name, and those that are one line across: mechanism of each.
-CURVES = {"routed": "ema", "early": "frozen", "static": "static_hybrid", "random": "random"}
+CURVES = {"routed": "ema", "early": "frozen", "even": "mlp", "static": "static_hybrid", "random": "random"}
 LINES = {"dense": "dense", "dense + local": "always", "window": "local"}
 
 
 def pareto(root: Path) -> Figure | None:
     """The figure; None before any of its runs is there."""
     seen = summaries("LM1", root)
-    if not any(name.split()[0] in ("routed", "early") for name in seen):
+    if not any(name.split()[0] in ("routed", "early", "even") for name in seen):
         return None
     curves = {word: sorted(_point(name, records) for name, records in seen.items() if name.split()[0] == word)
               for word in CURVES}  # fmt: skip

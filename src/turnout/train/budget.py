@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from turnout.train.config import LOG_USAGE, BudgetConfig
+from turnout.train.config import LOG_USAGE, LOG_USAGE_BY_LAYER, BudgetConfig
 from turnout.train.schedule import Interval, Schedule
 
 
@@ -15,10 +15,10 @@ class Budget(Schedule):
     """
 
     phase = "budget"
-    penalty = LOG_USAGE
 
     def __init__(self, config: BudgetConfig) -> None:
         self.config = config
+        self.penalty = LOG_USAGE_BY_LAYER if config.by_layer else LOG_USAGE
         self.total_steps = config.steps
         self.steps = 0
         self.quadratic = 0.0

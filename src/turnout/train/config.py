@@ -18,6 +18,7 @@ from turnout.tasks import (
 
 PENALTIES = ("per_gate", "mean_gate", "mean_hard_gate")
 LOG_USAGE = "log_usage"
+LOG_USAGE_BY_LAYER = "log_usage_by_layer"
 PRECISIONS = ("fp32", "tf32", "bf16", "bf16_stream")
 DECAYS = ("constant", "cosine", "wsd")
 OPTIMIZERS = ("adamw", "muon")
@@ -135,6 +136,8 @@ class BudgetConfig:
             multiplier follows in about 2 · quadratic / rate steps, which must be longer than the router's own lag.
         quadratic: l2 >= 0; 0 leaves plain dual ascent, which swings.
         undecided: l3 >= 0.
+        by_layer: the quadratic term holds every layer at the target by itself (its mean over layers), and not only all
+            of them together, which may leave some layers open and close the others.
     """
 
     kind: ClassVar[str] = "budget"
@@ -145,6 +148,7 @@ class BudgetConfig:
     rate: float = 0.01
     quadratic: float = 1.0
     undecided: float = 0.3
+    by_layer: bool = False
 
     def __post_init__(self) -> None:
         _require(0 < self.usage <= 1, f"schedule.usage={self.usage}", "0 < usage <= 1")

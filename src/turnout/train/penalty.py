@@ -7,7 +7,7 @@ from torch import Tensor
 
 from turnout.errors import ConfigError, nearest
 from turnout.routers.query import Route
-from turnout.train.config import LOG_USAGE, PENALTIES
+from turnout.train.config import LOG_USAGE, LOG_USAGE_BY_LAYER, PENALTIES
 
 
 def open_gates(routes: list[Route | None], *, hard: bool = False) -> tuple[Tensor, int]:
@@ -40,6 +40,7 @@ def penalty(
     mean_gate        cost · u                                    u = n / slots
     log_usage        cost · x + quadratic · x^2                  x = log(u / target); the budget's own
                      + undecided · sum of p (1 - p) / n
+    log_usage_by_layer   the same with the mean of x^2 over layers
     mean_hard_gate   cost · u of the straight-through gates      (Bonsignore 2026)
 
     A gate without a gradient (a control) adds a constant. Cost O(slots).
@@ -50,7 +51,7 @@ def penalty(
     Raises:
         ConfigError: unknown kind.
     """
-    if kind not in (*PENALTIES, LOG_USAGE):
+    if kind not in (*PENALTIES, LOG_USAGE, LOG_USAGE_BY_LAYER):
         raise ConfigError(f"penalty {kind!r}{nearest(kind, PENALTIES)}")
     n, slots = open_gates(routes, hard=kind == "mean_hard_gate")
     if slots == 0:
@@ -58,8 +59,12 @@ def penalty(
     if kind == "per_gate":
         return cost * n
     mean = n / slots
-    if kind != LOG_USAGE:
+    if kind in PENALTIES:
         return cost * mean
     excess = torch.log(mean.clamp(min=1e-9) / target)
+    square = excess.square()
+    if kind == LOG_USAGE_BY_LAYER:
+        layers = torch.stack([route.gate.float().mean() for route in routes if route is not None])
+        square = torch.log(layers.clamp(min=1e-9) / target).square().mean()
     hesitation = sum((r.gate.float() * (1 - r.gate.float())).sum() / r.gate.shape[0] for r in routes if r is not None)
-    return cost * excess + quadratic * excess.square() + undecided * hesitation / n.detach().clamp(min=1e-9)
+    return cost * excess + quadratic * square + undecided * hesitation / n.detach().clamp(min=1e-9)
