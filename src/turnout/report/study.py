@@ -239,7 +239,7 @@ def pareto(runs: Runs, cost: Runs) -> Figure | None:
     wide, narrow = both_sizes(draw)
     return Figure(
         title="Precision against cost", wide=wide, narrow=narrow,
-        caption="Circles: label key; triangles: label value; lines: the best of the learned mechanisms at each cost, the "
+        caption="Circles: label key; triangles: label value; lines: the best learned mechanism at each cost, the "
         f"last one named. Embedding, flow and selector for {record['batch']} sequences of {record['length']} tokens, "
         f"width {record['width']}, {record['device_name']}, median of at least "
         f"{min(row['n'] for row in record['rows'])} calls; memory: weights and the most that is alive at once. "
