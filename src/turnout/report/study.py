@@ -19,6 +19,8 @@ from turnout.report.svg import linear_scale, log_scale, tag, text
 from turnout.report.template import write_page
 
 Runs = dict[str, list[dict[str, Any]]]
+# Not learned: they show what is possible, and would be every front by themselves.
+INDICES = ("identity match", "bloom")
 
 
 def write_study(out: Path, root: Path | None = None) -> Path:
@@ -237,8 +239,9 @@ def pareto(runs: Runs, cost: Runs) -> Figure | None:
     wide, narrow = both_sizes(draw)
     return Figure(
         title="Precision against cost", wide=wide, narrow=narrow,
-        caption=f"Circles: label key; triangles: label value. Embedding, flow and selector for {record['batch']} "
-        f"sequences of {record['length']} tokens, width {record['width']}, {record['device_name']}, median of at least "
+        caption="Circles: label key; triangles: label value; lines: the best learned mechanism at each cost, the "
+        f"last one named. Embedding, flow and selector for {record['batch']} sequences of {record['length']} tokens, "
+        f"width {record['width']}, {record['device_name']}, median of at least "
         f"{min(row['n'] for row in record['rows'])} calls; memory: weights and the most that is alive at once. "
         f"Precision: {_provenance(runs)}.",
         data=Data(name="pareto", columns=["arm", "ms", "megabytes", "parameter_bytes", "precision"], rows=rows),
@@ -246,7 +249,7 @@ def pareto(runs: Runs, cost: Runs) -> Figure | None:
 
 
 def _front(rows: list[list[Any]], column: int, words: str, unit: str, box: Box) -> list[str]:
-    """One panel: every mechanism, and a line through those that nothing cheaper matches."""
+    """One panel: every mechanism, and for each label a line through the learned ones that nothing cheaper matches."""
     panel = Panel(
         box=box, x=log_scale([row[column] for row in rows], box.left, box.right),
         y=linear_scale([0.0, 1.0], box.bottom, box.top, floor=0.0),
@@ -256,11 +259,14 @@ def _front(rows: list[list[Any]], column: int, words: str, unit: str, box: Box) 
         name, value, found = row[0], row[column], row[4]
         shape = "circle" if name.endswith("key") else "triangle"
         panel.dot((value, found), _colour(name), shape=shape, title=f"{name}: {100 * found:.1f} %, {value:.3g} {unit}")
-    front, top = [], -1.0
-    for row in sorted(rows, key=lambda row: (row[column], -row[4])):
-        if row[4] > top + 0.005:
-            top = row[4]
-            front.append(row)
-    panel.line([(row[column], row[4]) for row in front], "var(--soft)", dash="4 3")
-    panel.end_labels([(row[4], f"{row[0]}, {row[column]:.2g} {unit}", _colour(row[0])) for row in front])
+    ends = []
+    for label in ("key", "value"):
+        front: list[list[Any]] = []
+        mine = [row for row in rows if row[0].endswith(f", {label}") and not row[0].startswith(INDICES)]
+        for row in sorted(mine, key=lambda row: (row[column], -row[4])):
+            if not front or row[4] > front[-1][4] + 0.005:
+                front.append(row)
+        panel.line([(row[column], row[4]) for row in front], "var(--soft)", dash="4 3")
+        ends += [(row[4], row[0], _colour(row[0])) for row in front[-1:]]
+    panel.end_labels(ends)
     return [tag("g", *panel.marks)]
