@@ -256,6 +256,14 @@ def test_a_run_without_a_result_is_not_judged(tmp_path: Path) -> None:
         assert "No training lines yet" in words(found.get("/run/live").text)
 
 
+def test_the_drawn_sequence_is_that_of_the_address(served: Served) -> None:
+    path = "/run/linear-0/sequences/export/sequence.csv"
+    first, second = served.get(path), served.get(f"{path}?sequence=1")
+    assert first.status == second.status == 200 and first.text != second.text
+    assert served.get("/run/linear-0/sequences/export/sequence.svg?sequence=1").text.startswith("<svg")
+    assert served.get("/run/linear-0/sequences?sequence=99").status == 200, "past the last one is the last one"
+
+
 def test_queries_of_any_kind_are_answered(served: Served) -> None:
     for query in (
         "page=99",

@@ -26,6 +26,7 @@ from turnout.report.headline import chance_level, comparison_headline, headline,
 from turnout.report.numbers import count, percent, significant
 from turnout.report.palette import layer_inks
 from turnout.report.run import Run, number
+from turnout.report.sequence import sequence_figure
 from turnout.report.units import HEADS, energy_words, unit_rows, units_table
 
 PER_PAGE = 200
@@ -165,7 +166,10 @@ def sequences_view(site: Site, name: str, query: Query) -> View:
     view, run, _ = _map_frame(site, name, query, "sequences")
     payload, left_out = reading.sequence_payload([(name, run)])
     stored = len(run.gates.sequences) if run.gates else 0
-    view.values |= {"payload": payload, "left_out": left_out, "stored": stored}
+    number = min(_whole(query.get("sequence", "")) or 0, max(0, stored - 1))
+    figure = sequence_figure(run, number)
+    view.figures = [figure] if figure else []
+    view.values |= {"payload": payload, "left_out": left_out, "stored": stored, "number": number}
     view.tables = [reading.sequence_data([(name, run)])]
     return view
 
