@@ -15,7 +15,7 @@ from turnout.claims.store import read_json, results_dir
 from turnout.stats import mean_interval
 
 METHODS = ("grpo", "reinforce", "evolution", "random", "relaxed")
-EVALUATIONS = 512
+EVALUATIONS = 256
 PRICE = 0.1
 # Reading is timed where it is what a model spends its time on.
 COST_LENGTH, COST_BATCH = 16_384, 4
@@ -29,8 +29,9 @@ def _tiny() -> bool:
 def _config(seed: int) -> Any:
     from turnout.recipes.patterns import pattern_cpu, pattern_gpu
 
-    if _tiny():
-        return pattern_cpu(text_path(), seed=seed, steps=20)
+    size = os.environ.get("TURNOUT_PATTERN_STEPS")
+    if size in ("tiny", "cpu"):
+        return pattern_cpu(text_path(), seed=seed, steps=20 if size == "tiny" else 600)
     return pattern_gpu(text_path(), seed=seed)
 
 

@@ -32,11 +32,12 @@ def dilated(q: Tensor, k: Tensor, v: Tensor, dilation: Dilation, rows: Tensor, *
     size, length = q.shape[2] // k.shape[2], k.shape[1]
     if size > 1:
         k, v = k.repeat_interleave(size, 2), v.repeat_interleave(size, 2)
-    if whole and q.shape[1] == length and dilation.detach and _has_kernel(q, dilation.branches):
-        extra, branches = _even(length, dilation.branches)
-        parts = [pad(x, (0, 0, 0, 0, 0, extra)) if extra else x for x in (q, k, v)]
+    if whole and q.shape[1] == length and dilation.detach and _has_kernel(q):
+        heads = q.shape[2]
+        extra, more, branches = _even(length, heads, dilation.branches)
+        parts = [pad(x, (0, 0, 0, more, 0, extra)) if extra or more else x for x in (q, k, v)]
         merged: Tensor = _Merged.apply(*parts, branches)
-        return merged[:, :length]
+        return merged[:, :length, :heads]
     outs, sums = [], []
     for segment, rate in dilation.branches:
         if whole and q.shape[1] == length:
@@ -69,19 +70,19 @@ def eager_attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> tuple[Tens
     return torch.einsum("bhrs,bshd->brhd", weight, v.to(number)).to(q.dtype), total.transpose(1, 2)
 
 
-def _has_kernel(q: Tensor, branches: Branches) -> bool:
-    """Whether torch's flash kernel takes these numbers, and the heads of every grid are evenly spaced."""
-    heads, dim = q.shape[2:]
+def _has_kernel(q: Tensor) -> bool:
+    """Whether torch's flash kernel takes these numbers."""
     half = q.dtype in (torch.bfloat16, torch.float16)
-    fused = half and dim % 8 == 0 and dim <= 256 if q.is_cuda else q.dtype != torch.float64
-    return fused and all(rate > heads or heads % rate == 0 for _, rate in branches)
+    return half and q.shape[3] % 8 == 0 and q.shape[3] <= 256 if q.is_cuda else q.dtype != torch.float64
 
 
-def _even(length: int, branches: Branches) -> tuple[int, Branches]:
-    """Positions to add so that segments come out even, and the branches with none longer than the sequence."""
+def _even(length: int, heads: int, branches: Branches) -> tuple[int, int, Branches]:
+    """Positions and heads to add so that segments and offsets come out even, and no segment beyond the sequence."""
     unit = math.lcm(*(segment if segment <= length else rate for segment, rate in branches))
     extra = -length % unit
-    return extra, tuple((segment if segment <= length else length + extra, rate) for segment, rate in branches)
+    # Heads at one offset are a whole number of rates apart; with fewer heads than offsets each has its own.
+    more = -heads % math.lcm(*(rate for _, rate in branches if rate <= heads))
+    return extra, more, tuple((segment if segment <= length else length + extra, rate) for segment, rate in branches)
 
 
 def _on_grid(x: Tensor, width: int, rate: int) -> Tensor:
