@@ -93,19 +93,20 @@ def _pace_findings(record: dict[str, Any]) -> Iterator[Finding]:
 
 
 def two_processes(
-    device: str, *, layouts: tuple[str, ...] = ("dense", "routed"), at_once: bool = False
+    device: str, *, layouts: tuple[str, ...] = ("dense", "routed"), at_once: bool = False, precision: str = "fp32"
 ) -> Iterator[dict[str, Any]]:
     """A row for each layout and kind, as soon as it is there; a run that failed is a row that says why.
 
     Args:
         at_once: all runs side by side, which is quicker and says nothing about their pace.
+        precision: of the runs; bf16 says how far its rounding carries in so many steps.
     """
     import torch
 
     from turnout.bench.processes import KINDS, compared, train_lines
 
     settings: dict[str, Any] = {
-        "task.path": text_path(), "schedule.steps": STEPS, "optim.compile": False, "optim.precision": "bf16",
+        "task.path": text_path(), "schedule.steps": STEPS, "optim.compile": False, "optim.precision": precision,
         "optim.loss_chunk": 0, "optim.warmup": 10, "loop.log_every": 1, "loop.cuda_graph": False,
         "loop.eval_every": 100_000, "loop.final_sequences": 16, "optim.batch": 16,
     }  # fmt: skip
@@ -138,7 +139,8 @@ def two_processes(
                 if kind == "one":
                     one = found
                 elif one:
-                    yield {"layout": layout, "at_once": at_once, **compared(kind, one, found)}
+                    shown = {"layout": layout, "at_once": at_once, "precision": precision}
+                    yield {**shown, **compared(kind, one, found)}
             except (TurnoutError, ValueError) as error:
                 yield {"layout": layout, "kind": kind, "error": str(error)}
                 one = [] if kind == "one" else one
@@ -152,11 +154,11 @@ def _judge_processes(seen: Summaries) -> list[Finding]:
                 continue
             one, two = row["tokens_per_s"]
             # bf16 keeps 8 bits: sums over half of a batch and over all of it round apart by as much, step after step.
-            near = 1e-4 if record["device"] == "cpu" else 2.0**-8
+            near = 1e-4 if row["precision"] == "fp32" else 2.0**-8
             found.append(
                 Finding(
                     statement=f"{row['layout']}: two processes ({row['kind'].upper()}) train what one trains "
-                    f"({record['device_name']})",
+                    f"({row['precision']}, {record['device_name']})",
                     quoted=f"(ours) losses within {near:.1e} over {row['steps']} steps",
                     measured=f"largest difference {row['largest_difference']:.1e}; last losses {row['last'][0]:.4f}, "
                     f"{row['last'][1]:.4f}",
