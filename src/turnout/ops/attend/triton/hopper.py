@@ -310,11 +310,11 @@ def _compute_tiles(
             amounts = ()
             for one in gl.static_range(DIRECTIONS):
                 r = gl.load(suppress_ptr + out_row * DIRECTIONS + one, mask=inside, other=0.0)
-                amounts = amounts + (r.to(gl.float32),)  # noqa: RUF005  # type: ignore[assignment]
+                amounts = amounts + (r.to(gl.float32),)  # type: ignore[assignment]  # noqa: RUF005
             alongs = ()
             for one in gl.static_range(DIRECTIONS):
                 d = gl.load(directions_ptr + (packed_head * DIRECTIONS + one) * D + out_column).to(gl.float32)
-                alongs = alongs + (gl.sum(acc * d[None, :], 1),)  # noqa: RUF005  # type: ignore[assignment]
+                alongs = alongs + (gl.sum(acc * d[None, :], 1),)  # type: ignore[assignment]  # noqa: RUF005
             for one in gl.static_range(DIRECTIONS):
                 d = gl.load(directions_ptr + (packed_head * DIRECTIONS + one) * D + out_column).to(gl.float32)
                 acc = acc - (amounts[one] * alongs[one])[:, None] * d[None, :]
