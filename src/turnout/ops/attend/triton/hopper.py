@@ -306,20 +306,17 @@ def _compute_tiles(
         out_row = gl.convert_layout((out_base + index) * HEADS + out_head, gl.SliceLayout(1, OUT))
         if DIRECTIONS > 0:
             # One head a tile: its directions are the same for every row.
-            # All loads before the first store, behind which the compiler would wait for them one by one.
+            # Amounts before the first store, behind which the compiler would wait for each of them.
             amounts = ()
             for one in gl.static_range(DIRECTIONS):
                 r = gl.load(suppress_ptr + out_row * DIRECTIONS + one, mask=inside, other=0.0)
-                amounts = amounts + (r.to(gl.float32),)  # type: ignore[assignment]  # noqa: RUF005
-            alongs = ()
+                amounts = amounts + (r.to(gl.float32),)  # noqa: RUF005
+            raw = acc
             for one in gl.static_range(DIRECTIONS):
                 d = gl.load(directions_ptr + (packed_head * DIRECTIONS + one) * D + out_column).to(gl.float32)
-                alongs = alongs + (gl.sum(acc * d[None, :], 1),)  # type: ignore[assignment]  # noqa: RUF005
-            for one in gl.static_range(DIRECTIONS):
-                d = gl.load(directions_ptr + (packed_head * DIRECTIONS + one) * D + out_column).to(gl.float32)
-                acc = acc - (amounts[one] * alongs[one])[:, None] * d[None, :]
-            for one in gl.static_range(DIRECTIONS):
-                gl.store(along_ptr + out_row * DIRECTIONS + one, alongs[one], mask=inside)
+                along = gl.sum(raw * d[None, :], 1)
+                gl.store(along_ptr + out_row * DIRECTIONS + one, along, mask=inside)
+                acc = acc - (amounts[one] * along)[:, None] * d[None, :]
         if SPLIT:
             gl.store(o_ptr + out_row[:, None] * D + out_column[None, :], acc, mask=inside[:, None])
         else:
