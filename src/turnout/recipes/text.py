@@ -51,12 +51,12 @@ def text_cpu(path: str, router: str = "ema", layout: str = "R", seed: int = 0) -
     Args:
         path: a text file, or a folder of them.
     """
-    base = text_gpu(path, router, layout, seed)
+    base = text_gpu(path, router, seed=seed)
     return replace(
         base,
         name="text_cpu",
         task=TextConfig(path=path, length=128),
-        model=replace(base.model, layers=4, width=64, heads=4, local="conv:kernel=4,project=false"),
+        model=replace(base.model, layers=4, width=64, heads=4, layout=layout, local="conv:kernel=4,project=false"),
         schedule=BudgetConfig(usage=0.25, steps=600),
         optim=OptimConfig(batch=16, lr=4e-3, warmup=50, decay="cosine"),
         loop=replace(base.loop, eval_every=200, eval_sequences=64, final_sequences=512),
