@@ -310,7 +310,7 @@ def _compute_tiles(
             amounts = ()
             for one in gl.static_range(DIRECTIONS):
                 r = gl.load(suppress_ptr + out_row * DIRECTIONS + one, mask=inside, other=0.0)
-                amounts = amounts + (r.to(gl.float32),)  # noqa: RUF005
+                amounts = amounts + (r.to(gl.float32),)  # type: ignore[assignment]  # noqa: RUF005
             raw = acc
             for one in gl.static_range(DIRECTIONS):
                 d = gl.load(directions_ptr + (packed_head * DIRECTIONS + one) * D + out_column).to(gl.float32)
