@@ -33,7 +33,7 @@ def test_targets_print_every_row_as_json_from_the_folder_given(
 ) -> None:
     code, text, _ = run(capsys, "targets", "--json", "--out", str(tmp_path))
     rows = json.loads(text)
-    assert code == 0 and len(rows) == 15
+    assert code == 0 and len(rows) == 17
     assert all({"case", "target", "measured", "baseline", "device", "commit", "bound"} <= row.keys() for row in rows)
     assert not list(tmp_path.iterdir())
 
