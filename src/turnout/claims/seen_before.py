@@ -21,7 +21,7 @@ def _arms() -> list[Arm]:
 
     def cell(name: str, length: int, pairs: int, control: bool, **options: Any) -> Arm:
         return Arm(
-            name=f"{name}, {length} tokens",
+            name=f"{name}, T={length}",
             config=lambda seed: mqar.mqar(seed, length=length, pairs=pairs, random_filler=True, **options),
             control=control,
             # Minutes on a GPU each, hours on a CPU.
@@ -34,7 +34,7 @@ def _arms() -> list[Arm]:
             cell("bloom", length, pairs, False, mixer=mqar.UNLEARNED, router="bloom"),
             cell("learned", length, pairs, True, mixer="routed"),
             cell("random", length, pairs, True, mixer=mqar.UNLEARNED, router=f"random:p={QUERIES}"),
-            cell("static hybrid", length, pairs, True, mixer="static hybrid"),
+            cell("attention", length, pairs, True, mixer="attention"),
         ]
     hard = Arm(
         name="bloom, hard recall",
@@ -58,7 +58,7 @@ def _words(records: list[dict[str, Any]]) -> str:
 
 
 def _judge(seen: Summaries) -> list[Finding]:
-    tasks = [(f"MQAR with random filler, T={length}, {pairs} pairs", f", {length} tokens") for length, pairs in CELLS]
+    tasks = [(f"MQAR with random filler, T={length}, {pairs} pairs", f", T={length}") for length, pairs in CELLS]
     findings = []
     for title, suffix in tasks:
         mine = {name.removesuffix(suffix): records for name, records in seen.items() if name.endswith(suffix)}
