@@ -27,6 +27,7 @@ SHORTER: dict[str, dict[str, Any]] = {
 # What is solved at all is solved within 600 steps at these rates; `TWO_WAY` runs cost twice a causal scan.
 BRIEF: dict[str, Any] = {"steps": 1500, "lrs": (1e-3, 3e-3)}
 TWO_WAY: dict[str, Any] = {"steps": 1500, "lrs": (1e-3, 3e-3), "batch": 16}
+TWO_WAY_SMALL: dict[str, Any] = {"steps": 400, "lrs": (3e-3,)}
 TWO_WAY_ONE_RATE: dict[str, Any] = {"steps": 1200, "lrs": (3e-3,), "batch": 16}
 
 
@@ -41,6 +42,7 @@ class BedArm:
         task, model, run: further settings; `full`: of the run at the published size.
         scales: where it runs.
         control: what others are compared with.
+        quick: False leaves the small size out of quick reproductions.
     """
 
     name: str
@@ -53,6 +55,7 @@ class BedArm:
     full: Mapping[str, Any] = field(default_factory=dict)
     scales: tuple[str, ...] = SCALES
     control: bool = False
+    quick: bool = True
     mqar: bool = False
 
     def config(self, scale: str, seed: int) -> BedRunConfig:
@@ -280,7 +283,7 @@ ROWS = (
         quoted="99.5 % [1.6]",
         published=0.995,
         arms=(
-            BedArm(name="ssm both, key", flow="ssm:form=both", scales=(FULL,), full=TWO_WAY),
+            BedArm(name="ssm both, key", flow="ssm:form=both", run=TWO_WAY_SMALL, full=TWO_WAY, quick=False),
             BedArm(name="ssm both, value", flow="ssm:form=both", label="value", scales=(FULL,), full=TWO_WAY_ONE_RATE),
         ),
     ),
@@ -290,7 +293,14 @@ ROWS = (
         quoted="99.7 % [1.6]",
         published=0.997,
         arms=(
-            BedArm(name="ssm both, rank-1, key", flow="ssm:form=both", selector="rank1", scales=(FULL,), full=TWO_WAY),
+            BedArm(
+                name="ssm both, rank-1, key",
+                flow="ssm:form=both",
+                selector="rank1",
+                run=TWO_WAY_SMALL,
+                full=TWO_WAY,
+                quick=False,
+            ),
             BedArm(
                 name="ssm both, rank-1, value",
                 flow="ssm:form=both",
