@@ -27,7 +27,6 @@ SHORTER: dict[str, dict[str, Any]] = {
 # What is solved at all is solved within 600 steps at these rates; `TWO_WAY` runs cost twice a causal scan.
 BRIEF: dict[str, Any] = {"steps": 1500, "lrs": (1e-3, 3e-3)}
 TWO_WAY: dict[str, Any] = {"steps": 1500, "lrs": (1e-3, 3e-3), "batch": 16}
-TWO_WAY_SMALL: dict[str, Any] = {"steps": 400, "lrs": (3e-3,)}
 TWO_WAY_ONE_RATE: dict[str, Any] = {"steps": 1200, "lrs": (3e-3,), "batch": 16}
 
 
@@ -237,7 +236,7 @@ ROWS = (
         statement="2 layers give no improvement over 1",
         quoted="99.1 % [1.6]",
         published=0.991,
-        arms=both("attention 2 layers", flow="attention:layers=2", scales=(FULL,), full=BRIEF),
+        arms=both("attention 2 layers", flow="attention:layers=2", full=BRIEF, quick=False),
     ),
     PaperRow(
         claim="RP7",
@@ -283,8 +282,8 @@ ROWS = (
         quoted="99.5 % [1.6]",
         published=0.995,
         arms=(
-            BedArm(name="ssm both, key", flow="ssm:form=both", run=TWO_WAY_SMALL, full=TWO_WAY, quick=False),
-            BedArm(name="ssm both, value", flow="ssm:form=both", label="value", scales=(FULL,), full=TWO_WAY_ONE_RATE),
+            BedArm(name="ssm both, key", flow="ssm:form=both", full=TWO_WAY, quick=False),
+            BedArm(name="ssm both, value", flow="ssm:form=both", label="value", full=TWO_WAY_ONE_RATE, quick=False),
         ),
     ),
     PaperRow(
@@ -297,7 +296,6 @@ ROWS = (
                 name="ssm both, rank-1, key",
                 flow="ssm:form=both",
                 selector="rank1",
-                run=TWO_WAY_SMALL,
                 full=TWO_WAY,
                 quick=False,
             ),
@@ -306,15 +304,15 @@ ROWS = (
                 flow="ssm:form=both",
                 selector="rank1",
                 label="value",
-                scales=(FULL,),
                 full=TWO_WAY_ONE_RATE,
+                quick=False,
             ),
             BedArm(
                 name="ssm both, rank-1 without query, key",
                 flow="ssm:form=both",
                 selector="rank1:query=none",
-                scales=(FULL,),
                 full=TWO_WAY_ONE_RATE,
+                quick=False,
                 control=True,
             ),
             BedArm(
@@ -322,8 +320,8 @@ ROWS = (
                 flow="ssm:form=both",
                 selector="rank1",
                 task={"queries": 4},
-                scales=(FULL,),
                 full=TWO_WAY_ONE_RATE,
+                quick=False,
             ),
         ),
     ),
