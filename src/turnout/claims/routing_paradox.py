@@ -163,7 +163,7 @@ def arms_for(claim_id: str) -> list[Arm]:
     def entry(arm: Any, scale: str) -> Arm:
         return Arm(
             name=f"{arm.name}, {scale}", config=lambda seed: arm.config(scale, seed), control=arm.control,
-            together=measure, when="quick" if scale == SMALL else "full",
+            together=measure, when="quick" if scale == SMALL and arm.quick else "full",
         )  # fmt: skip
 
     own = [entry(arm, scale) for arm, scale in arms_of(claim_id)]

@@ -41,6 +41,7 @@ class BedArm:
         task, model, run: further settings; `full`: of the run at the published size.
         scales: where it runs.
         control: what others are compared with.
+        quick: False leaves the small size out of quick reproductions.
     """
 
     name: str
@@ -53,6 +54,7 @@ class BedArm:
     full: Mapping[str, Any] = field(default_factory=dict)
     scales: tuple[str, ...] = SCALES
     control: bool = False
+    quick: bool = True
     mqar: bool = False
 
     def config(self, scale: str, seed: int) -> BedRunConfig:
@@ -234,7 +236,7 @@ ROWS = (
         statement="2 layers give no improvement over 1",
         quoted="99.1 % [1.6]",
         published=0.991,
-        arms=both("attention 2 layers", flow="attention:layers=2", scales=(FULL,), full=BRIEF),
+        arms=both("attention 2 layers", flow="attention:layers=2", full=BRIEF, quick=False),
     ),
     PaperRow(
         claim="RP7",
@@ -280,8 +282,8 @@ ROWS = (
         quoted="99.5 % [1.6]",
         published=0.995,
         arms=(
-            BedArm(name="ssm both, key", flow="ssm:form=both", scales=(FULL,), full=TWO_WAY),
-            BedArm(name="ssm both, value", flow="ssm:form=both", label="value", scales=(FULL,), full=TWO_WAY_ONE_RATE),
+            BedArm(name="ssm both, key", flow="ssm:form=both", full=TWO_WAY, quick=False),
+            BedArm(name="ssm both, value", flow="ssm:form=both", label="value", full=TWO_WAY_ONE_RATE, quick=False),
         ),
     ),
     PaperRow(
@@ -290,21 +292,27 @@ ROWS = (
         quoted="99.7 % [1.6]",
         published=0.997,
         arms=(
-            BedArm(name="ssm both, rank-1, key", flow="ssm:form=both", selector="rank1", scales=(FULL,), full=TWO_WAY),
+            BedArm(
+                name="ssm both, rank-1, key",
+                flow="ssm:form=both",
+                selector="rank1",
+                full=TWO_WAY,
+                quick=False,
+            ),
             BedArm(
                 name="ssm both, rank-1, value",
                 flow="ssm:form=both",
                 selector="rank1",
                 label="value",
-                scales=(FULL,),
                 full=TWO_WAY_ONE_RATE,
+                quick=False,
             ),
             BedArm(
                 name="ssm both, rank-1 without query, key",
                 flow="ssm:form=both",
                 selector="rank1:query=none",
-                scales=(FULL,),
                 full=TWO_WAY_ONE_RATE,
+                quick=False,
                 control=True,
             ),
             BedArm(
@@ -312,8 +320,8 @@ ROWS = (
                 flow="ssm:form=both",
                 selector="rank1",
                 task={"queries": 4},
-                scales=(FULL,),
                 full=TWO_WAY_ONE_RATE,
+                quick=False,
             ),
         ),
     ),
