@@ -56,4 +56,5 @@ def test_a_gpu_that_works_uses_energy() -> None:
         for _ in range(400):
             matrix = torch.tanh(matrix @ matrix)
         torch.cuda.synchronize()
-    assert meter.joules is None or 0 < meter.joules < 2000
+    # No card draws more than a few kilowatts, whoever else is at work on it.
+    assert meter.watts is None or 0 < meter.watts < 3000
