@@ -58,7 +58,7 @@ def lm_run(
 
 
 def _schedule(arm: str, usage: float, steps: int) -> BudgetConfig | JointConfig:
-    """A budget that closes from a tenth of the steps on keeps the first two layers, before attention is of any use."""
+    """When the budget closes; later or earlier, it is the first layers that keep it (LM1), unless each has its own."""
     if arm == "routed":
         return BudgetConfig(usage=usage, steps=steps, warmup=0.3, ramp=0.4)
     if arm in ("early", "even"):
