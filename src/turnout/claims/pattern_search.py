@@ -141,7 +141,7 @@ def _judge_methods(records: list[dict[str, Any]], what: str) -> list[Finding]:
                 quoted="RL can discover attention heuristics" if method in ("grpo", "reinforce") else "(ours)",
                 measured=f"reward {sum(reward) / len(reward):+.4f} on sequences that no search saw",
                 n=len(reward),
-                interval=f"{mean:+.4f} ± {half:.4f} against chance on the same models, {records[0]['evaluations']} passes",
+                interval=f"{mean:+.4f} ± {half:.4f} against chance, same models, {records[0]['evaluations']} passes",
                 control=f"random {sum(chance) / len(chance):+.4f}",
                 verdict="holds" if mean - half > 0 else "does not hold",
                 detail="; ".join(
