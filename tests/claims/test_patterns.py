@@ -102,7 +102,8 @@ def test_a_search_must_beat_chance_and_the_uniform_pattern_of_its_cost() -> None
 
     uniform = {"full": {"held_loss": 1.0, "cost": 1.0}, "window:size=8": {"held_loss": 1.5, "cost": 0.4}}
     for reward, loss, verdicts in ((0.1, 1.2, ["holds", "holds"]), (0.0, 1.6, ["does not hold", "does not hold"])):
-        common = {"uniform": uniform, "evaluations": 16, "held_base": 1.0, "cost_batch": 1, "cost_length": 64}
+        common = {"uniform": uniform, "evaluations": 16, "held_base": 1.0, "cost_batch": 1, "cost_length": 64,
+                  "config": {"model": {"layers": 2, "heads": 4}}}  # fmt: skip
         seen = {"search": [{"seed": s, "rows": rows(s, reward, loss), **common} for s in range(3)]}
         found = [f for f in get_claim("TH5").judge(seen) if "grpo" in f.statement]
         assert [f.verdict for f in found] == verdicts

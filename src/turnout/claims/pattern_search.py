@@ -27,12 +27,16 @@ def _tiny() -> bool:
 
 
 def _config(seed: int) -> Any:
-    from turnout.recipes.patterns import pattern_cpu, pattern_gpu
+    from turnout.recipes.patterns import pattern_gpu
 
-    size = os.environ.get("TURNOUT_PATTERN_STEPS")
-    if size in ("tiny", "cpu"):
-        return pattern_cpu(text_path(), seed=seed, steps=20 if size == "tiny" else 600)
-    return pattern_gpu(text_path(), seed=seed)
+    return _small(seed) if _tiny() else pattern_gpu(text_path(), seed=seed)
+
+
+def _small(seed: int) -> Any:
+    """What one CPU core trains and searches in minutes."""
+    from turnout.recipes.patterns import pattern_cpu
+
+    return pattern_cpu(text_path(), seed=seed, steps=20 if _tiny() else 400)
 
 
 def _ladder(length: int) -> tuple[str, ...]:
@@ -47,8 +51,9 @@ def measure(device: str) -> dict[str, Any]:
     from turnout.train.loop import pick_device
     from turnout.train.manifest import device_name
 
-    where, config = pick_device(device), _config(0)
-    length = COST_LENGTH if where.type == "cuda" else 4 * config.task.length
+    where = pick_device(device)
+    config = _config(0) if where.type == "cuda" else _small(0)
+    length = COST_LENGTH if where.type == "cuda" else 16 * config.task.length
     n_batch = COST_BATCH if where.type == "cuda" else 1
     specs = tuple(dict.fromkeys((*default_actions(config.task.length), *_ladder(config.task.length))))
     tokens = next(iter(config.task.with_length(length).build(0).eval_batches(1, n_batch))).tokens.to(where)
@@ -117,30 +122,26 @@ def _shuffled(scorer: Callable[..., Any], choice: tuple[int, ...], seed: int) ->
     return losses
 
 
-def _records(seen: Summaries) -> list[dict[str, Any]]:
-    return seen.get("search", [])
-
-
 def _row(record: dict[str, Any], method: str) -> dict[str, Any]:
     row: dict[str, Any] = next(row for row in record["rows"] if row["method"] == method)
     return row
 
 
-def _judge_methods(seen: Summaries) -> list[Finding]:
+def _judge_methods(records: list[dict[str, Any]], what: str) -> list[Finding]:
     """Every method against chance on the same models."""
-    findings, records = [], _records(seen)
-    for method in (m for m in METHODS if m != "random" and records):
+    findings = []
+    for method in (m for m in METHODS if m != "random"):
         reward = [_row(r, method)["held_reward"] for r in records]
         chance = [_row(r, "random")["held_reward"] for r in records]
         mean, half = mean_interval([a - b for a, b in zip(reward, chance, strict=True)])
         found = [(r["seed"], _row(r, method)) for r in records]
         findings.append(
             Finding(
-                statement=f"{method} finds a better pattern than chance in {records[0]['evaluations']} evaluations",
+                statement=f"{what}: {method} finds a better pattern than chance at equal evaluations",
                 quoted="RL can discover attention heuristics" if method in ("grpo", "reinforce") else "(ours)",
                 measured=f"reward {sum(reward) / len(reward):+.4f} on sequences that no search saw",
                 n=len(reward),
-                interval=f"{mean:+.4f} ± {half:.4f} against chance on the same models",
+                interval=f"{mean:+.4f} ± {half:.4f} against chance, same models, {records[0]['evaluations']} passes",
                 control=f"random {sum(chance) / len(chance):+.4f}",
                 verdict="holds" if mean - half > 0 else "does not hold",
                 detail="; ".join(
@@ -152,10 +153,10 @@ def _judge_methods(seen: Summaries) -> list[Finding]:
     return findings
 
 
-def _judge_uniform(seen: Summaries) -> list[Finding]:
+def _judge_uniform(records: list[dict[str, Any]], what: str) -> list[Finding]:
     """What each method found against the best uniform pattern that costs no more, and against itself on other heads."""
-    findings, records = [], _records(seen)
-    for method in METHODS if records else ():
+    findings = []
+    for method in METHODS:
         rows = [_row(r, method) for r in records]
         rivals = [rival(r, row["cost"]) for r, row in zip(records, rows, strict=True)]
         gains = [other["held_loss"] - row["held_loss"] for (_, other), row in zip(rivals, rows, strict=True)]
@@ -165,7 +166,7 @@ def _judge_uniform(seen: Summaries) -> list[Finding]:
         base = sum(r["held_base"] for r in records) / len(records)
         findings.append(
             Finding(
-                statement=f"the pattern that {method} finds beats the best uniform one that costs no more",
+                statement=f"{what}: the pattern that {method} finds beats the best uniform one that costs no more",
                 quoted="(ours) discovered beats uniform at equal measured cost",
                 measured=f"{mean:+.4f} nats lower: "
                 + ", ".join(f"{row['held_loss']:.4f} at {row['cost']:.3f}" for row in rows),
@@ -180,14 +181,26 @@ def _judge_uniform(seen: Summaries) -> list[Finding]:
     return findings
 
 
+def _judge(seen: Summaries) -> list[Finding]:
+    found = []
+    for arm in (name for name in ("search", "search, small model") if name in seen):
+        model = seen[arm][0]["config"]["model"]
+        what = f"{model['layers']} layers of {model['heads']} heads"
+        found += [*_judge_methods(seen[arm], what), *_judge_uniform(seen[arm], what)]
+    return found
+
+
 claim(
     Claim(
         id="TH5",
         source="2109.00527 read as attention; 2510.08525",
         title="who finds patterns (RL, evolution, chance, gradients), and whether they beat uniform ones",
-        arms=lambda: [Arm(name="search", config=_config, together=search_all)],
+        arms=lambda: [
+            Arm(name="search", config=_config, together=search_all),
+            Arm(name="search, small model", config=_small, together=search_all),
+        ],
         bench=measure,
-        judge=lambda seen: [*_judge_methods(seen), *_judge_uniform(seen)],
+        judge=_judge,
         seeds=5,
         group=GROUP,
     )
