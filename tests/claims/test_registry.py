@@ -92,7 +92,9 @@ def test_committed_rows_have_the_promised_keys_and_verdicts() -> None:
 def test_committed_rows_follow_from_the_committed_runs(claim_id: str, tmp_path: Path) -> None:
     shutil.copytree(results_dir() / "runs", tmp_path / "runs")
     again = judge(get_claim(claim_id), tmp_path)
-    assert again == [row for row in table() if row["id"] == claim_id]
+    shown = [row for row in table() if row["id"] == claim_id]
+    # Runs that do not settle anything yet leave the row of a claim that was not measured.
+    assert again == shown if again else [row["verdict"] for row in shown] == ["not measured"]
 
 
 def test_too_few_seeds_are_no_result_however_good(tmp_path: Path) -> None:
