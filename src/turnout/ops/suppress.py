@@ -72,7 +72,7 @@ def _forward_kernel(ctx: Any, o: Tensor, d: Tensor, r: Tensor) -> Tensor:
     from turnout.ops.suppress_kernel import cut
 
     d, r = d.contiguous(), r.contiguous()
-    out, c = cut(o.contiguous(), d, r)
+    out, c = cut(o.contiguous(), d, r, along=True)
     ctx.save_for_backward(out, d, r, c)
     return out
 

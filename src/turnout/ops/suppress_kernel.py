@@ -18,53 +18,42 @@ from torch import Tensor
 
 from turnout.ops.attend.triton.job import run
 
-BM = 32
+BM = 16
 # Rows of a program: its sum for the directions' gradient is one of C, so that few are added up in the end.
 CHUNK = 128
 
 
-@triton.jit
-def _load_shares(ptr, index, valid, which, K: tl.constexpr):
-    """One number a row and direction, float32 [BM, BK], 0 beyond K."""
-    at = ptr + index[:, None] * K + which[None, :]
-    return tl.load(at, mask=valid[:, None] & (which < K)[None, :], other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _load_directions(ptr, head, which, channel, K: tl.constexpr, D: tl.constexpr, dtype: tl.constexpr):
-    """The directions of a head, [BK, BD] in the dtype of the outputs, as the definition rounds them."""
-    at = ptr + (head * K + which)[:, None] * D + channel[None, :]
-    return tl.load(at, mask=(which < K)[:, None] & (channel < D)[None, :], other=0.0).to(dtype)
-
-
-@triton.jit(do_not_specialize=["n_rows"])
+@triton.jit(do_not_specialize=["n_rows", "n_directions"])
 def cut_kernel(
-    o_ptr, d_ptr, r_ptr, out_ptr, along_ptr, n_rows,
-    HEADS: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr,
+    o_ptr, d_ptr, r_ptr, out_ptr, along_ptr, n_rows, n_directions,
+    HEADS: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, ALONG: tl.constexpr,
 ):  # fmt: skip
-    """o' [N, H, D] and c [N, H, K] float32 of o [N, H, D]."""
+    """o' [N, H, D] of o [N, H, D]; with ALONG also c [N, H, K] float32."""
     head = tl.program_id(0) % HEADS
     row = tl.program_id(0) // HEADS * BM + tl.arange(0, BM)
-    channel, which = tl.arange(0, BD), tl.arange(0, BK)
+    channel = tl.arange(0, BD)
     inside = row < n_rows
     index = row.to(tl.int64) * HEADS + head
     place = index[:, None] * D + channel[None, :]
     mask = inside[:, None] & (channel < D)[None, :]
-    o = tl.load(o_ptr + place, mask=mask, other=0.0)
-    r = _load_shares(r_ptr, index, inside, which, K)
-    d = _load_directions(d_ptr, head, which, channel, K, D, o.dtype)
-    c = tl.dot(o, tl.trans(d), input_precision="ieee")
-    out = o.to(tl.float32) - tl.dot((r * c).to(o.dtype), d, input_precision="ieee")
-    tl.store(along_ptr + index[:, None] * K + which[None, :], c, mask=inside[:, None] & (which < K)[None, :])
+    o = tl.load(o_ptr + place, mask=mask, other=0.0).to(tl.float32)
+    out = o
+    for one in range(0, n_directions):
+        d = tl.load(d_ptr + (head * n_directions + one) * D + channel, mask=channel < D, other=0.0).to(tl.float32)
+        r = tl.load(r_ptr + index * n_directions + one, mask=inside, other=0.0).to(tl.float32)
+        c = tl.sum(o * d[None, :], 1)
+        if ALONG:
+            tl.store(along_ptr + index * n_directions + one, c, mask=inside)
+        out -= (r * c)[:, None] * d[None, :]
     tl.store(out_ptr + place, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["n_rows", "n_chunks"])
+@triton.jit(do_not_specialize=["n_rows", "n_directions", "n_chunks"])
 def uncut_kernel(
     out_ptr, grad_ptr, d_ptr, r_ptr, along_ptr, rows_ptr, raw_grad_ptr, dr_ptr, part_ptr, delta_ptr,
-    n_rows, n_chunks,
-    HEADS: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr,
-    CHUNK: tl.constexpr, PACK: tl.constexpr, DELTA: tl.constexpr, ROW_LISTS: tl.constexpr,
+    n_rows, n_directions, n_chunks,
+    HEADS: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr, CHUNK: tl.constexpr,
+    PACK: tl.constexpr, DELTA: tl.constexpr, ROW_LISTS: tl.constexpr,
 ):  # fmt: skip
     """∂o [B, R, H, D], ∂r [B, R, H, K] and part [B, C, H, K, D], the sums of a chunk of rows, of the output o' and g.
 
@@ -74,10 +63,9 @@ def uncut_kernel(
     head = tl.program_id(0) % HEADS
     chunk = tl.program_id(0) // HEADS % n_chunks
     batch = (tl.program_id(0) // HEADS // n_chunks).to(tl.int64)
-    channel, which = tl.arange(0, BD), tl.arange(0, BK)
+    channel = tl.arange(0, BD)
+    which = tl.arange(0, BK)
     wide = channel < D
-    dtype: tl.constexpr = grad_ptr.dtype.element_ty
-    d = _load_directions(d_ptr, head, which, channel, K, D, dtype)
     total = tl.zeros([BK, BD], tl.float32)
     for step in range(0, CHUNK, BM):
         row = chunk * CHUNK + step + tl.arange(0, BM)
@@ -90,49 +78,55 @@ def uncut_kernel(
         place = index[:, None] * D + channel[None, :]
         mask = valid[:, None] & wide[None, :]
         o = tl.load(out_ptr + place, mask=mask, other=0.0).to(tl.float32)
-        grad = tl.load(grad_ptr + place, mask=mask, other=0.0)
-        r, c = _load_shares(r_ptr, index, valid, which, K), _load_shares(along_ptr, index, valid, which, K)
-        along = tl.dot(grad, tl.trans(d), input_precision="ieee")
-        at = dr_ptr + index[:, None] * K + which[None, :]
-        tl.store(at, (-c * along).to(dr_ptr.dtype.element_ty), mask=inside[:, None] & (which < K)[None, :])
-        removed, taken = (r * along).to(dtype), (r * c).to(dtype)
-        rounded = (grad.to(tl.float32) - tl.dot(removed, d, input_precision="ieee")).to(dtype)
-        o += tl.dot(taken, d, input_precision="ieee")
-        total -= tl.dot(tl.trans(removed), o.to(dtype), input_precision="ieee")
-        total -= tl.dot(tl.trans(taken), grad, input_precision="ieee")
+        grad = tl.load(grad_ptr + place, mask=mask, other=0.0).to(tl.float32)
+        raw = grad
+        for one in range(0, n_directions):
+            d = tl.load(d_ptr + (head * n_directions + one) * D + channel, mask=wide, other=0.0).to(tl.float32)
+            r = tl.load(r_ptr + index * n_directions + one, mask=valid, other=0.0).to(tl.float32)
+            c = tl.load(along_ptr + index * n_directions + one, mask=valid, other=0.0)
+            along_grad = tl.sum(grad * d[None, :], 1)
+            tl.store(dr_ptr + index * n_directions + one, (-c * along_grad).to(dr_ptr.dtype.element_ty), mask=inside)
+            raw -= (r * along_grad)[:, None] * d[None, :]
+            o += (r * c)[:, None] * d[None, :]
+        for one in range(0, n_directions):
+            d = tl.load(d_ptr + (head * n_directions + one) * D + channel, mask=wide, other=0.0).to(tl.float32)
+            r = tl.load(r_ptr + index * n_directions + one, mask=valid, other=0.0).to(tl.float32)
+            c = tl.load(along_ptr + index * n_directions + one, mask=valid, other=0.0)
+            along_grad = tl.sum(grad * d[None, :], 1)
+            share = tl.sum((r * along_grad)[:, None] * o + (r * c)[:, None] * grad, 0)
+            total -= tl.where((which == one)[:, None], share[None, :], 0.0)
+        rounded = raw.to(raw_grad_ptr.dtype.element_ty)
         tl.store(raw_grad_ptr + place, rounded, mask=inside[:, None] & wide[None, :])
         if DELTA:
             delta = tl.sum(o * rounded.to(tl.float32), 1)
             base = (batch * (HEADS // PACK) + head // PACK) * n_rows * PACK + head % PACK
             tl.store(delta_ptr + base + row * PACK, delta, mask=inside)
-    part = ((batch * n_chunks + chunk) * HEADS + head) * K
-    at = part_ptr + (part + which)[:, None] * D + channel[None, :]
-    tl.store(at, total, mask=(which < K)[:, None] & wide[None, :])
+    part = ((batch * n_chunks + chunk) * HEADS + head) * n_directions
+    at = (part + which)[:, None] * D + channel[None, :]
+    tl.store(part_ptr + at, total, mask=(which < n_directions)[:, None] & wide[None, :])
 
 
-def cut(o: Tensor, directions: Tensor, amount: Tensor) -> tuple[Tensor, Tensor]:
-    """o' like o, and c [..., H, K] float32.
+def cut(
+    o: Tensor, directions: Tensor, amount: Tensor, *, along: bool, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """o' like o, and c [..., H, K] float32 (empty without `along`).
 
     Args:
         o: [B, R, H, D]; directions: [H, K, D]; amount: r, [B, R, H, K]; all contiguous.
     """
-    n_batch, n_rows, heads, _ = o.shape
-    out, along = torch.empty_like(o), torch.empty(amount.shape, dtype=torch.float32, device=o.device)
+    n_batch, n_rows, heads, width = o.shape
+    n_directions = directions.shape[1]
+    out = torch.empty_like(o)
+    c = o.new_empty((*o.shape[:3], n_directions) if along else 0, dtype=torch.float32)
     arguments = {
-        "o_ptr": o, "d_ptr": directions, "r_ptr": amount, "out_ptr": out, "along_ptr": along,
-        "n_rows": n_batch * n_rows, "HEADS": heads, "BM": BM, **_sizes(directions),
+        "o_ptr": o, "d_ptr": directions, "r_ptr": amount, "out_ptr": out, "along_ptr": c, "n_rows": n_batch * n_rows,
+        "n_directions": n_directions, "HEADS": heads, "D": width, "BD": triton.next_power_of_2(width), "BM": BM,
+        "ALONG": along,
     }  # fmt: skip
     if o.numel():
         with _on(o):
             run(cut_kernel, -(-n_batch * n_rows // BM) * heads, arguments, warps=4)
-    return out, along
-
-
-def _sizes(directions: Tensor) -> dict[str, int]:
-    """Products want at least 16 of everything."""
-    _, k, width = directions.shape
-    padded = {"BK": max(16, triton.next_power_of_2(k)), "BD": max(16, triton.next_power_of_2(width))}
-    return {"K": k, "D": width, **padded}
+    return out, c
 
 
 def uncut(
@@ -155,7 +149,8 @@ def uncut(
     arguments = {
         "out_ptr": out, "grad_ptr": grad, "d_ptr": directions, "r_ptr": amount, "along_ptr": along, "rows_ptr": rows,
         "raw_grad_ptr": raw_grad, "dr_ptr": d_amount, "part_ptr": part, "delta_ptr": delta, "n_rows": n_rows,
-        "n_chunks": n_chunks, "HEADS": heads, "BM": BM, "CHUNK": CHUNK, **_sizes(directions),
+        "n_directions": n_directions, "n_chunks": n_chunks, "HEADS": heads, "D": width,
+        "BD": triton.next_power_of_2(width), "BK": triton.next_power_of_2(n_directions), "BM": BM, "CHUNK": CHUNK,
         "PACK": max(pack, 1), "DELTA": pack > 0, "ROW_LISTS": 0 if rows is None else rows.shape[1],
     }  # fmt: skip
     if out.numel():

@@ -20,7 +20,7 @@ class Cut(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, o, d, r):  # type: ignore[no-untyped-def]
-        out, along = cut(o, d, r)
+        out, along = cut(o, d, r, along=True)
         ctx.save_for_backward(out, d, r, along)
         return out
 
@@ -44,7 +44,7 @@ def test_rows_without_a_position_count_as_zeros_and_delta_is_the_product_with_th
     o, g = draw(2, 20, 4, 16, seed=0).float(), draw(2, 20, 4, 16, seed=3).float()
     d = torch.nn.functional.normalize(draw(4, 2, 16, seed=1), dim=-1).float()
     r = draw(2, 20, 4, 2, seed=2).sigmoid().float()
-    out, along = cut(o, d, r)
+    out, along = cut(o, d, r, along=True)
     # Two lists, of 13 and 20 rows; what the empty slots hold is not to be seen.
     rows = torch.arange(20).expand(2, 2, 20).clone()
     rows[:, 0, 13:] = -1

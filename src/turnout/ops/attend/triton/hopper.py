@@ -34,8 +34,6 @@ BM = gl.constexpr(64)
 WARPS = gl.constexpr(4)
 # Registers a thread: two warpgroups that compute, one warp that copies.
 COMPUTING, COPYING = gl.constexpr(240), gl.constexpr(24)
-# Whether the warpgroups issue their products in turns.
-TURNS = True
 # Triton 3.6 has the barrier under its old name.
 barrier = getattr(gl, "barrier", None) or gl.thread_barrier
 
@@ -144,23 +142,9 @@ def _soften(score, reach, offset, peak, total, scale, MASKED: gl.constexpr):
 
 
 @gluon.jit
-def _take_turn(bars, count, STAGES: gl.constexpr, HALF: gl.constexpr, TURNS: gl.constexpr):
-    """The warpgroups issue their products in turns, one a block, so that one computes softmax while the other's run."""
-    if TURNS:
-        mbarrier.wait(bars.index(4 * STAGES + HALF), (count + 1 - HALF) & 1)
-
-
-@gluon.jit
-def _give_turn(bars, STAGES: gl.constexpr, HALF: gl.constexpr, TURNS: gl.constexpr):
-    if TURNS:
-        mbarrier.arrive(bars.index(4 * STAGES + 1 - HALF), count=1)
-
-
-@gluon.jit
 def _fold(
     begin, end, base, acc, p, total, peak, row, q, ring, bars, first_key, scale,
     BN: gl.constexpr, STAGES: gl.constexpr, SCORES: gl.constexpr, WEIGHTS: gl.constexpr, MASKED: gl.constexpr,
-    HALF: gl.constexpr, TURNS: gl.constexpr,
 ):  # fmt: skip
     """Blocks begin ≤ j < end: scores of block j while the weights `p` of block j − 1 meet their values.
 
@@ -172,11 +156,9 @@ def _fold(
         before = (count - 1) % STAGES
         mbarrier.wait(bars.index(place), (count // STAGES) & 1)
         nothing = gl.zeros([BM, BN], gl.float32, SCORES)
-        _take_turn(bars, count, STAGES, HALF, TURNS)
         score = warpgroup_mma(q, ring.index(place).permute((1, 0)), nothing, use_acc=False, is_async=True)
         mbarrier.wait(bars.index(STAGES + before), ((count - 1) // STAGES) & 1)
         acc = warpgroup_mma(p, ring.index(STAGES + before), acc, is_async=True)
-        _give_turn(bars, STAGES, HALF, TURNS)
         score = warpgroup_mma_wait(1, deps=[score])
         barrier()
         mbarrier.arrive(bars.index(2 * STAGES + place), count=1)
@@ -192,29 +174,12 @@ def _fold(
 
 
 @gluon.jit
-def _gather(
-    q_ptr, turn, stride_qb, n_batch, n_rows, stride_qt: gl.constexpr, stride_qh: gl.constexpr, HEADS: gl.constexpr,
-    PACK: gl.constexpr, D: gl.constexpr, SPLIT: gl.constexpr, HALF: gl.constexpr, WIDE: gl.constexpr,
-):  # fmt: skip
-    """The rows of a turn, [BM, D], 16 bytes a thread; slots past the end read the last one, and are thrown away."""
-    n_tiles = (n_rows * PACK + 2 * BM - 1) // (2 * BM)
-    tile, packed_head, batch, _ = _tile_of(turn, n_tiles, n_batch, HEADS // PACK, SPLIT)
-    first = gl.minimum(tile * 2 * BM + HALF * BM, (n_rows - 1) * PACK)
-    place = gl.minimum(gl.arange(0, BM, gl.SliceLayout(1, WIDE)), n_rows * PACK - 1 - first)
-    base = q_ptr + batch.to(gl.int64) * stride_qb + (first // PACK).to(gl.int64) * stride_qt
-    base += packed_head * PACK * stride_qh
-    at = (place // PACK * stride_qt + place % PACK * stride_qh)[:, None]
-    return gl.load(base + at + gl.arange(0, D, gl.SliceLayout(0, WIDE))[None, :])
-
-
-@gluon.jit
 def _compute_tiles(
     q_ptr, rows_ptr, directions_ptr, suppress_ptr, o_ptr, along_ptr, lse_ptr,
     q_tile, ring, bars,
     stride_qb, n_work, n_batch, n_rows, n_keys, span, scale, stride_qt: gl.constexpr, stride_qh: gl.constexpr,
     HEADS: gl.constexpr, KV_HEADS: gl.constexpr, PACK: gl.constexpr, D: gl.constexpr, BN: gl.constexpr,
-    STAGES: gl.constexpr, SPLIT: gl.constexpr, ROW_LISTS: gl.constexpr, DIRECTIONS: gl.constexpr, TURNS: gl.constexpr,
-    HALF: gl.constexpr,
+    STAGES: gl.constexpr, SPLIT: gl.constexpr, ROW_LISTS: gl.constexpr, DIRECTIONS: gl.constexpr, HALF: gl.constexpr,
 ):  # fmt: skip
     """A warpgroup: 64 rows of every tile, up to their own last one; then it lets the other's blocks pass."""
     PACKED_HEADS: gl.constexpr = HEADS // PACK
@@ -227,18 +192,21 @@ def _compute_tiles(
     own = q_tile.index(HALF)
     column = gl.arange(0, D, gl.SliceLayout(0, WIDE))
     base = 0
-    n_turns = _turns(n_work)
-    q = _gather(
-        q_ptr, 0, stride_qb, n_batch, n_rows, stride_qt, stride_qh, HEADS, PACK, D, SPLIT, HALF, WIDE
-    )  # fmt: skip
-    own.store(q)
-    fence_async_shared()
-    barrier()
-    for turn in range(n_turns):
+    for turn in range(_turns(n_work)):
         tile, packed_head, batch, split = _tile_of(turn, n_tiles, n_batch, PACKED_HEADS, SPLIT)
         first_packed = tile * 2 * BM + HALF * BM
+        # Gather the rows: into registers by rows of 16 bytes a thread, then into shared memory for the products.
+        # Slots past the end read the last one: what an empty slot computes is thrown away.
+        from_packed = gl.minimum(first_packed, (n_rows - 1) * PACK)
+        wide = gl.minimum(gl.arange(0, BM, gl.SliceLayout(1, WIDE)), n_rows * PACK - 1 - from_packed)
+        q_base = q_ptr + batch.to(gl.int64) * stride_qb + (from_packed // PACK).to(gl.int64) * stride_qt
+        q_base += packed_head * PACK * stride_qh
+        q = gl.load(q_base + (wide // PACK * stride_qt + wide % PACK * stride_qh)[:, None] + column[None, :])
         packed = first_packed + gl.arange(0, BM, OF_ROW)
         row = _positions(rows_ptr, packed, batch, packed_head, n_rows, n_keys, HEADS, KV_HEADS, PACK, ROW_LISTS)
+        own.store(q)
+        fence_async_shared()
+        barrier()
         lo, n_blocks, mine, full = _spans_of(
             rows_ptr, tile, packed_head, batch, split, span, n_rows, n_keys, HEADS, KV_HEADS, PACK, BN, SPLIT,
             ROW_LISTS, WARPS, HALF,
@@ -248,9 +216,7 @@ def _compute_tiles(
         mbarrier.wait(bars.index(base % STAGES), (base // STAGES) & 1)
         nothing = gl.zeros([BM, BN], gl.float32, SCORES)
         keys = ring.index(base % STAGES).permute((1, 0))
-        _take_turn(bars, base, STAGES, HALF, TURNS)
         score = warpgroup_mma(own, keys, nothing, use_acc=False, is_async=True)
-        _give_turn(bars, STAGES, HALF, TURNS)
         score = warpgroup_mma_wait(0, deps=[score])
         barrier()
         mbarrier.arrive(bars.index(2 * STAGES + base % STAGES), count=1)
@@ -262,29 +228,21 @@ def _compute_tiles(
         acc = gl.zeros([BM, D], gl.float32, OUT)
         acc, p, total, peak = _fold(
             1, full, base, acc, p, total, peak, row, own, ring, bars, lo, scale,
-            BN, STAGES, SCORES, WEIGHTS, False, HALF, TURNS,
+            BN, STAGES, SCORES, WEIGHTS, False,
         )  # fmt: skip
         acc, p, total, peak = _fold(
             full, mine, base, acc, p, total, peak, row, own, ring, bars, lo, scale,
-            BN, STAGES, SCORES, WEIGHTS, True, HALF, TURNS,
+            BN, STAGES, SCORES, WEIGHTS, True,
         )  # fmt: skip
         count = base + mine - 1
         mbarrier.wait(bars.index(STAGES + count % STAGES), (count // STAGES) & 1)
         acc = warpgroup_mma(p, ring.index(STAGES + count % STAGES), acc, is_async=True)
-        coming = gl.minimum(turn + 1, n_turns - 1)
-        if DIRECTIONS == 0:
-            # The next rows are under way while this tile ends, where directions do not need the registers.
-            q = _gather(
-                q_ptr, coming, stride_qb, n_batch, n_rows, stride_qt, stride_qh, HEADS, PACK, D, SPLIT, HALF, WIDE
-            )  # fmt: skip
         acc, p = warpgroup_mma_wait(0, deps=[acc, p])
         barrier()
         mbarrier.arrive(bars.index(3 * STAGES + count % STAGES), count=1)
         for block in range(mine, n_blocks):
             place = (base + block) % STAGES
             parity = ((base + block) // STAGES) & 1
-            _take_turn(bars, base + block, STAGES, HALF, TURNS)
-            _give_turn(bars, STAGES, HALF, TURNS)
             mbarrier.wait(bars.index(place), parity)
             mbarrier.arrive(bars.index(2 * STAGES + place), count=1)
             mbarrier.wait(bars.index(STAGES + place), parity)
@@ -306,17 +264,13 @@ def _compute_tiles(
         out_row = gl.convert_layout((out_base + index) * HEADS + out_head, gl.SliceLayout(1, OUT))
         if DIRECTIONS > 0:
             # One head a tile: its directions are the same for every row.
-            # Amounts before the first store, behind which the compiler would wait for each of them.
-            amounts = ()
-            for one in gl.static_range(DIRECTIONS):
-                r = gl.load(suppress_ptr + out_row * DIRECTIONS + one, mask=inside, other=0.0)
-                amounts = amounts + (r.to(gl.float32),)  # type: ignore[assignment]  # noqa: RUF005
             raw = acc
             for one in gl.static_range(DIRECTIONS):
                 d = gl.load(directions_ptr + (packed_head * DIRECTIONS + one) * D + out_column).to(gl.float32)
+                r = gl.load(suppress_ptr + out_row * DIRECTIONS + one, mask=inside, other=0.0).to(gl.float32)
                 along = gl.sum(raw * d[None, :], 1)
                 gl.store(along_ptr + out_row * DIRECTIONS + one, along, mask=inside)
-                acc = acc - (amounts[one] * along)[:, None] * d[None, :]
+                acc = acc - (r * along)[:, None] * d[None, :]
         if SPLIT:
             gl.store(o_ptr + out_row[:, None] * D + out_column[None, :], acc, mask=inside[:, None])
         else:
@@ -327,13 +281,7 @@ def _compute_tiles(
             to_base = o_ptr + ((out_base + first_packed // PACK) * HEADS + packed_head * PACK) * D
             to = to_base + ((wide // PACK * HEADS + wide % PACK) * D)[:, None] + column[None, :]
             gl.store(to, own.load(WIDE), mask=(first_packed + wide < n_rows * PACK)[:, None])
-        if DIRECTIONS > 0:
-            q = _gather(
-                q_ptr, coming, stride_qb, n_batch, n_rows, stride_qt, stride_qh, HEADS, PACK, D, SPLIT, HALF, WIDE
-            )  # fmt: skip
-        barrier()
-        own.store(q)
-        fence_async_shared()
+        # Before the next rows are put into their place.
         barrier()
 
 
@@ -362,7 +310,6 @@ def hopper_kernel(
     stride_qb, n_batch, n_rows, n_keys, n_splits, span, scale, stride_qt: gl.constexpr, stride_qh: gl.constexpr,
     HEADS: gl.constexpr, KV_HEADS: gl.constexpr, PACK: gl.constexpr, D: gl.constexpr, BN: gl.constexpr,
     STAGES: gl.constexpr, SPLIT: gl.constexpr, ROW_LISTS: gl.constexpr, DIRECTIONS: gl.constexpr,
-    TURNS: gl.constexpr,
 ):  # fmt: skip
     """o [B, R, H, D] and lse [B, F, P] (base 2, +inf where nothing is visible); partial ones a split with SPLIT.
 
@@ -371,15 +318,13 @@ def hopper_kernel(
     """
     n_work = (n_rows * PACK + 2 * BM - 1) // (2 * BM) * (HEADS // PACK) * n_batch * n_splits
     dtype: gl.constexpr = k_matrix.dtype
-    # Keys, then values; their barriers: keys there, values there, keys read, values read, turns.
+    # Keys, then values; their barriers: keys there, values there, keys read, values read.
     ring = gl.allocate_shared_memory(dtype, [2 * STAGES, BN, D], k_matrix.layout)
-    bars = gl.allocate_shared_memory(gl.int64, [4 * STAGES + 2, 1], mbarrier.MBarrierLayout())
+    bars = gl.allocate_shared_memory(gl.int64, [4 * STAGES, 1], mbarrier.MBarrierLayout())
     q_tile = gl.allocate_shared_memory(dtype, [2, BM, D], gl.NVMMASharedLayout.get_default_for([BM, D], dtype))
     for place in gl.static_range(2 * STAGES):
         mbarrier.init(bars.index(place), count=1)
         mbarrier.init(bars.index(2 * STAGES + place), count=2)
-    for half in gl.static_range(2):
-        mbarrier.init(bars.index(4 * STAGES + half), count=1)
     fence_async_shared()
     # Constants stay constants only where they are written into the call.
     gl.warp_specialize(
@@ -387,12 +332,12 @@ def hopper_kernel(
             (_compute_tiles, (
                 q_ptr, rows_ptr, directions_ptr, suppress_ptr, o_ptr, along_ptr, lse_ptr, q_tile, ring, bars,
                 stride_qb, n_work, n_batch, n_rows, n_keys, span, scale,
-                stride_qt, stride_qh, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS, DIRECTIONS, TURNS, 0,
+                stride_qt, stride_qh, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS, DIRECTIONS, 0,
             )),
             (_compute_tiles, (
                 q_ptr, rows_ptr, directions_ptr, suppress_ptr, o_ptr, along_ptr, lse_ptr, q_tile, ring, bars,
                 stride_qb, n_work, n_batch, n_rows, n_keys, span, scale,
-                stride_qt, stride_qh, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS, DIRECTIONS, TURNS, 1,
+                stride_qt, stride_qh, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS, DIRECTIONS, 1,
             )),
             (_copy_blocks, (
                 k_matrix, v_matrix, rows_ptr, ring, bars, n_work, n_batch, n_rows,
@@ -407,7 +352,7 @@ def hopper_kernel(
 def matrices(k: Tensor, v: Tensor, tile: Tile) -> dict[str, Any]:
     """Keys and values as the kernel copies them, and the sizes of the ring."""
     described = {"k_matrix": _matrix(k, tile.keys), "v_matrix": _matrix(v, tile.keys)}
-    return described | {"BN": tile.keys, "STAGES": tile.stages, "TURNS": TURNS}
+    return described | {"BN": tile.keys, "STAGES": tile.stages}
 
 
 def _matrix(x: Tensor, height: int) -> Any:
