@@ -34,8 +34,6 @@ BM = gl.constexpr(64)
 WARPS = gl.constexpr(4)
 # Registers a thread: two warpgroups that compute, one warp that copies.
 COMPUTING, COPYING = gl.constexpr(240), gl.constexpr(24)
-# Whether the warpgroups issue their products in turns.
-TURNS = True
 # Triton 3.6 has the barrier under its old name.
 barrier = getattr(gl, "barrier", None) or gl.thread_barrier
 
@@ -144,23 +142,9 @@ def _soften(score, reach, offset, peak, total, scale, MASKED: gl.constexpr):
 
 
 @gluon.jit
-def _take_turn(bars, count, STAGES: gl.constexpr, HALF: gl.constexpr, TURNS: gl.constexpr):
-    """The warpgroups issue their products in turns, one a block, so that one computes softmax while the other's run."""
-    if TURNS:
-        mbarrier.wait(bars.index(4 * STAGES + HALF), (count + 1 - HALF) & 1)
-
-
-@gluon.jit
-def _give_turn(bars, STAGES: gl.constexpr, HALF: gl.constexpr, TURNS: gl.constexpr):
-    if TURNS:
-        mbarrier.arrive(bars.index(4 * STAGES + 1 - HALF), count=1)
-
-
-@gluon.jit
 def _fold(
     begin, end, base, acc, p, total, peak, row, q, ring, bars, first_key, scale,
     BN: gl.constexpr, STAGES: gl.constexpr, SCORES: gl.constexpr, WEIGHTS: gl.constexpr, MASKED: gl.constexpr,
-    HALF: gl.constexpr, TURNS: gl.constexpr,
 ):  # fmt: skip
     """Blocks begin ≤ j < end: scores of block j while the weights `p` of block j − 1 meet their values.
 
@@ -172,11 +156,9 @@ def _fold(
         before = (count - 1) % STAGES
         mbarrier.wait(bars.index(place), (count // STAGES) & 1)
         nothing = gl.zeros([BM, BN], gl.float32, SCORES)
-        _take_turn(bars, count, STAGES, HALF, TURNS)
         score = warpgroup_mma(q, ring.index(place).permute((1, 0)), nothing, use_acc=False, is_async=True)
         mbarrier.wait(bars.index(STAGES + before), ((count - 1) // STAGES) & 1)
         acc = warpgroup_mma(p, ring.index(STAGES + before), acc, is_async=True)
-        _give_turn(bars, STAGES, HALF, TURNS)
         score = warpgroup_mma_wait(1, deps=[score])
         barrier()
         mbarrier.arrive(bars.index(2 * STAGES + place), count=1)
@@ -213,8 +195,7 @@ def _compute_tiles(
     q_tile, ring, bars,
     stride_qb, n_work, n_batch, n_rows, n_keys, span, scale, stride_qt: gl.constexpr, stride_qh: gl.constexpr,
     HEADS: gl.constexpr, KV_HEADS: gl.constexpr, PACK: gl.constexpr, D: gl.constexpr, BN: gl.constexpr,
-    STAGES: gl.constexpr, SPLIT: gl.constexpr, ROW_LISTS: gl.constexpr, DIRECTIONS: gl.constexpr, TURNS: gl.constexpr,
-    HALF: gl.constexpr,
+    STAGES: gl.constexpr, SPLIT: gl.constexpr, ROW_LISTS: gl.constexpr, DIRECTIONS: gl.constexpr, HALF: gl.constexpr,
 ):  # fmt: skip
     """A warpgroup: 64 rows of every tile, up to their own last one; then it lets the other's blocks pass."""
     PACKED_HEADS: gl.constexpr = HEADS // PACK
@@ -248,9 +229,7 @@ def _compute_tiles(
         mbarrier.wait(bars.index(base % STAGES), (base // STAGES) & 1)
         nothing = gl.zeros([BM, BN], gl.float32, SCORES)
         keys = ring.index(base % STAGES).permute((1, 0))
-        _take_turn(bars, base, STAGES, HALF, TURNS)
         score = warpgroup_mma(own, keys, nothing, use_acc=False, is_async=True)
-        _give_turn(bars, STAGES, HALF, TURNS)
         score = warpgroup_mma_wait(0, deps=[score])
         barrier()
         mbarrier.arrive(bars.index(2 * STAGES + base % STAGES), count=1)
@@ -262,11 +241,11 @@ def _compute_tiles(
         acc = gl.zeros([BM, D], gl.float32, OUT)
         acc, p, total, peak = _fold(
             1, full, base, acc, p, total, peak, row, own, ring, bars, lo, scale,
-            BN, STAGES, SCORES, WEIGHTS, False, HALF, TURNS,
+            BN, STAGES, SCORES, WEIGHTS, False,
         )  # fmt: skip
         acc, p, total, peak = _fold(
             full, mine, base, acc, p, total, peak, row, own, ring, bars, lo, scale,
-            BN, STAGES, SCORES, WEIGHTS, True, HALF, TURNS,
+            BN, STAGES, SCORES, WEIGHTS, True,
         )  # fmt: skip
         count = base + mine - 1
         mbarrier.wait(bars.index(STAGES + count % STAGES), (count // STAGES) & 1)
@@ -283,8 +262,6 @@ def _compute_tiles(
         for block in range(mine, n_blocks):
             place = (base + block) % STAGES
             parity = ((base + block) // STAGES) & 1
-            _take_turn(bars, base + block, STAGES, HALF, TURNS)
-            _give_turn(bars, STAGES, HALF, TURNS)
             mbarrier.wait(bars.index(place), parity)
             mbarrier.arrive(bars.index(2 * STAGES + place), count=1)
             mbarrier.wait(bars.index(STAGES + place), parity)
@@ -362,7 +339,6 @@ def hopper_kernel(
     stride_qb, n_batch, n_rows, n_keys, n_splits, span, scale, stride_qt: gl.constexpr, stride_qh: gl.constexpr,
     HEADS: gl.constexpr, KV_HEADS: gl.constexpr, PACK: gl.constexpr, D: gl.constexpr, BN: gl.constexpr,
     STAGES: gl.constexpr, SPLIT: gl.constexpr, ROW_LISTS: gl.constexpr, DIRECTIONS: gl.constexpr,
-    TURNS: gl.constexpr,
 ):  # fmt: skip
     """o [B, R, H, D] and lse [B, F, P] (base 2, +inf where nothing is visible); partial ones a split with SPLIT.
 
@@ -371,15 +347,13 @@ def hopper_kernel(
     """
     n_work = (n_rows * PACK + 2 * BM - 1) // (2 * BM) * (HEADS // PACK) * n_batch * n_splits
     dtype: gl.constexpr = k_matrix.dtype
-    # Keys, then values; their barriers: keys there, values there, keys read, values read, turns.
+    # Keys, then values; their barriers: keys there, values there, keys read, values read.
     ring = gl.allocate_shared_memory(dtype, [2 * STAGES, BN, D], k_matrix.layout)
-    bars = gl.allocate_shared_memory(gl.int64, [4 * STAGES + 2, 1], mbarrier.MBarrierLayout())
+    bars = gl.allocate_shared_memory(gl.int64, [4 * STAGES, 1], mbarrier.MBarrierLayout())
     q_tile = gl.allocate_shared_memory(dtype, [2, BM, D], gl.NVMMASharedLayout.get_default_for([BM, D], dtype))
     for place in gl.static_range(2 * STAGES):
         mbarrier.init(bars.index(place), count=1)
         mbarrier.init(bars.index(2 * STAGES + place), count=2)
-    for half in gl.static_range(2):
-        mbarrier.init(bars.index(4 * STAGES + half), count=1)
     fence_async_shared()
     # Constants stay constants only where they are written into the call.
     gl.warp_specialize(
@@ -387,12 +361,12 @@ def hopper_kernel(
             (_compute_tiles, (
                 q_ptr, rows_ptr, directions_ptr, suppress_ptr, o_ptr, along_ptr, lse_ptr, q_tile, ring, bars,
                 stride_qb, n_work, n_batch, n_rows, n_keys, span, scale,
-                stride_qt, stride_qh, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS, DIRECTIONS, TURNS, 0,
+                stride_qt, stride_qh, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS, DIRECTIONS, 0,
             )),
             (_compute_tiles, (
                 q_ptr, rows_ptr, directions_ptr, suppress_ptr, o_ptr, along_ptr, lse_ptr, q_tile, ring, bars,
                 stride_qb, n_work, n_batch, n_rows, n_keys, span, scale,
-                stride_qt, stride_qh, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS, DIRECTIONS, TURNS, 1,
+                stride_qt, stride_qh, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS, DIRECTIONS, 1,
             )),
             (_copy_blocks, (
                 k_matrix, v_matrix, rows_ptr, ring, bars, n_work, n_batch, n_rows,
@@ -407,7 +381,7 @@ def hopper_kernel(
 def matrices(k: Tensor, v: Tensor, tile: Tile) -> dict[str, Any]:
     """Keys and values as the kernel copies them, and the sizes of the ring."""
     described = {"k_matrix": _matrix(k, tile.keys), "v_matrix": _matrix(v, tile.keys)}
-    return described | {"BN": tile.keys, "STAGES": tile.stages, "TURNS": TURNS}
+    return described | {"BN": tile.keys, "STAGES": tile.stages}
 
 
 def _matrix(x: Tensor, height: int) -> Any:
