@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench.fake_rows import row
-from turnout.bench.breakeven import crossing, deciding_row, measure_break_even, write_table
+from turnout.bench.breakeven import crossing, deciding_row, measure_break_even, mixer_crossing, write_table
 from turnout.bench.cases import Case
 from turnout.errors import DataError
 
@@ -47,6 +47,30 @@ def test_the_table_takes_the_smallest_length_and_keeps_other_rows(tmp_path: Path
     assert deciding_row(Case(n=1, p=1.0, dim=100), "Testor 9", path) == new
     assert deciding_row(Case(n=1, p=1.0, dim=64), "Testor 9", path) == default
     assert deciding_row(Case(n=1, p=1.0), "Testor 9", tmp_path / "none.json") is None
+
+
+@pytest.mark.parametrize(
+    ("points", "p"),
+    [
+        # Between two points, beyond the last, and never.
+        ([(0.7, 3.6, 3.9), (0.85, 4.2, 3.9), (0.25, 1.8, 3.9)], 0.775),
+        ([(0.5, 2.0, 2.2), (0.25, 1.5, 2.2)], 0.6),
+        ([(0.5, 2.0, 9.0), (0.25, 1.5, 9.0)], 1.0),
+    ],
+)
+def test_a_mixer_breaks_even_where_its_line_meets_dense(points: list[tuple[float, float, float]], p: float) -> None:
+    assert mixer_crossing(points) == pytest.approx(p)
+
+
+def test_rows_of_mixers_lower_the_fraction_of_their_own_device_pass_and_length(tmp_path: Path) -> None:
+    def mixer(n: int, p: float, ms: float, ratio: float, **changes: object) -> dict:
+        case = Case(n=n, p=p, dim=96)
+        return {**row("dispatch", case, "routed:auto", ms, ratio={"dense:cudnn": ratio, "dense:flash": 9.0}), **changes}
+
+    rows = [mixer(512, 0.25, 1.5, 2.2 / 1.5), mixer(512, 0.5, 2.0, 1.1), mixer(512, 0.9, 2.2, 1.0)]
+    rows += [mixer(2048, 0.25, 1.5, 1.0, device="another"), mixer(2048, 0.5, 2.0, 0.5, device="another")]
+    (new,) = write_table(tmp_path / "table.json", [*rows, found(512, 0.7), found(2048, 0.9)])
+    assert new["by_n_keys"] == {"512": 0.6, "2048": 0.9}
 
 
 def test_nothing_measured_leaves_the_table_alone(tmp_path: Path) -> None:

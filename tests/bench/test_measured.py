@@ -11,9 +11,11 @@ from turnout.bench import kernels, self_check
 from turnout.bench.arms import Arm, add_ratios, measure_arms
 from turnout.bench.cases import Case
 from turnout.bench.decode import measure_decode
+from turnout.bench.dispatch import measure_dispatch
 from turnout.bench.kernels import measure_kernel
 from turnout.bench.layers import measure_layer
 from turnout.bench.peaks import find_peaks, measure_peaks
+from turnout.bench.profile import profiled
 from turnout.bench.rows import FIELDS, machine
 from turnout.errors import DataError
 
@@ -82,6 +84,20 @@ def test_layer_rows_hold_dense_local_and_routed(part: str, step: str) -> None:
     assert rows.keys() == {"dense:sdpa", "local", "routed:auto"}
     assert rows["local"]["flops"] < rows["routed:auto"]["flops"] < rows["dense:sdpa"]["flops"]
     assert rows["routed:auto"]["ratio"]
+
+
+def test_dispatch_rows_hold_a_mixer_as_it_chooses_and_itself_with_dense_attention() -> None:
+    case = Case(n=65, p=0.5, batch=2, heads=2, kv_heads=2, dim=16, dtype="float32", step="forward+backward")
+    rows = by_arm(measure_dispatch(case, device=CPU, seconds=0.0))
+    assert rows.keys() == {"dense:sdpa", "routed:auto"}
+    assert rows["routed:auto"]["ratio"].keys() == {"dense:sdpa"} and rows["routed:auto"]["kind"] == "dispatch"
+
+
+def test_the_profile_of_a_call_names_its_longest_parts_first() -> None:
+    a = torch.ones(300, 300)
+    parts = profiled(lambda: (a @ a).exp(), CPU)
+    assert parts[0]["us"] >= parts[-2]["us"] > 0 and len(parts) <= 9
+    assert {"aten::mm", "aten::exp"} <= {part["name"] for part in parts}
 
 
 def test_decode_rows_are_one_step_each() -> None:

@@ -23,7 +23,8 @@ CPU_LENGTHS = ((512, 1), (2048, 1))
 TABLE = Path(__file__).resolve().parents[1] / "ops" / "attend" / "breakeven.json"
 ABOUT = (
     "Capacity fraction R / S from which dense attention is faster than the Triton kernels: by_n_keys where every query "
-    "is at hand, scattered_by_n_keys where the given queries must be copied to their positions first (null: never). "
+    "is at hand (with what a mixer spends on gathering and scattering rows, if that was measured: dispatch rows), "
+    "scattered_by_n_keys where the given queries must be copied to their positions first (null: never). "
     "Rows are looked up by device name, dtype, padded head dim and pass; 'default' rows decide elsewhere. Measured by "
     "turnout bench breakeven. The longest length that is not longer than the keys decides; fraction is the smallest of "
     "by_n_keys."
@@ -90,8 +91,38 @@ def crossing(points: Sequence[tuple[float, float]]) -> float | None:
     return 1.0
 
 
+def mixer_crossing(points: Sequence[tuple[float, float, float]]) -> float:
+    """The p from which a mixer that attends for the rows taken is slower than one that attends densely.
+
+    Args:
+        points: (p, ms of the rows taken, ms densely); the former is linear in p between the points and beyond.
+    """
+    ordered = sorted(points)
+    for (p0, r0, _), (p1, r1, dense) in itertools.pairwise(ordered):
+        meets = p0 + (dense - r0) * (p1 - p0) / (r1 - r0) if r1 > r0 else 1.0
+        if r1 >= dense or p1 == ordered[-1][0]:
+            return min(max(meets, p0), 1.0)
+    return 1.0
+
+
+def _of_mixers(rows: Sequence[Row]) -> dict[tuple[str, str, int], list[tuple[float, float, float]]]:
+    """Points of `mixer_crossing` by device, pass and length, from the newest dispatch rows."""
+    newest = {
+        (row["device"], row["case"]["step"], row["case"]["n"], row["case"]["p"]): row
+        for row in rows
+        if row["kind"] == "dispatch" and row["arm"] == "routed:auto" and row["ratio"]
+    }
+    points: dict[tuple[str, str, int], list[tuple[float, float, float]]] = {}
+    for (*where, p), row in newest.items():
+        device, step, n = where
+        points.setdefault((device, step, n), []).append((p, row["ms"], row["ms"] * min(row["ratio"].values())))
+    return points
+
+
 def write_table(path: Path, rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Merge measured break-evens into the dispatch table, in place of its rows of the same device, dtype, dim and pass.
+
+    Dispatch rows among them lower a fraction to where a whole mixer breaks even.
 
     Returns:
         All rows of the table now.
@@ -111,6 +142,12 @@ def write_table(path: Path, rows: Sequence[Row]) -> list[dict[str, Any]]:
         scattered = row.get("scattered_from")
         copied.setdefault(key, {})[str(case["n"])] = scattered if scattered is None else round(scattered, 3)
         commits[key] = row["commit"]
+    mixers = _of_mixers(rows)
+    for (device, _, _, step), found in groups.items():
+        for n, p in found.items():
+            # From the kernels' own break-even on the mixer was dense already.
+            points = [point for point in mixers.get((device, step, n), []) if point[0] < p]
+            found[n] = min(p, mixer_crossing(points)) if len(points) > 1 else p
     if not groups:
         raise DataError("no break-even was measured (see the rows for why), so the table is left as it was")
     old = read_json(path) if path.exists() else {"rows": []}

@@ -287,7 +287,10 @@ def _steps(x: Tensor, cache: KVCache, mode: RoutingMode) -> bool:
 def _within_capacity(route: Route, capacity: int) -> Tensor:
     """Weights [B, T, G] of the rows that `compact` would list, 0 elsewhere; notes the rows it would drop."""
     taken = route.taken & ~route.gate.isnan()
-    kept = taken & (taken.cumsum(1) <= capacity)
+    kept = taken
+    if capacity < taken.shape[1]:
+        # Along the last axis: along a middle one torch sums in one thread a column on a GPU.
+        kept = taken & (taken.transpose(1, 2).cumsum(-1).transpose(1, 2) <= capacity)
     route.dropped = taken.sum(1) - kept.sum(1)
     return torch.where(kept, route.weight, 0.0)
 

@@ -193,18 +193,20 @@ def _peaks(device: torch.device, seconds: float) -> list[Row]:
 
 def _break_even(options: Options, device: torch.device) -> Result:
     from turnout.bench.breakeven import measure_break_even, write_table
+    from turnout.bench.rows import read_rows
 
     found: list[Row] = []
     note = ""
+    of_mixers = [row for row in read_rows(_folder(options)) if row["kind"] == "dispatch"]
     for case in _cases(options, device):
         _progress(f"break-even: {case}")
         row, behind = measure_break_even(case, device=device, seconds=min(options.seconds, 0.3))
         found.append(row)
         note = _written(options, [*behind, row])
         if options.table is not None and any(row["break_even"] is not None for row in found):
-            write_table(Path(options.table), found)
+            write_table(Path(options.table), [*of_mixers, *found])
     if options.table is not None:
-        write_table(Path(options.table), found)
+        write_table(Path(options.table), [*of_mixers, *found])
         note += f"; table {options.table}"
     texts = [
         (str(row["case"]["n"]), row["case"]["dtype"], str(row["case"]["dim"]), row["case"]["step"], row["arm"],

@@ -337,5 +337,6 @@ def _run_specialised(job: Job, tile: Tile, works: int, shared: dict[str, Any], o
     from turnout.ops.attend.triton.hopper import hopper_kernel, matrices
 
     everything = shared | own | matrices(job.k, job.v, tile)
-    programs = job.n_sms() if works >= STAYS_FROM * job.n_sms() else works
+    # Every program has a tile to begin with.
+    programs = min(job.n_sms(), works) if works >= STAYS_FROM * job.n_sms() else works
     run(hopper_kernel, programs, {name: everything[name] for name in hopper_kernel.arg_names}, warps=tile.warps)
