@@ -28,7 +28,7 @@ SHORTER: dict[str, dict[str, Any]] = {
 BRIEF: dict[str, Any] = {"steps": 1500, "lrs": (1e-3, 3e-3)}
 TWO_WAY: dict[str, Any] = {"steps": 1500, "lrs": (1e-3, 3e-3), "batch": 16, "evaluations": 40}
 # A core takes minutes for these: the rate at which a causal scan is solved first, and little more time than it needs.
-TWO_WAY_SMALL: dict[str, Any] = {"steps": 400, "lrs": (1e-2,), "batch": 8, "evaluations": 10}
+TWO_WAY_SMALL: dict[str, Any] = {"steps": 260, "lrs": (1e-2,), "evaluations": 5}
 TWO_WAY_ONE_RATE: dict[str, Any] = {"steps": 1200, "lrs": (3e-3,), "batch": 16}
 
 
