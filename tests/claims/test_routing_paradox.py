@@ -9,7 +9,8 @@ from turnout.claims.reproduce import _jobs
 from turnout.claims.routing_mechanics import jump_at
 from turnout.claims.routing_paradox import best_lr, chance_of, chance_of_published, judge_rows, routing_class
 from turnout.errors import ConfigError
-from turnout.recipes.routing_paradox import FULL, ROWS, SMALL, arms_of
+from turnout.recipes.routing_paradox import FULL, SMALL, arms_of
+from turnout.recipes.routing_rows import ROWS
 
 
 def record(seed: int, *precisions: float, expand: int = 1) -> dict[str, Any]:
