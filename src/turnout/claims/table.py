@@ -12,6 +12,7 @@ COLUMNS = (
     "id", "source", "statement", "quoted", "measured", "n", "interval", "control", "verdict", "device", "commit",
     "command", "detail",
 )  # fmt: skip
+ROWS = ("id", "statement", "quoted", "measured", "n", "verdict")
 HEADLINES = ("id", "claim", "first row", "measured", "n", "all rows")
 SIGNS = {"holds": "✅", "holds with changes": "🟡", "does not hold": "❌"}
 # Characters of a cell in README.
@@ -35,20 +36,22 @@ def headlines(root: Path | None = None) -> list[dict[str, Any]]:
     """What README shows: one row a claim (its first finding beside how all of them ended), one row a group.
 
     Returns:
-        Rows with the keys of `HEADLINES`; a group has a page of its own under docs/findings, so it shows its ends alone.
+        Rows with the keys of `HEADLINES`; a group shows its ends alone and links its page under docs/findings.
     """
     claims, rows = load_claims(), table(root)
     alone = [claim_id for claim_id in dict.fromkeys(row["id"] for row in rows) if not claims[claim_id].group]
     lines = []
     for claim_id in alone:
         own = [row for row in rows if row["id"] == claim_id]
-        lines.append({"id": claim_id, "claim": claims[claim_id].title, "first row": own[0]["statement"], "measured": own[0]["measured"],
-                      "n": own[0]["n"], "all rows": _ends(own)})  # fmt: skip
+        first = own[0]
+        lines.append({"id": claim_id, "claim": claims[claim_id].title, "first row": first["statement"],
+                      "measured": first["measured"], "n": first["n"], "all rows": _ends(own)})  # fmt: skip
     for group in sorted({claims[row["id"]].group for row in rows} - {""}):
         own = [row for row in rows if claims[row["id"]].group == group]
         ids = list(dict.fromkeys(row["id"] for row in own))
-        lines.append({"id": f"{len(ids)} claims", "claim": group.replace("-", " "), "first row": f"{ids[0]} to {ids[-1]}",
-                      "measured": f"[docs/findings/{group}.md](docs/findings/{group}.md)", "n": "", "all rows": _ends(own)})  # fmt: skip
+        page = f"docs/findings/{group}.md"
+        lines.append({"id": f"{len(ids)} claims", "claim": group.replace("-", " "),
+                      "first row": f"{ids[0]} to {ids[-1]}", "measured": f"[{page}]({page})", "n": "", "all rows": _ends(own)})  # fmt: skip
     return lines
 
 
@@ -63,7 +66,7 @@ def _by_number(claim_id: str) -> tuple[str, int]:
     return letters, int(claim_id[len(letters) :] or 0)
 
 
-def markdown(rows: list[dict[str, Any]], shown: tuple[str, ...] = ("id", "statement", "quoted", "measured", "n", "verdict")) -> str:
+def markdown(rows: list[dict[str, Any]], shown: tuple[str, ...] = ROWS) -> str:
     """Rows as a Markdown table: long cells are cut, `turnout claims --json` has them whole.
 
     Args:
