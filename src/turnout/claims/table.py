@@ -51,7 +51,8 @@ def headlines(root: Path | None = None) -> list[dict[str, Any]]:
         ids = list(dict.fromkeys(row["id"] for row in own))
         page = f"docs/findings/{group}.md"
         lines.append({"id": f"{len(ids)} claims", "claim": group.replace("-", " "),
-                      "first row": f"{ids[0]} to {ids[-1]}", "measured": f"[{page}]({page})", "n": "", "all rows": _ends(own)})  # fmt: skip
+                      "first row": f"{ids[0]} to {ids[-1]}",
+                      "measured": f"[{page}]({page})", "n": "", "all rows": _ends(own)})  # fmt: skip
     return lines
 
 
