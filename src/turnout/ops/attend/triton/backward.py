@@ -234,8 +234,8 @@ def dq_kernel(
 @triton.jit
 def _dkdv_tile(
     dk, dv, dc, k, v, key, of_key, first_hi, first_lo, first, n_packed, rows_base, starts_base,
-    q_base, grad_base, q_matrix, grad_matrix, q_row, q_column, lse_base, row_hi_base, row_lo_base, delta_base, stride_qt, stride_qh,
-    n_rows, n_keys, window, sinks, scale,
+    q_base, grad_base, q_matrix, grad_matrix, q_row, q_column, lse_base, row_hi_base, row_lo_base, delta_base,
+    stride_qt, stride_qh, n_rows, n_keys, window, sinks, scale,
     HEADS: tl.constexpr, PACK: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
     PRECISION: tl.constexpr, MASKED: tl.constexpr, LISTED: tl.constexpr, DECAY: tl.constexpr, WINDOW: tl.constexpr,
     SINKS: tl.constexpr, STARTS: tl.constexpr, TMA: tl.constexpr, DECAY_GRAD: tl.constexpr,
@@ -429,7 +429,8 @@ def dkdv_kernel(
                 dk, dv, dc = _dkdv_tile(
                     dk, dv, dc, k, v, key, of_key, first_hi, first_lo, first, stop,
                     rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
-                    lse_base, row_hi_base, row_lo_base, delta_base, stride_qt, stride_qh, n_rows, n_keys, window, sinks, scale,
+                    lse_base, row_hi_base, row_lo_base, delta_base, stride_qt, stride_qh,
+                    n_rows, n_keys, window, sinks, scale,
                     HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS, False, DECAY_GRAD,
                 )  # fmt: skip
         else:
@@ -448,21 +449,24 @@ def dkdv_kernel(
                 dk, dv, dc = _dkdv_tile(
                     dk, dv, dc, k, v, key, of_key, first_hi, first_lo, first, n_packed,
                     rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
-                    lse_base, row_hi_base, row_lo_base, delta_base, stride_qt, stride_qh, n_rows, n_keys, window, sinks, scale,
+                    lse_base, row_hi_base, row_lo_base, delta_base, stride_qt, stride_qh,
+                    n_rows, n_keys, window, sinks, scale,
                     HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS, False, DECAY_GRAD,
                 )  # fmt: skip
             for first in tl.range(mask_end, tl.minimum(full_stop, stop), BM):
                 dk, dv, dc = _dkdv_tile(
                     dk, dv, dc, k, v, key, of_key, first_hi, first_lo, first, n_packed,
                     rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
-                    lse_base, row_hi_base, row_lo_base, delta_base, stride_qt, stride_qh, n_rows, n_keys, window, sinks, scale,
+                    lse_base, row_hi_base, row_lo_base, delta_base, stride_qt, stride_qh,
+                    n_rows, n_keys, window, sinks, scale,
                     HEADS, PACK, D, BD, BM, PRECISION, False, LISTED, DECAY, WINDOW, SINKS, STARTS, TMA, DECAY_GRAD,
                 )  # fmt: skip
             for first in tl.range(full_stop, stop, BM):
                 dk, dv, dc = _dkdv_tile(
                     dk, dv, dc, k, v, key, of_key, first_hi, first_lo, first, n_packed,
                     rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
-                    lse_base, row_hi_base, row_lo_base, delta_base, stride_qt, stride_qh, n_rows, n_keys, window, sinks, scale,
+                    lse_base, row_hi_base, row_lo_base, delta_base, stride_qt, stride_qh,
+                    n_rows, n_keys, window, sinks, scale,
                     HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS, False, DECAY_GRAD,
                 )  # fmt: skip
         if DECAY_GRAD:

@@ -141,7 +141,20 @@ def _copy_blocks(
 
 
 @gluon.jit
-def _soften(score, of_key, of_row, reach, low, offset, peak, total, scale, MASKED: gl.constexpr, DECAY: gl.constexpr, LOWS: gl.constexpr):
+def _soften(
+    score,
+    of_key,
+    of_row,
+    reach,
+    low,
+    offset,
+    peak,
+    total,
+    scale,
+    MASKED: gl.constexpr,
+    DECAY: gl.constexpr,
+    LOWS: gl.constexpr,
+):
     """Weights 2^(s − m') of one block, the factor 2^(m − m') of what was summed before, m' and the new sum.
 
     A row sees the keys of the block from its first one up to its reach: offset ≤ row − first key. The decay c_t − c_s
@@ -296,9 +309,7 @@ def _compute_tiles(
         keys = ring.index(count % STAGES).permute((1, 0))
         score = warpgroup_mma(own, keys, nothing, use_acc=False, is_async=True)
         offset = gl.arange(0, BN, gl.SliceLayout(0, SCORES))
-        of_key, of_row = _decay_of(
-            part_ptr, hi_ptr, lo_ptr, decay_base, here, offset, row_hi, row_lo, n_keys, DECAY
-        )
+        of_key, of_row = _decay_of(part_ptr, hi_ptr, lo_ptr, decay_base, here, offset, row_hi, row_lo, n_keys, DECAY)
         score = warpgroup_mma_wait(0, deps=[score])
         barrier()
         mbarrier.arrive(bars.index(2 * STAGES + count % STAGES), count=1)

@@ -67,7 +67,13 @@ def routed_attend_backward(
 
 @routed_attend_backward.register_fake
 def _fake_backward(
-    grad: Tensor, o: Tensor, along: Tensor, lse: Tensor, need_q: bool, need_kv: bool, need_decay: bool,
+    grad: Tensor,
+    o: Tensor,
+    along: Tensor,
+    lse: Tensor,
+    need_q: bool,
+    need_kv: bool,
+    need_decay: bool,
     *arguments: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     q, k, v, _, _, total, _, _, directions, suppress = arguments[: len(SAVED)]
