@@ -17,6 +17,7 @@ from torch import Tensor
 from turnout.ops.attend.triton.configs import (
     LEAST,
     LOW,
+    MOST_DIRECTIONS,
     MOST_PACKED,
     ORDINARY,
     SHORT,
@@ -168,9 +169,10 @@ class Job:
         copies = self.k.numel() > 0 and self._bulk_copies(self.k) and self._bulk_copies(self.v)
         copies = copies and self.q.shape[3] == WIDTH
         cut = self.directions is not None
-        if not (here and copies and MOST_PACKED % self.pack == 0) or (cut and self.pack > 1):
+        most = self.directions is None or self.directions.shape[1] <= MOST_DIRECTIONS
+        if not (here and copies and most and MOST_PACKED % self.pack == 0) or (cut and self.pack > 1):
             return ORDINARY
-        return LOW if cut or self.pack > 1 or self.k.shape[1] <= SHORT else tile
+        return LOW if self.pack > 1 or self.k.shape[1] <= SHORT else tile
 
     def _bulk_copies(self, x: Tensor) -> bool:
         """Whether [B, S, G, D] is one matrix [B·S, G·D] with aligned rows, on a device with a copy engine."""
