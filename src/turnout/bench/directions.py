@@ -29,8 +29,8 @@ from turnout.train.step import Stepper
 # attention has more to do for each output that directions are removed from; heads of 64; that of the small size.
 SHAPES = {
     "cuda": {
-        "433m": (8, 1024, 12, 128), "433m, 4,096 tokens": (4, 4096, 12, 128), "433m, 16,384 tokens": (1, 16384, 12, 128),
-        "heads of 64": (8, 1024, 16, 64), "gpu": (32, 512, 6, 64),
+        "433m": (8, 1024, 12, 128), "433m, 4,096 tokens": (4, 4096, 12, 128),
+        "433m, 16,384 tokens": (1, 16384, 12, 128), "heads of 64": (8, 1024, 16, 64), "gpu": (32, 512, 6, 64),
     },
     "cpu": {"cpu": (4, 128, 4, 16)},
 }  # fmt: skip

@@ -22,7 +22,8 @@ def suppress(out: Tensor, directions: Tensor, amount: Tensor) -> Tensor:
         c = o d^T,  o' = o − (r c) d;     γ = g d^T,  ∂o = g − (r γ) d,  ∂r = −c γ,  ∂d = −(r c)^T g − (r γ)^T o
 
     Only o, which attention keeps anyway, and on the CPU c are kept for the backward pass. In products every addition is
-    part of one, so that o is read twice and written once. Compiled code keeps the definition, which the compiler fuses itself.
+    part of one, so that o is read twice and written once. Compiled code keeps the definition, which the compiler fuses
+    itself.
 
     Args:
         out: [B, T, H, D]; directions: [H, K, D]; amount: r, [B, T, H, K].

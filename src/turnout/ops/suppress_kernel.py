@@ -109,7 +109,7 @@ def _shares(
     o, grad, d_ptr, r_ptr, along_ptr, index, valid, head, first, channel,
     K: tl.constexpr, D: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """d [LANES, BD], and of every row c, γ in float32 and r c, r γ as operands, [BM, LANES]; c from memory or from o."""
+    """d [LANES, BD]; of every row c, γ in float32 and r c, r γ as operands, [BM, LANES]; c from memory or from o."""
     d = load_directions(d_ptr, head, first, channel, K, D, DTYPE)
     r = load_shares(r_ptr, index, valid, first, K).to(tl.float32)
     if along_ptr is not None:
