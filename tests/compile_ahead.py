@@ -57,6 +57,10 @@ def options_of(name: str, width: int) -> dict[str, Any]:
         return {"total": torch.zeros(B, S, H, dtype=torch.float64)}
     if name == "window, sinks and starts":
         return {"window": 100, "sinks": 4, "starts": torch.zeros(B, 1, R, dtype=torch.int64)}
+    if name == "decay and starts":
+        return options_of("decay", width) | {"starts": torch.zeros(B, 1, R, dtype=torch.int64)}
+    if name == "window":
+        return {"window": 100}
     if name == "directions":
         return {"directions": torch.zeros(H, 4, width), "suppress": torch.zeros(B, R, H, 4)}
     if name == "blocks":
@@ -84,7 +88,7 @@ def launch_of(order: Order) -> tuple[Any, dict[str, Any], dict[str, int]]:
     rows = torch.zeros(B, 1, R, dtype=torch.int64)
     job = Job(q=q, k=k, v=k, rows=rows, **{**ABSENT, **NUMBERS, **options_of(order.option, order.width)}, tiles=tiles)
     _, along, lse = forward.forward(job)
-    backward.backward(job, q, q, along, lse, need_q=True, need_kv=True)
+    backward.backward(job, q, q, along, lse, need_q=True, need_kv=True, need_decay=False)
     return found[0]
 
 

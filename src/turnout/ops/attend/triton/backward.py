@@ -75,8 +75,8 @@ def prepare_kernel(
 
 @triton.jit
 def _dq_block(
-    acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt,
-    kv_row, kv_column, hi_base, lo_base,
+    acc, q, grad, lse, row_hi, row_lo, delta, row, low, k_base, v_base, stride_kt, stride_vt,
+    kv_row, kv_column, hi_base, lo_base, part_base,
     first_key, n_keys, window, sinks, scale,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
     DECAY: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr, STARTS: tl.constexpr,
@@ -88,8 +88,14 @@ def _dq_block(
     v = key_tile(v_base, stride_vt, kv_row, kv_column, first_key, n_keys, D, BD, BN, MASKED, TMA)
     score = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     if DECAY:
-        score = fold_scores(score, row_hi, row_lo, hi_base, lo_base, key, first_key, n_keys, scale, DECAY)
-        weight = tl.exp2(score - lse[:, None])
+        if k.dtype == tl.float32:
+            score = fold_scores(score, row_hi, row_lo, hi_base, lo_base, key, first_key, n_keys, scale, DECAY)
+            weight = tl.exp2(score - lse[:, None])
+        else:
+            # What belongs to a row is one number.
+            of_key = tl.load(part_base + key, mask=key < n_keys, other=0.0)
+            of_row = (row_hi - tl.load(hi_base + first_key)) + (row_lo - tl.load(lo_base + first_key))
+            weight = tl.exp2(score * scale + of_key[None, :] - (lse - of_row)[:, None])
     else:
         weight = tl.exp2(score * scale - lse[:, None])
     if MASKED:
@@ -104,8 +110,8 @@ def _dq_block(
 
 @triton.jit(do_not_specialize=SIZES)
 def dq_kernel(
-    q_ptr, k_ptr, v_ptr, rows_ptr, starts_ptr, hi_ptr, lo_ptr, list_ptr, listed_ptr, grad_ptr, lse_ptr, delta_ptr,
-    dq_ptr,
+    q_ptr, k_ptr, v_ptr, rows_ptr, starts_ptr, hi_ptr, lo_ptr, part_ptr, list_ptr, listed_ptr, grad_ptr, lse_ptr,
+    delta_ptr, dq_ptr,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
     n_batch, n_rows, n_keys, n_splits, span, window, sinks, n_chosen, scale, out_scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, PACK: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
@@ -170,10 +176,11 @@ def dq_kernel(
     else:
         k_base = k_ptr + batch64 * stride_kb + kv_head * stride_kh
         v_base = v_ptr + batch64 * stride_vb + kv_head * stride_vh
-    hi_base, lo_base, row_hi, row_lo = hi_ptr, lo_ptr, hi_ptr, lo_ptr
+    hi_base, lo_base, part_base, row_hi, row_lo = hi_ptr, lo_ptr, part_ptr, delta, delta
     if DECAY:
         hi_base = hi_ptr + (batch64 * HEADS + packed_head) * n_keys
         lo_base = lo_ptr + (batch64 * HEADS + packed_head) * n_keys
+        part_base = part_ptr + (batch64 * HEADS + packed_head) * n_keys
         row_hi = tl.load(hi_base + row, mask=valid, other=0.0)
         row_lo = tl.load(lo_base + row, mask=valid, other=0.0)
     acc = tl.zeros([BM, BD], tl.float32)
@@ -184,40 +191,40 @@ def dq_kernel(
         for one in tl.range(0, tl.load(listed_ptr + list_row) * SUB):
             first_key = tl.load(list_ptr + list_row * n_chosen + one // SUB) * KEY_BLOCK + one % SUB * BN
             acc = _dq_block(
-                acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt,
-                kv_row, kv_column, hi_base,
-                lo_base, first_key, n_keys, window, sinks, scale,
+                acc, q, grad, lse, row_hi, row_lo, delta, row, low, k_base, v_base, stride_kt, stride_vt,
+                kv_row, kv_column, hi_base, lo_base, part_base,
+                first_key, n_keys, window, sinks, scale,
                 D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS, TMA,
             )  # fmt: skip
     else:
         if SINKS:
             for first_key in tl.range(sink_lo, sink_hi, BN):
                 acc = _dq_block(
-                    acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt,
-                    kv_row, kv_column, hi_base,
-                    lo_base, first_key, n_keys, window, sinks, scale,
+                    acc, q, grad, lse, row_hi, row_lo, delta, row, low, k_base, v_base, stride_kt, stride_vt,
+                    kv_row, kv_column, hi_base, lo_base, part_base,
+                    first_key, n_keys, window, sinks, scale,
                     D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS, TMA,
                 )  # fmt: skip
         if WINDOW or STARTS:
             for first_key in tl.range(lo, full_lo, BN):
                 acc = _dq_block(
-                    acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt,
-                    kv_row, kv_column, hi_base,
-                    lo_base, first_key, n_keys, window, sinks, scale,
+                    acc, q, grad, lse, row_hi, row_lo, delta, row, low, k_base, v_base, stride_kt, stride_vt,
+                    kv_row, kv_column, hi_base, lo_base, part_base,
+                    first_key, n_keys, window, sinks, scale,
                     D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS, TMA,
                 )  # fmt: skip
         for first_key in tl.range(full_lo, full_hi, BN):
             acc = _dq_block(
-                acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt,
-                kv_row, kv_column, hi_base,
-                lo_base, first_key, n_keys, window, sinks, scale,
+                acc, q, grad, lse, row_hi, row_lo, delta, row, low, k_base, v_base, stride_kt, stride_vt,
+                kv_row, kv_column, hi_base, lo_base, part_base,
+                first_key, n_keys, window, sinks, scale,
                 D, BD, BN, PRECISION, False, DECAY, WINDOW, SINKS, STARTS, TMA,
             )  # fmt: skip
         for first_key in tl.range(full_hi, hi, BN):
             acc = _dq_block(
-                acc, q, grad, lse, delta, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt,
-                kv_row, kv_column, hi_base,
-                lo_base, first_key, n_keys, window, sinks, scale,
+                acc, q, grad, lse, row_hi, row_lo, delta, row, low, k_base, v_base, stride_kt, stride_vt,
+                kv_row, kv_column, hi_base, lo_base, part_base,
+                first_key, n_keys, window, sinks, scale,
                 D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS, TMA,
             )  # fmt: skip
     acc = tl.where(valid[:, None], acc * out_scale, 0.0)
@@ -226,12 +233,12 @@ def dq_kernel(
 
 @triton.jit
 def _dkdv_tile(
-    dk, dv, dc, k, v, key, of_key, first_hi, first_lo, first, n_packed, batch64, packed_head, rows_base, starts_base,
-    q_base, grad_base, q_matrix, grad_matrix, q_row, q_column, lse_base, delta_base, stride_qt, stride_qh, hi_base,
-    lo_base, n_rows, n_keys, window, sinks, scale,
+    dk, dv, dc, k, v, key, of_key, first_hi, first_lo, first, n_packed, rows_base, starts_base,
+    q_base, grad_base, q_matrix, grad_matrix, q_row, q_column, lse_base, row_hi_base, row_lo_base, delta_base,
+    stride_qt, stride_qh, n_rows, n_keys, window, sinks, scale,
     HEADS: tl.constexpr, PACK: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
     PRECISION: tl.constexpr, MASKED: tl.constexpr, LISTED: tl.constexpr, DECAY: tl.constexpr, WINDOW: tl.constexpr,
-    SINKS: tl.constexpr, STARTS: tl.constexpr, TMA: tl.constexpr,
+    SINKS: tl.constexpr, STARTS: tl.constexpr, TMA: tl.constexpr, DECAY_GRAD: tl.constexpr,
 ):  # fmt: skip
     """One tile of packed rows into a block of keys; scores are transposed, keys × rows."""
     packed = first + tl.arange(0, BM)
@@ -265,17 +272,23 @@ def _dkdv_tile(
         delta = tl.load(delta_base + packed)
     score = tl.dot(k, tl.trans(q), input_precision=PRECISION)
     row = index
-    if MASKED or DECAY:
+    if MASKED:
         if LISTED:
             row = tl.load(rows_base + index, mask=inside, other=-1).to(tl.int32)
         else:
             row = tl.where(inside, n_keys - n_rows + index, -1)
     if DECAY:
-        row_hi = tl.load(hi_base + row, mask=row >= 0, other=0.0)
-        row_lo = tl.load(lo_base + row, mask=row >= 0, other=0.0)
+        if MASKED:
+            row_hi = tl.load(row_hi_base + packed, mask=inside, other=0.0)
+            row_lo = tl.load(row_lo_base + packed, mask=inside, other=0.0)
+        else:
+            row_hi, row_lo = tl.load(row_hi_base + packed), tl.load(row_lo_base + packed)
         of_row = (row_hi - first_hi) + (row_lo - first_lo)
-        score = score * scale + (of_row[None, :] + of_key[:, None])
-        weight = tl.exp2(score - lse[None, :])
+        if q.dtype == tl.float32:
+            # The sums, which may cancel, meet first, in the order of the forward pass.
+            weight = tl.exp2(score * scale + (of_row[None, :] + of_key[:, None]) - lse[None, :])
+        else:
+            weight = tl.exp2(score * scale + of_key[:, None] - (lse - of_row)[None, :])
     else:
         weight = tl.exp2(score * scale - lse[None, :])
     if MASKED:
@@ -287,7 +300,7 @@ def _dkdv_tile(
     dv = tl.dot(weight.to(grad.dtype), grad, dv, input_precision=PRECISION)
     slope = tl.dot(v, tl.trans(grad), input_precision=PRECISION)
     ds = weight * (slope - delta[None, :])
-    if DECAY:
+    if DECAY_GRAD:
         dc -= tl.sum(ds, 1)
     dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
     return dk, dv, dc
@@ -340,7 +353,7 @@ def _row_spans(
 @triton.jit(do_not_specialize=SIZES)
 def dkdv_kernel(
     q_ptr, k_ptr, v_ptr, rows_ptr, starts_ptr, hi_ptr, lo_ptr, entry_ptr, bound_ptr, grad_ptr, q_matrix, grad_matrix,
-    lse_ptr, delta_ptr,
+    lse_ptr, row_hi_ptr, row_lo_ptr, delta_ptr,
     dk_ptr, dv_ptr, dc_ptr,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
     n_batch, n_rows, n_keys, n_splits, window, sinks, n_blocks, n_entries, scale, out_scale,
@@ -348,7 +361,7 @@ def dkdv_kernel(
     BM: tl.constexpr, BN: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, SPLIT: tl.constexpr,
     ROW_LISTS: tl.constexpr, START_LISTS: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr,
     DECAY: tl.constexpr, KEY_BLOCK: tl.constexpr, FAN: tl.constexpr, TMA: tl.constexpr,
-    KV_TMA: tl.constexpr,
+    KV_TMA: tl.constexpr, DECAY_GRAD: tl.constexpr,
 ):  # fmt: skip
     """dk, dv [B, S, G, D] of one block of keys, 0 where no row attends; dc [B, H, S] with the decay."""
     PACKED_HEADS: tl.constexpr = HEADS // PACK
@@ -391,12 +404,13 @@ def dkdv_kernel(
         grad_base = grad_ptr + (batch64 * n_rows * HEADS + packed_head * PACK) * D
         row_base = (batch64 * PACKED_HEADS + packed_head) * n_rows * PACK
         lse_base, delta_base = lse_ptr + row_base, delta_ptr + row_base
-        hi_base, lo_base, of_key, first_hi, first_lo = hi_ptr, lo_ptr, hi_ptr, hi_ptr, lo_ptr
+        row_hi_base, row_lo_base, of_key, first_hi, first_lo = lse_base, lse_base, hi_ptr, hi_ptr, lo_ptr
         if DECAY:
             hi_base = hi_ptr + (batch64 * HEADS + packed_head) * n_keys
             lo_base = lo_ptr + (batch64 * HEADS + packed_head) * n_keys
             key_hi = tl.load(hi_base + key, mask=key < n_keys, other=0.0)
             key_lo = tl.load(lo_base + key, mask=key < n_keys, other=0.0)
+            row_hi_base, row_lo_base = row_hi_ptr + row_base, row_lo_ptr + row_base
             # As in fold_scores: what a pair adds is split at the block's first key.
             first_hi, first_lo = tl.load(hi_base + first_key), tl.load(lo_base + first_key)
             of_key = (first_hi - key_hi) + (first_lo - key_lo)
@@ -413,11 +427,11 @@ def dkdv_kernel(
                 first = tl.load(entry_ptr + pair * n_entries + entry) * TILE
                 stop = tl.minimum(first + TILE, n_packed)
                 dk, dv, dc = _dkdv_tile(
-                    dk, dv, dc, k, v, key, of_key, first_hi, first_lo, first, stop, batch64, packed_head,
+                    dk, dv, dc, k, v, key, of_key, first_hi, first_lo, first, stop,
                     rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
-                    lse_base, delta_base, stride_qt, stride_qh, hi_base,
-                    lo_base, n_rows, n_keys, window, sinks, scale,
-                    HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS, False,
+                    lse_base, row_hi_base, row_lo_base, delta_base, stride_qt, stride_qh,
+                    n_rows, n_keys, window, sinks, scale,
+                    HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS, False, DECAY_GRAD,
                 )  # fmt: skip
         else:
             # Whole tiles from the first row on; the tiles that touch a masked row are masked.
@@ -433,29 +447,29 @@ def dkdv_kernel(
                 full_stop = tl.minimum(tl.maximum(full_stop, mask_end), start + each)
             for first in tl.range(start, tl.minimum(mask_end, stop), BM):
                 dk, dv, dc = _dkdv_tile(
-                    dk, dv, dc, k, v, key, of_key, first_hi, first_lo, first, n_packed, batch64, packed_head,
+                    dk, dv, dc, k, v, key, of_key, first_hi, first_lo, first, n_packed,
                     rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
-                    lse_base, delta_base, stride_qt, stride_qh, hi_base,
-                    lo_base, n_rows, n_keys, window, sinks, scale,
-                    HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS, False,
+                    lse_base, row_hi_base, row_lo_base, delta_base, stride_qt, stride_qh,
+                    n_rows, n_keys, window, sinks, scale,
+                    HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS, False, DECAY_GRAD,
                 )  # fmt: skip
             for first in tl.range(mask_end, tl.minimum(full_stop, stop), BM):
                 dk, dv, dc = _dkdv_tile(
-                    dk, dv, dc, k, v, key, of_key, first_hi, first_lo, first, n_packed, batch64, packed_head,
+                    dk, dv, dc, k, v, key, of_key, first_hi, first_lo, first, n_packed,
                     rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
-                    lse_base, delta_base, stride_qt, stride_qh, hi_base,
-                    lo_base, n_rows, n_keys, window, sinks, scale,
-                    HEADS, PACK, D, BD, BM, PRECISION, False, LISTED, DECAY, WINDOW, SINKS, STARTS, TMA,
+                    lse_base, row_hi_base, row_lo_base, delta_base, stride_qt, stride_qh,
+                    n_rows, n_keys, window, sinks, scale,
+                    HEADS, PACK, D, BD, BM, PRECISION, False, LISTED, DECAY, WINDOW, SINKS, STARTS, TMA, DECAY_GRAD,
                 )  # fmt: skip
             for first in tl.range(full_stop, stop, BM):
                 dk, dv, dc = _dkdv_tile(
-                    dk, dv, dc, k, v, key, of_key, first_hi, first_lo, first, n_packed, batch64,
-                    packed_head, rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
-                lse_base, delta_base, stride_qt,
-                    stride_qh, hi_base, lo_base, n_rows, n_keys, window, sinks, scale,
-                    HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS, False,
+                    dk, dv, dc, k, v, key, of_key, first_hi, first_lo, first, n_packed,
+                    rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
+                    lse_base, row_hi_base, row_lo_base, delta_base, stride_qt, stride_qh,
+                    n_rows, n_keys, window, sinks, scale,
+                    HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS, False, DECAY_GRAD,
                 )  # fmt: skip
-        if DECAY:
+        if DECAY_GRAD:
             dc_base = dc_ptr + ((split.to(tl.int64) * n_batch + batch) * HEADS + packed_head) * n_keys
             tl.store(dc_base + key, dc, mask=key < n_keys)
     out = ((split.to(tl.int64) * n_batch + batch) * n_keys + key) * KV_HEADS + kv_head
@@ -477,7 +491,7 @@ def sum_kernel(part_ptr, out_ptr, n_elements, n_splits, BLOCK: tl.constexpr):
 
 
 def backward(
-    job: Job, grad: Tensor, o: Tensor, along: Tensor, lse: Tensor, *, need_q: bool, need_kv: bool
+    job: Job, grad: Tensor, o: Tensor, along: Tensor, lse: Tensor, *, need_q: bool, need_kv: bool, need_decay: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv, d total [B, S, H] float64, d directions, d suppress; what is not needed or absent is empty.
 
@@ -489,13 +503,14 @@ def backward(
         lse: base-2 log-sum-exp [B, F, P].
         need_q: the gradient of q is wanted.
         need_kv: one of those of k, v and the decay is wanted.
+        need_decay: that of the decay is wanted.
     """
     shared = job.arguments()
     raw_grad, delta, d_directions, d_suppress = _prepare(job, grad, o, along, shared)
     rows = {"grad_ptr": raw_grad, "lse_ptr": lse, "delta_ptr": delta}
     none = grad.new_empty(0)
     dq = _run_dq(job, shared | rows) if need_q else none
-    dk, dv, d_total = _run_dkdv(job, shared | rows) if need_kv else (none, none, none.double())
+    dk, dv, d_total = _run_dkdv(job, shared | rows, need_decay) if need_kv else (none, none, none.double())
     return dq, dk, dv, d_total, d_directions, d_suppress
 
 
@@ -534,7 +549,7 @@ def _run_dq(job: Job, arguments: dict[str, Any]) -> Tensor:
         "list_ptr": job.blocks, "listed_ptr": job.n_blocks, "dq_ptr": part, "n_splits": splits, "span": span,
         "n_chosen": 0 if job.blocks is None else job.blocks.shape[3], "scale": job.scale * LOG2E,
         "out_scale": job.scale, "BM": tile.rows, "BN": tile.keys, "TILE": job.tile_step(tile), "SPLIT": splits > 1,
-        "KEY_BLOCK": 0 if job.blocks is None else job.key_block,
+        "KEY_BLOCK": 0 if job.blocks is None else job.key_block, "part_ptr": job.key_decay(tile.keys),
     }  # fmt: skip
     run(
         dq_kernel,
@@ -547,12 +562,12 @@ def _run_dq(job: Job, arguments: dict[str, Any]) -> Tensor:
     return dq
 
 
-def _run_dkdv(job: Job, arguments: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+def _run_dkdv(job: Job, arguments: dict[str, Any], need_decay: bool) -> tuple[Tensor, Tensor, Tensor]:
     k, tile = job.k, job.plan().dkdv
     n_batch, n_keys, n_groups, _ = k.shape
     dk, dv = (torch.empty(k.shape, dtype=k.dtype, device=k.device) for _ in range(2))
     dc = k.new_empty(0, dtype=torch.float32)
-    if job.total is not None:
+    if need_decay:
         dc = torch.empty(n_batch, job.heads, n_keys, dtype=torch.float32, device=k.device)
     if dk.numel():
         programs = -(-n_keys // tile.keys) * n_batch * n_groups
@@ -570,14 +585,15 @@ def _run_dkdv(job: Job, arguments: dict[str, Any]) -> tuple[Tensor, Tensor, Tens
             "n_blocks": n_blocks, "n_entries": n_entries,
             "dk_ptr": outs[0][1], "dv_ptr": outs[1][1], "dc_ptr": outs[2][1], "n_splits": splits,
             "scale": job.scale * LOG2E, "out_scale": job.scale, "BM": tile.rows, "BN": tile.keys,
-            "TILE": job.tile_step(tile), "SPLIT": splits > 1, "FAN": FAN,
+            "TILE": job.tile_step(tile), "SPLIT": splits > 1, "FAN": FAN, "DECAY_GRAD": need_decay,
+            "row_hi_ptr": job.of_rows(arguments["hi_ptr"]), "row_lo_ptr": job.of_rows(arguments["lo_ptr"]),
             **job.row_matrices(tile, arguments["grad_ptr"]),
             "KEY_BLOCK": 0 if job.blocks is None else job.key_block,
         }  # fmt: skip
         run(dkdv_kernel, programs * splits, arguments | own, warps=tile.warps, stages=tile.stages)
         for out, part in outs:
             _add_splits(part, out)
-    return dk, dv, dc.transpose(-1, -2).double().contiguous() if job.total is not None else dc.double()
+    return dk, dv, dc.transpose(-1, -2).double().contiguous() if need_decay else dc.double()
 
 
 def _parts(out: Tensor, splits: int) -> Tensor:

@@ -84,15 +84,18 @@ _HOPPER: dict[str, Table] = {
         (2, 256): (Tile(16, 32, 8, 1), Tile(32, 32, 8, 1)),
     },
 }
-# The head dim of the specialised kernel, and the rows of a warpgroup, in which grouped heads must fit whole. At head
-# dim 64 it is faster up to 4,096 keys and slower beyond.
-WIDTH, MOST_PACKED = 128, 64
+# The head dims of the specialised kernel, and the rows of a warpgroup, in which grouped heads must fit whole; plain
+# calls of head dim 64 keep to the tables.
+WIDTHS, MOST_PACKED = (64, 128), 64
 # In place of a specialised tile, where the call or the device is none for it.
 ORDINARY = Tile(128, 128, 8, 3, tma=1)
 # Directions of one head that its epilogue removes in one product.
 MOST_DIRECTIONS = 16
 # Up to SHORT keys, and where grouped heads hold registers, blocks of keys are lower.
 SHORT, LOW = 2048, Tile(128, 64, 4, 4, tma=SPECIALISED)
+# Calls with a decay, a window or starts take the specialised kernel from so many packed rows on, in these tiles.
+LEAST_PACKED = 32
+WITH_OPTIONS = {64: Tile(128, 128, 4, 4, tma=SPECIALISED), 128: Tile(128, 64, 4, 4, tma=SPECIALISED)}
 # From so many tiles a multiprocessor on its programs stay and take one after another.
 STAYS_FROM = 12
 # All others: at most 99 KB, which every part from 8.0 on has.

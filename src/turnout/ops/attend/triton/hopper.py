@@ -28,13 +28,15 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from turnout.ops.attend.triton.configs import Tile
-from turnout.ops.attend.triton.hopper_directions import LANES, load_amounts, put_directions, remove_directions
+from turnout.ops.attend.triton.hopper_directions import LANES, put_amounts, put_directions, remove_directions
 
 # One warpgroup multiplies 64 rows at a time.
 BM = gl.constexpr(64)
 WARPS = gl.constexpr(4)
-# Registers a thread: two warpgroups that compute, one warp that copies.
+# Registers a thread: two warpgroups that compute, and one warp that copies, which holds more where rows have a first
+# key. What a program is launched with, 168 a thread of three warpgroups, is all there is: more would wait forever.
 COMPUTING, COPYING = gl.constexpr(240), gl.constexpr(24)
+COMPUTING_LOWS, COPYING_LOWS = gl.constexpr(232), gl.constexpr(40)
 # Triton 3.6 has the barrier under its old name.
 barrier = getattr(gl, "barrier", None) or gl.thread_barrier
 
@@ -66,36 +68,51 @@ def _tile_of(turn, n_tiles, n_batch, PACKED_HEADS: gl.constexpr, SPLIT: gl.const
 
 @gluon.jit
 def _spans_of(
-    rows_ptr, tile, packed_head, batch, split, span, n_rows, n_keys,
+    rows_ptr, starts_ptr, tile, packed_head, batch, split, span, window, n_rows, n_keys,
     HEADS: gl.constexpr, KV_HEADS: gl.constexpr, PACK: gl.constexpr, BN: gl.constexpr, SPLIT: gl.constexpr,
-    ROW_LISTS: gl.constexpr, N_WARPS: gl.constexpr, HALF: gl.constexpr,
+    ROW_LISTS: gl.constexpr, START_LISTS: gl.constexpr, WINDOW: gl.constexpr, N_WARPS: gl.constexpr,
+    HALF: gl.constexpr,
 ):  # fmt: skip
-    """First key; blocks of both tiles of a program, of one of them, and of that the ones that need no mask.
+    """First key; how many blocks both tiles of a program read; of one tile the first block, the end, and from where to
+    where they need no mask.
 
     At least one block, so that an empty tile takes the same way: every key of it is masked.
     """
     # Every warp holds all rows: nothing is exchanged between warps.
     FLAT: gl.constexpr = gl.BlockedLayout([4], [32], [N_WARPS], [0])
+    MOST: gl.constexpr = 2147483647
     place = gl.arange(0, 2 * BM, FLAT)
     packed = tile * 2 * BM + place
     row = _positions(rows_ptr, packed, batch, packed_head, n_rows, n_keys, HEADS, KV_HEADS, PACK, ROW_LISTS)
     own = gl.where(place // BM == HALF, row, -1)
     last = gl.max(own, 0)
-    first = gl.minimum(gl.min(gl.where(own >= 0, own, 2147483647), 0), last)
+    first = gl.minimum(gl.min(gl.where(own >= 0, own, MOST), 0), last)
     lo = split * span
+    begin = split * 0
+    open_lo = split * 0 + 1
+    if WINDOW or START_LISTS > 0:
+        low = _first_keys(
+            starts_ptr, row, packed, batch, packed_head, n_rows, window, HEADS, KV_HEADS, PACK, START_LISTS, WINDOW
+        )
+        lo += gl.minimum(gl.min(gl.where(row >= 0, low, MOST), 0), n_keys - 1) // BN * BN
+        begin = gl.maximum((gl.minimum(gl.min(gl.where(own >= 0, low, MOST), 0), n_keys) - lo) // BN, 0)
+        open_lo = (gl.max(gl.where(own >= 0, low, 0), 0) - lo + BN - 1) // BN
     stop = n_keys
     if SPLIT:
         stop = gl.minimum(lo + span, n_keys)
     both = gl.maximum((gl.minimum(stop, gl.max(row, 0) + 1) - lo + BN - 1) // BN, 1)
-    mine = gl.maximum((gl.minimum(stop, last + 1) - lo + BN - 1) // BN, 1)
-    return lo, both, mine, gl.minimum(gl.maximum((gl.minimum(first + 1, stop) - lo) // BN, 1), mine)
+    end = gl.maximum((gl.minimum(stop, last + 1) - lo + BN - 1) // BN, 1)
+    begin = gl.minimum(begin, end - 1)
+    open_hi = gl.minimum(gl.maximum((gl.minimum(first + 1, stop) - lo) // BN, begin + 1), end)
+    return lo, both, begin, gl.minimum(gl.maximum(open_lo, begin + 1), open_hi), open_hi, end
 
 
 @gluon.jit
 def _copy_blocks(
-    k_matrix, v_matrix, rows_ptr, ring, bars, n_work, n_batch, n_rows, n_keys, span,
+    k_matrix, v_matrix, rows_ptr, starts_ptr, ring, bars, n_work, n_batch, n_rows, n_keys, span, window,
     HEADS: gl.constexpr, KV_HEADS: gl.constexpr, PACK: gl.constexpr, D: gl.constexpr, BN: gl.constexpr,
-    STAGES: gl.constexpr, SPLIT: gl.constexpr, ROW_LISTS: gl.constexpr,
+    STAGES: gl.constexpr, SPLIT: gl.constexpr, ROW_LISTS: gl.constexpr, START_LISTS: gl.constexpr,
+    WINDOW: gl.constexpr,
 ):  # fmt: skip
     """The copying warp: keys, then values of every block, as soon as both warpgroups have left their place."""
     PACKED_HEADS: gl.constexpr = HEADS // PACK
@@ -103,9 +120,9 @@ def _copy_blocks(
     base = 0
     for turn in range(_turns(n_work)):
         tile, packed_head, batch, split = _tile_of(turn, n_tiles, n_batch, PACKED_HEADS, SPLIT)
-        lo, n_blocks, _, _ = _spans_of(
-            rows_ptr, tile, packed_head, batch, split, span, n_rows, n_keys, HEADS, KV_HEADS, PACK, BN, SPLIT,
-            ROW_LISTS, 1, 0,
+        lo, n_blocks, _, _, _, _ = _spans_of(
+            rows_ptr, starts_ptr, tile, packed_head, batch, split, span, window, n_rows, n_keys,
+            HEADS, KV_HEADS, PACK, BN, SPLIT, ROW_LISTS, START_LISTS, WINDOW, 1, 0,
         )  # fmt: skip
         kv_column = packed_head // (PACKED_HEADS // KV_HEADS) * D
         for block in range(n_blocks):
@@ -125,27 +142,69 @@ def _copy_blocks(
 
 
 @gluon.jit
-def _soften(score, reach, offset, peak, total, scale, MASKED: gl.constexpr):
+def _soften(
+    score,
+    of_key,
+    of_row,
+    reach,
+    low,
+    offset,
+    peak,
+    total,
+    scale,
+    MASKED: gl.constexpr,
+    DECAY: gl.constexpr,
+    LOWS: gl.constexpr,
+):
     """Weights 2^(s − m') of one block, the factor 2^(m − m') of what was summed before, m' and the new sum.
 
-    A row sees the keys of the block up to its reach: offset ≤ row − first key.
+    A row sees the keys of the block from its first one up to its reach: offset ≤ row − first key. The decay c_t − c_s
+    is split at the first key f of the block into (c_t − c_f), added to numbers a row, and (c_f − c_s), added to scores.
     """
+    if DECAY:
+        score = score * scale + of_key[None, :]
     if MASKED:
-        score = gl.where(offset[None, :] <= reach[:, None], score, float("-inf"))
-    new_peak = gl.maximum(peak, gl.max(score, 1) * scale)
+        seen = offset[None, :] <= reach[:, None]
+        if LOWS:
+            seen = seen & (offset[None, :] >= low[:, None])
+        score = gl.where(seen, score, float("-inf"))
+    if DECAY:
+        new_peak = gl.maximum(peak, gl.max(score, 1) + of_row)
+    else:
+        new_peak = gl.maximum(peak, gl.max(score, 1) * scale)
     # A row that has seen nothing yet has peak −inf; 2^(−inf − 0) = 0 keeps it empty without a NaN.
     base = new_peak
     if MASKED:
         base = gl.where(new_peak == float("-inf"), 0.0, new_peak)
-    weight = gl.exp2(score * scale - base[:, None])
+    if DECAY:
+        weight = gl.exp2(score - (base - of_row)[:, None])
+    else:
+        weight = gl.exp2(score * scale - base[:, None])
     shrink = gl.exp2(peak - base)
     return weight, shrink, new_peak, total * shrink + gl.sum(weight, 1)
 
 
 @gluon.jit
+def _decay_of(part_ptr, hi_ptr, lo_ptr, decay_base, first_key, offset, row_hi, row_lo, n_keys, DECAY: gl.constexpr):
+    """(c_f − c_s) of every key of a block that starts at f, (c_t − c_f) of every row; nothing without a decay.
+
+    c is a sum of two float32, so that the difference of two large sums carries only its own rounding.
+    """
+    of_key, of_row = row_hi, row_lo
+    if DECAY:
+        # Keys past the end are masked.
+        at = gl.minimum(first_key, n_keys - 1)
+        of_key = gl.load(part_ptr + decay_base + gl.minimum(first_key + offset, n_keys - 1))
+        of_row = (row_hi - gl.load(hi_ptr + decay_base + at)) + (row_lo - gl.load(lo_ptr + decay_base + at))
+    return of_key, of_row
+
+
+@gluon.jit
 def _fold(
-    begin, end, base, acc, p, total, peak, row, q, ring, bars, first_key, scale,
+    begin, end, base, acc, p, total, peak, row, low, row_hi, row_lo, part_ptr, hi_ptr, lo_ptr, decay_base,
+    q, ring, bars, first_key, n_keys, scale,
     BN: gl.constexpr, STAGES: gl.constexpr, SCORES: gl.constexpr, WEIGHTS: gl.constexpr, MASKED: gl.constexpr,
+    DECAY: gl.constexpr, LOWS: gl.constexpr,
 ):  # fmt: skip
     """Blocks begin ≤ j < end: scores of block j while the weights `p` of block j − 1 meet their values.
 
@@ -160,12 +219,17 @@ def _fold(
         score = warpgroup_mma(q, ring.index(place).permute((1, 0)), nothing, use_acc=False, is_async=True)
         mbarrier.wait(bars.index(STAGES + before), ((count - 1) // STAGES) & 1)
         acc = warpgroup_mma(p, ring.index(STAGES + before), acc, is_async=True)
+        offset = gl.arange(0, BN, gl.SliceLayout(0, SCORES))
+        of_key, of_row = _decay_of(
+            part_ptr, hi_ptr, lo_ptr, decay_base, first_key + block * BN, offset, row_hi, row_lo, n_keys, DECAY
+        )
         score = warpgroup_mma_wait(1, deps=[score])
         barrier()
         mbarrier.arrive(bars.index(2 * STAGES + place), count=1)
-        offset = gl.arange(0, BN, gl.SliceLayout(0, SCORES))
-        reach = row - (first_key + block * BN)
-        weight, shrink, peak, total = _soften(score, reach, offset, peak, total, scale, MASKED)
+        here = first_key + block * BN
+        weight, shrink, peak, total = _soften(
+            score, of_key, of_row, row - here, low - here, offset, peak, total, scale, MASKED, DECAY, LOWS
+        )
         acc, p = warpgroup_mma_wait(0, deps=[acc, p])
         barrier()
         mbarrier.arrive(bars.index(3 * STAGES + before), count=1)
@@ -175,12 +239,25 @@ def _fold(
 
 
 @gluon.jit
+def _pass(begin, end, base, bars, STAGES: gl.constexpr):
+    """Blocks begin ≤ j < end belong to the other warpgroup: leave their places as soon as they are there."""
+    for block in range(begin, end):
+        place = (base + block) % STAGES
+        parity = ((base + block) // STAGES) & 1
+        mbarrier.wait(bars.index(place), parity)
+        mbarrier.arrive(bars.index(2 * STAGES + place), count=1)
+        mbarrier.wait(bars.index(STAGES + place), parity)
+        mbarrier.arrive(bars.index(3 * STAGES + place), count=1)
+
+
+@gluon.jit
 def _compute_tiles(
-    q_ptr, rows_ptr, directions_ptr, suppress_ptr, o_ptr, along_ptr, lse_ptr,
-    q_tile, d_tile, ring, bars,
-    stride_qb, n_work, n_batch, n_rows, n_keys, span, scale, stride_qt: gl.constexpr, stride_qh: gl.constexpr,
+    q_ptr, rows_ptr, starts_ptr, part_ptr, hi_ptr, lo_ptr, directions_ptr, suppress_ptr, o_ptr, along_ptr, lse_ptr,
+    q_tile, d_tile, r_tile, ring, bars,
+    stride_qb, n_work, n_batch, n_rows, n_keys, span, window, scale, stride_qt: gl.constexpr, stride_qh: gl.constexpr,
     HEADS: gl.constexpr, KV_HEADS: gl.constexpr, PACK: gl.constexpr, D: gl.constexpr, BN: gl.constexpr,
-    STAGES: gl.constexpr, SPLIT: gl.constexpr, ROW_LISTS: gl.constexpr, DIRECTIONS: gl.constexpr, HALF: gl.constexpr,
+    STAGES: gl.constexpr, SPLIT: gl.constexpr, ROW_LISTS: gl.constexpr, START_LISTS: gl.constexpr,
+    WINDOW: gl.constexpr, DECAY: gl.constexpr, DIRECTIONS: gl.constexpr, HALF: gl.constexpr,
 ):  # fmt: skip
     """A warpgroup: 64 rows of every tile, up to their own last one; then it lets the other's blocks pass."""
     PACKED_HEADS: gl.constexpr = HEADS // PACK
@@ -190,6 +267,7 @@ def _compute_tiles(
     WIDE: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [WARPS, 1], [1, 0])
     OF_ROW: gl.constexpr = gl.SliceLayout(1, SCORES)
     COEFFICIENTS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, LANES, 16])
+    LOWS: gl.constexpr = WINDOW or START_LISTS > 0
     n_tiles = (n_rows * PACK + 2 * BM - 1) // (2 * BM)
     own = q_tile.index(HALF)
     column = gl.arange(0, D, gl.SliceLayout(0, WIDE))
@@ -211,50 +289,65 @@ def _compute_tiles(
             # One head a tile: its directions are the same for every row.
             cut_place = first_packed + gl.arange(0, BM, gl.SliceLayout(1, COEFFICIENTS))
             cut_row = (batch.to(gl.int64) * n_rows + cut_place) * HEADS + packed_head
-            amount = load_amounts(suppress_ptr, cut_row, cut_place < n_rows, COEFFICIENTS, DIRECTIONS)
+            put_amounts(suppress_ptr, r_tile.index(HALF), cut_row, cut_place < n_rows, COEFFICIENTS, DIRECTIONS)
             put_directions(directions_ptr, d_tile.index(HALF), packed_head, WIDE, DIRECTIONS, D)
         fence_async_shared()
         barrier()
-        lo, n_blocks, mine, full = _spans_of(
-            rows_ptr, tile, packed_head, batch, split, span, n_rows, n_keys, HEADS, KV_HEADS, PACK, BN, SPLIT,
-            ROW_LISTS, WARPS, HALF,
+        lo, n_blocks, begin, open_lo, open_hi, end = _spans_of(
+            rows_ptr, starts_ptr, tile, packed_head, batch, split, span, window, n_rows, n_keys,
+            HEADS, KV_HEADS, PACK, BN, SPLIT, ROW_LISTS, START_LISTS, WINDOW, WARPS, HALF,
         )  # fmt: skip
+        low, row_hi, row_lo, decay_base = row, scale, scale, base
+        if LOWS:
+            low = _first_keys(
+                starts_ptr, row, packed, batch, packed_head, n_rows, window, HEADS, KV_HEADS, PACK, START_LISTS, WINDOW
+            )
+        if DECAY:
+            decay_base = (batch.to(gl.int64) * HEADS + packed_head) * n_keys
+            row_hi = gl.load(hi_ptr + decay_base + gl.maximum(row, 0))
+            row_lo = gl.load(lo_ptr + decay_base + gl.maximum(row, 0))
 
+        if LOWS:
+            _pass(0, begin, base, bars, STAGES)
         # The first block, masked whether it needs it or not.
-        mbarrier.wait(bars.index(base % STAGES), (base // STAGES) & 1)
+        count = base + begin
+        here = lo + begin * BN
+        mbarrier.wait(bars.index(count % STAGES), (count // STAGES) & 1)
         nothing = gl.zeros([BM, BN], gl.float32, SCORES)
-        keys = ring.index(base % STAGES).permute((1, 0))
+        keys = ring.index(count % STAGES).permute((1, 0))
         score = warpgroup_mma(own, keys, nothing, use_acc=False, is_async=True)
+        offset = gl.arange(0, BN, gl.SliceLayout(0, SCORES))
+        of_key, of_row = _decay_of(part_ptr, hi_ptr, lo_ptr, decay_base, here, offset, row_hi, row_lo, n_keys, DECAY)
         score = warpgroup_mma_wait(0, deps=[score])
         barrier()
-        mbarrier.arrive(bars.index(2 * STAGES + base % STAGES), count=1)
+        mbarrier.arrive(bars.index(2 * STAGES + count % STAGES), count=1)
         peak = gl.full([BM], float("-inf"), gl.float32, OF_ROW)
         total = gl.zeros([BM], gl.float32, OF_ROW)
-        offset = gl.arange(0, BN, gl.SliceLayout(0, SCORES))
-        weight, _, peak, total = _soften(score, row - lo, offset, peak, total, scale, True)
+        weight, _, peak, total = _soften(
+            score, of_key, of_row, row - here, low - here, offset, peak, total, scale, True, DECAY, LOWS
+        )
         p = gl.convert_layout(weight.to(ring.dtype), WEIGHTS)
         acc = gl.zeros([BM, D], gl.float32, OUT)
+        if LOWS:
+            acc, p, total, peak = _fold(
+                begin + 1, open_lo, base, acc, p, total, peak, row, low, row_hi, row_lo, part_ptr, hi_ptr, lo_ptr,
+                decay_base, own, ring, bars, lo, n_keys, scale, BN, STAGES, SCORES, WEIGHTS, True, DECAY, LOWS,
+            )  # fmt: skip
         acc, p, total, peak = _fold(
-            1, full, base, acc, p, total, peak, row, own, ring, bars, lo, scale,
-            BN, STAGES, SCORES, WEIGHTS, False,
+            open_lo, open_hi, base, acc, p, total, peak, row, low, row_hi, row_lo, part_ptr, hi_ptr, lo_ptr,
+            decay_base, own, ring, bars, lo, n_keys, scale, BN, STAGES, SCORES, WEIGHTS, False, DECAY, LOWS,
         )  # fmt: skip
         acc, p, total, peak = _fold(
-            full, mine, base, acc, p, total, peak, row, own, ring, bars, lo, scale,
-            BN, STAGES, SCORES, WEIGHTS, True,
+            open_hi, end, base, acc, p, total, peak, row, low, row_hi, row_lo, part_ptr, hi_ptr, lo_ptr,
+            decay_base, own, ring, bars, lo, n_keys, scale, BN, STAGES, SCORES, WEIGHTS, True, DECAY, LOWS,
         )  # fmt: skip
-        count = base + mine - 1
+        count = base + end - 1
         mbarrier.wait(bars.index(STAGES + count % STAGES), (count // STAGES) & 1)
         acc = warpgroup_mma(p, ring.index(STAGES + count % STAGES), acc, is_async=True)
         acc, p = warpgroup_mma_wait(0, deps=[acc, p])
         barrier()
         mbarrier.arrive(bars.index(3 * STAGES + count % STAGES), count=1)
-        for block in range(mine, n_blocks):
-            place = (base + block) % STAGES
-            parity = ((base + block) // STAGES) & 1
-            mbarrier.wait(bars.index(place), parity)
-            mbarrier.arrive(bars.index(2 * STAGES + place), count=1)
-            mbarrier.wait(bars.index(STAGES + place), parity)
-            mbarrier.arrive(bars.index(3 * STAGES + place), count=1)
+        _pass(end, n_blocks, base, bars, STAGES)
         base += n_blocks
 
         some = (row >= 0) & (total > 0)
@@ -272,7 +365,7 @@ def _compute_tiles(
         out_row = gl.convert_layout((out_base + index) * HEADS + out_head, gl.SliceLayout(1, OUT))
         if DIRECTIONS > 0:
             acc = remove_directions(
-                acc, amount, d_tile.index(HALF), along_ptr, cut_row, cut_place < n_rows, OUT, COEFFICIENTS, DIRECTIONS
+                acc, r_tile.index(HALF), d_tile.index(HALF), along_ptr, out_row, inside, OUT, COEFFICIENTS, DIRECTIONS
             )
         if SPLIT:
             gl.store(o_ptr + out_row[:, None] * D + out_column[None, :], acc, mask=inside[:, None])
@@ -307,12 +400,31 @@ def _positions(
     return gl.where(inside, row, -1)
 
 
-@gluon.jit(do_not_specialize=["n_batch", "n_rows", "n_keys", "n_splits", "span"])
+@gluon.jit
+def _first_keys(
+    starts_ptr, row, packed, batch, packed_head, n_rows, window,
+    HEADS: gl.constexpr, KV_HEADS: gl.constexpr, PACK: gl.constexpr, START_LISTS: gl.constexpr, WINDOW: gl.constexpr,
+):  # fmt: skip
+    """First key that each packed row reads, by its start and its window; anything in an empty slot."""
+    low = row * 0
+    if START_LISTS > 0:
+        start = batch.to(gl.int64) * START_LISTS * n_rows
+        if START_LISTS > 1:
+            start += packed_head // (HEADS // PACK // KV_HEADS) * n_rows
+        low = gl.load(starts_ptr + start + gl.minimum(packed // PACK, n_rows - 1)).to(gl.int32)
+    if WINDOW:
+        low = gl.maximum(low, row - window + 1)
+    return low
+
+
+@gluon.jit(do_not_specialize=["n_batch", "n_rows", "n_keys", "n_splits", "span", "window"])
 def hopper_kernel(
-    q_ptr, k_matrix, v_matrix, rows_ptr, directions_ptr, suppress_ptr, o_ptr, along_ptr, lse_ptr,
-    stride_qb, n_batch, n_rows, n_keys, n_splits, span, scale, stride_qt: gl.constexpr, stride_qh: gl.constexpr,
+    q_ptr, k_matrix, v_matrix, rows_ptr, starts_ptr, part_ptr, hi_ptr, lo_ptr, directions_ptr, suppress_ptr,
+    o_ptr, along_ptr, lse_ptr,
+    stride_qb, n_batch, n_rows, n_keys, n_splits, span, window, scale, stride_qt: gl.constexpr, stride_qh: gl.constexpr,
     HEADS: gl.constexpr, KV_HEADS: gl.constexpr, PACK: gl.constexpr, D: gl.constexpr, BN: gl.constexpr,
-    STAGES: gl.constexpr, SPLIT: gl.constexpr, ROW_LISTS: gl.constexpr, DIRECTIONS: gl.constexpr,
+    STAGES: gl.constexpr, SPLIT: gl.constexpr, ROW_LISTS: gl.constexpr, START_LISTS: gl.constexpr,
+    WINDOW: gl.constexpr, DECAY: gl.constexpr, DIRECTIONS: gl.constexpr,
 ):  # fmt: skip
     """o [B, R, H, D] and lse [B, F, P] (base 2, +inf where nothing is visible); partial ones a split with SPLIT.
 
@@ -325,8 +437,9 @@ def hopper_kernel(
     ring = gl.allocate_shared_memory(dtype, [2 * STAGES, BN, D], k_matrix.layout)
     bars = gl.allocate_shared_memory(gl.int64, [4 * STAGES, 1], mbarrier.MBarrierLayout())
     q_tile = gl.allocate_shared_memory(dtype, [2, BM, D], gl.NVMMASharedLayout.get_default_for([BM, D], dtype))
-    d_tile = q_tile
+    d_tile, r_tile = q_tile, q_tile
     if DIRECTIONS > 0:
+        r_tile = gl.allocate_shared_memory(dtype, [2, BM, LANES], gl.SwizzledSharedLayout(2, 1, 1, [1, 0]))
         d_tile = gl.allocate_shared_memory(
             dtype, [2, LANES, D], gl.NVMMASharedLayout.get_default_for([LANES, D], dtype)
         )
@@ -334,26 +447,30 @@ def hopper_kernel(
         mbarrier.init(bars.index(place), count=1)
         mbarrier.init(bars.index(2 * STAGES + place), count=2)
     fence_async_shared()
+    computing: gl.constexpr = COMPUTING_LOWS if WINDOW or START_LISTS > 0 else COMPUTING
+    copying: gl.constexpr = COPYING_LOWS if WINDOW or START_LISTS > 0 else COPYING
     # Constants stay constants only where they are written into the call.
     gl.warp_specialize(
         [
             (_compute_tiles, (
-                q_ptr, rows_ptr, directions_ptr, suppress_ptr, o_ptr, along_ptr, lse_ptr, q_tile, d_tile, ring, bars,
-                stride_qb, n_work, n_batch, n_rows, n_keys, span, scale,
-                stride_qt, stride_qh, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS, DIRECTIONS, 0,
+                q_ptr, rows_ptr, starts_ptr, part_ptr, hi_ptr, lo_ptr, directions_ptr, suppress_ptr, o_ptr, along_ptr,
+                lse_ptr, q_tile, d_tile, r_tile, ring, bars, stride_qb, n_work, n_batch, n_rows, n_keys, span, window, scale,
+                stride_qt, stride_qh, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS, START_LISTS, WINDOW,
+                DECAY, DIRECTIONS, 0,
             )),
             (_compute_tiles, (
-                q_ptr, rows_ptr, directions_ptr, suppress_ptr, o_ptr, along_ptr, lse_ptr, q_tile, d_tile, ring, bars,
-                stride_qb, n_work, n_batch, n_rows, n_keys, span, scale,
-                stride_qt, stride_qh, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS, DIRECTIONS, 1,
+                q_ptr, rows_ptr, starts_ptr, part_ptr, hi_ptr, lo_ptr, directions_ptr, suppress_ptr, o_ptr, along_ptr,
+                lse_ptr, q_tile, d_tile, r_tile, ring, bars, stride_qb, n_work, n_batch, n_rows, n_keys, span, window, scale,
+                stride_qt, stride_qh, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS, START_LISTS, WINDOW,
+                DECAY, DIRECTIONS, 1,
             )),
             (_copy_blocks, (
-                k_matrix, v_matrix, rows_ptr, ring, bars, n_work, n_batch, n_rows,
-                n_keys, span, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS,
+                k_matrix, v_matrix, rows_ptr, starts_ptr, ring, bars, n_work, n_batch, n_rows, n_keys, span, window,
+                HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS, START_LISTS, WINDOW,
             )),
         ],
         [WARPS, 1],
-        [COMPUTING, COPYING],
+        [computing, copying],
     )  # fmt: skip
 
 

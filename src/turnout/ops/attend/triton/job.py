@@ -16,13 +16,15 @@ from torch import Tensor
 
 from turnout.ops.attend.triton.configs import (
     LEAST,
+    LEAST_PACKED,
     LOW,
     MOST_DIRECTIONS,
     MOST_PACKED,
     ORDINARY,
     SHORT,
     SPECIALISED,
-    WIDTH,
+    WIDTHS,
+    WITH_OPTIONS,
     Plan,
     Tile,
     choose_plan,
@@ -101,8 +103,7 @@ class Job:
                 self.n_packed,
                 lean=self.has_options(),
             )
-            if plan.forward.tma == SPECIALISED:
-                plan = replace(plan, forward=self._specialised(plan.forward))
+            plan = replace(plan, forward=self._specialised(plan.forward))
         if self.blocks is None:
             return plan
         height = max(LEAST, 1 << (self.row_block * self.pack - 1).bit_length())
@@ -131,6 +132,22 @@ class Job:
         total = (self.total * LOG2E).transpose(1, 2)
         high = total.float().contiguous()
         return high, (total - high).float().contiguous()
+
+    def key_decay(self, n: int) -> Tensor | None:
+        """Σ log_decay in base 2 from each key's block of `n` on: c[first of the block] − c[s], float32 [B, H, S]."""
+        if self.total is None:
+            return None
+        total = (self.total * LOG2E).transpose(1, 2)
+        first = torch.arange(total.shape[2], device=total.device) // n * n
+        return (total[..., first] - total).float().contiguous()
+
+    def of_rows(self, of_keys: Tensor | None) -> Tensor | None:
+        """What belongs to keys, [B, H, S], at every row: [B, H, R], that of the first position in an empty slot."""
+        if of_keys is None:
+            return None
+        if self.rows is None:
+            return of_keys[..., of_keys.shape[2] - self.q.shape[1] :].contiguous()
+        return of_keys.gather(2, self.rows.clamp(min=0).repeat_interleave(self.heads // self.rows.shape[1], 1))
 
     def arguments(self) -> dict[str, Any]:
         """Arguments that all kernels with a key loop share."""
@@ -164,14 +181,23 @@ class Job:
         return {"k_ptr": _matrix(self.k, tile.keys), "v_ptr": _matrix(self.v, tile.keys), "TMA": True}
 
     def _specialised(self, tile: Tile) -> Tile:
-        """A tile of the kernel of `hopper.py`, or an ordinary one where the call or the device is none for it."""
+        """The tile in which the kernel of `hopper.py` runs the call; another where the call or the device is none for it.
+
+        Args:
+            tile: what the tables say.
+        """
+        cut, options = self.directions is not None, self.has_options()
+        if not options and tile.tma != SPECIALISED:
+            return tile
         here = self.q.is_cuda and _capability(self.q.device) == (9, 0) and has_gluon()
         copies = self.k.numel() > 0 and self._bulk_copies(self.k) and self._bulk_copies(self.v)
-        copies = copies and self.q.shape[3] == WIDTH
-        cut = self.directions is not None
-        most = self.directions is None or self.directions.shape[1] <= MOST_DIRECTIONS
-        if not (here and copies and most and MOST_PACKED % self.pack == 0) or (cut and self.pack > 1):
-            return ORDINARY
+        fits = self.q.element_size() == 2 and self.q.shape[3] in WIDTHS and MOST_PACKED % self.pack == 0
+        able = not (self.sinks or self.blocks is not None or (cut and (options or self.pack > 1)))
+        able = able and (self.directions is None or self.directions.shape[1] <= MOST_DIRECTIONS)
+        if not (here and copies and fits and able):
+            return tile if options else ORDINARY
+        if options:
+            return WITH_OPTIONS[self.q.shape[3]] if self.n_packed > LEAST_PACKED else tile
         return LOW if self.pack > 1 or self.k.shape[1] <= SHORT else tile
 
     def _bulk_copies(self, x: Tensor) -> bool:

@@ -51,7 +51,7 @@ def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.library.custom_op("turnout::routed_attend_backward", mutates_args=())
 def routed_attend_backward(
-    grad: Tensor, o: Tensor, along: Tensor, lse: Tensor, need_q: bool, need_kv: bool,
+    grad: Tensor, o: Tensor, along: Tensor, lse: Tensor, need_q: bool, need_kv: bool, need_decay: bool,
     q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None, starts: Tensor | None, total: Tensor | None,
     blocks: Tensor | None, n_blocks: Tensor | None, directions: Tensor | None, suppress: Tensor | None,
     window: int, sinks: int, scale: float, key_block: int, row_block: int, tiles: Sequence[int],
@@ -62,12 +62,19 @@ def routed_attend_backward(
         (window, sinks, scale, key_block, row_block, tiles),
     )
     with _on_device(q):
-        return backward(job, grad.contiguous(), o, along, lse, need_q=need_q, need_kv=need_kv)
+        return backward(job, grad.contiguous(), o, along, lse, need_q=need_q, need_kv=need_kv, need_decay=need_decay)
 
 
 @routed_attend_backward.register_fake
 def _fake_backward(
-    grad: Tensor, o: Tensor, along: Tensor, lse: Tensor, need_q: bool, need_kv: bool, *arguments: Any
+    grad: Tensor,
+    o: Tensor,
+    along: Tensor,
+    lse: Tensor,
+    need_q: bool,
+    need_kv: bool,
+    need_decay: bool,
+    *arguments: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     q, k, v, _, _, total, _, _, directions, suppress = arguments[: len(SAVED)]
     none = q.new_empty(0)
@@ -75,7 +82,7 @@ def _fake_backward(
         q.new_empty(q.shape) if need_q else none,
         k.new_empty(k.shape) if need_kv else q.new_empty(0),
         v.new_empty(v.shape) if need_kv else q.new_empty(0),
-        total.new_empty(total.shape) if need_kv and total is not None else q.new_empty(0, dtype=torch.float64),
+        total.new_empty(total.shape) if need_decay else q.new_empty(0, dtype=torch.float64),
         q.new_empty(0, dtype=torch.float32) if directions is None else directions.new_empty(directions.shape),
         q.new_empty(0, dtype=torch.float32) if suppress is None else suppress.new_empty(suppress.shape),
     )
@@ -92,7 +99,7 @@ def _gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     *inputs, o, along, lse = ctx.saved_tensors
     need = ctx.needs_input_grad
     dq, dk, dv, d_total, d_directions, d_suppress = routed_attend_backward(
-        grad, o, along, lse, need[0], need[1] or need[2] or need[5], *inputs, *ctx.numbers
+        grad, o, along, lse, need[0], need[1] or need[2] or need[5], need[5], *inputs, *ctx.numbers
     )
     out = {0: dq, 1: dk, 2: dv, 5: d_total, 8: d_directions, 9: d_suppress}
     return tuple(out.get(i) if wanted else None for i, wanted in enumerate(need))
