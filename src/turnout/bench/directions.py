@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from turnout.bench.profile import profiled
 from turnout.bench.timing import graphed, time_interleaved
 from turnout.models.causal_lm import CausalLM
 from turnout.models.decode_step import DecodeStep
 from turnout.ops.attend import attend
+from turnout.ops.attend.reference import suppress_directions
 from turnout.recipes.directional import ARMS, SIZES, directional_run
 from turnout.routers.mode import RoutingMode
 from turnout.tasks import Batch
@@ -23,13 +25,18 @@ from turnout.train.manifest import device_name
 from turnout.train.schedule import Joint
 from turnout.train.step import Stepper
 
-# (batch, tokens, heads, head dim): the published attention, that of the small size, and a long one, where attention has
-# more to do for each output that directions are removed from.
+# (batch, tokens, heads, head dim): the published attention and the same tokens in fewer and longer sequences, where
+# attention has more to do for each output that directions are removed from; heads of 64; that of the small size.
 SHAPES = {
-    "cuda": {"433m": (8, 1024, 12, 128), "gpu": (32, 512, 6, 64), "8k": (1, 8192, 16, 128)},
+    "cuda": {
+        "433m": (8, 1024, 12, 128), "433m, 4,096 tokens": (4, 4096, 12, 128),
+        "433m, 16,384 tokens": (1, 16384, 12, 128), "heads of 64": (8, 1024, 16, 64), "gpu": (32, 512, 6, 64),
+    },
     "cpu": {"cpu": (4, 128, 4, 16)},
-}
+}  # fmt: skip
 DIRECTIONS = 4
+# Calls of one graph: what lies between two of them is what lies between kernels anyway.
+CALLS = {"forward": 10, "forward+backward": 4}
 
 
 def measure_directions(device: str, *, seconds: float = 1.5) -> dict[str, Any]:
@@ -63,7 +70,8 @@ def _attention(shape: tuple[int, int, int, int], what: str, device: torch.device
     r = randn(n_batch, length, heads, DIRECTIONS).detach().sigmoid().requires_grad_(what != "forward")
     cotangent = randn(n_batch, length, heads, dim).detach()
     arms: dict[str, Callable[[], Tensor]] = {"attention": lambda: attend(q, k, v)}
-    arms["attention + cut"] = lambda: attend(q, k, v, directions=d, suppress=r)
+    arms["attention + cut"] = lambda: attend(q, k, v, directions=d, suppress=r, impl="dense")
+    arms["attention + definition"] = lambda: suppress_directions(attend(q, k, v), d, r)
     if device.type == "cuda":
         arms["kernel"] = lambda: attend(q, k, v, impl="triton")
         arms["kernel + epilogue"] = lambda: attend(q, k, v, directions=d, suppress=r, impl="triton")
@@ -74,14 +82,33 @@ def _attention(shape: tuple[int, int, int, int], what: str, device: torch.device
         return lambda: torch.autograd.grad(arm(), inputs, cotangent)
 
     with torch.set_grad_enabled(what != "forward"):
-        calls = {}
-        for name, arm in arms.items():
-            inputs = (q, k, v, d, r) if "+" in name else (q, k, v)
-            calls[name] = graphed(whole(arm, inputs), device)
-        timings = time_interleaved(calls, device=device, seconds=seconds)
-    ms = {name: round(t.ms, 5) for name, t in timings.items()}
-    without = min(t for name, t in ms.items() if "+" not in name)
-    return {"ms": ms, "best": min(t for name, t in ms.items() if "+" in name) / without, "n": timings["attention"].n}
+        single = {name: whole(arm, (q, k, v, d, r) if "+" in name else (q, k, v)) for name, arm in arms.items()}
+        calls = CALLS[what] if device.type == "cuda" else 1
+        timings = time_interleaved(
+            {name: graphed(_repeated(call, calls), device) for name, call in single.items()},
+            device=device, seconds=seconds,
+        )  # fmt: skip
+        row = _compared({name: round(t.ms / calls, 5) for name, t in timings.items()}, timings["attention"].n * calls)
+        if device.type == "cuda":
+            row["profile"] = {name: profiled(single[name], device) for name in single if "definition" not in name}
+    return row
+
+
+def _repeated(call: Callable[[], object], times: int) -> Callable[[], object]:
+    def several() -> None:
+        for _ in range(times):
+            call()
+
+    return several
+
+
+def _compared(ms: dict[str, float], n: int) -> dict[str, Any]:
+    """The fastest way with directions over the fastest without, and the kernel with its epilogue over the kernel."""
+    row: dict[str, Any] = {"ms": ms, "n": n}
+    row["best"] = min(t for name, t in ms.items() if "+" in name) / min(t for name, t in ms.items() if "+" not in name)
+    if "kernel" in ms:
+        row["epilogue"] = ms["kernel + epilogue"] / ms["kernel"]
+    return row
 
 
 def _model(size: str, arm: str, device: torch.device, seconds: float) -> dict[str, Any]:

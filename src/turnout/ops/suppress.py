@@ -21,8 +21,9 @@ def suppress(out: Tensor, directions: Tensor, amount: Tensor) -> Tensor:
 
         c = o d^T,  o' = o − (r c) d;     γ = g d^T,  ∂o = g − (r γ) d,  ∂r = −c γ,  ∂d = −(r c)^T g − (r γ)^T o
 
-    Only o (on a GPU o') and c are kept for the backward pass. In products every addition is part of one, so that o is
-    read twice and written once. Compiled code keeps the definition, which the compiler fuses itself.
+    Only o, which attention keeps anyway, and on the CPU c are kept for the backward pass. In products every addition is
+    part of one, so that o is read twice and written once. Compiled code keeps the definition, which the compiler fuses
+    itself.
 
     Args:
         out: [B, T, H, D]; directions: [H, K, D]; amount: r, [B, T, H, K].
@@ -40,7 +41,11 @@ class _Suppress(torch.autograd.Function):
     def forward(ctx: Any, o: Tensor, d: Tensor, r: Tensor) -> Tensor:
         with torch.autocast(o.device.type, enabled=False):
             if _has_kernel(o):
-                return _forward_kernel(ctx, o, d, r)
+                from turnout.ops.suppress_kernel import cut
+
+                o, d, r = o.contiguous(), d.contiguous(), r.contiguous()
+                ctx.save_for_backward(o, d, r)
+                return cut(o, d, r)
             c = _by_head(o) @ d.transpose(1, 2)
             ctx.save_for_backward(o, d, r, c)
             return _minus(o, _by_head(r) * c, d)
@@ -48,13 +53,13 @@ class _Suppress(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        o, d, r, c = ctx.saved_tensors
+        o, d, r, *along = ctx.saved_tensors
         with torch.autocast(o.device.type, enabled=False):
-            if _has_kernel(o):
+            if not along:
                 from turnout.ops.suppress_kernel import uncut
 
-                raw, d_directions, d_amount, _ = uncut(o, grad.contiguous(), d, r, c)
-                return raw, d_directions.to(d.dtype), d_amount
+                return uncut(o, grad.contiguous(), d, r)[:3]
+            (c,) = along
             along, share = _by_head(grad) @ d.transpose(1, 2), _by_head(r)
             removed = share * along
             d_directions = (share * c).transpose(1, 2) @ _by_head(grad)
@@ -65,16 +70,6 @@ class _Suppress(torch.autograd.Function):
 
 def _has_kernel(o: Tensor) -> bool:
     return o.is_cuda and o.dtype != torch.float64 and not why_not_here("cuda", o.device.index or 0)
-
-
-def _forward_kernel(ctx: Any, o: Tensor, d: Tensor, r: Tensor) -> Tensor:
-    """Keeps o', which whoever reads it keeps anyway, instead of o."""
-    from turnout.ops.suppress_kernel import cut
-
-    d, r = d.contiguous(), r.contiguous()
-    out, c = cut(o.contiguous(), d, r, along=True)
-    ctx.save_for_backward(out, d, r, c)
-    return out
 
 
 def _by_head(x: Tensor) -> Tensor:

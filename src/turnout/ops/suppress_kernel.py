@@ -3,32 +3,91 @@
     c = <o, d_k>,  o' = o − Σ_k r_k c_k d_k;     γ = <g, d_k>,  ∂o = g − Σ_k r_k γ_k d_k,  ∂r_k = −c_k γ_k,
     ∂d_k = −Σ_rows r_k (γ_k o + c_k g)
 
-Axes: B batch, R rows (N of all sequences), H heads, D head dim (BD padded to a power of two), K directions (BK padded),
-BM rows of a step, C chunks of rows, F = H / PACK packed heads, P = R · PACK.
+Every sum over channels or directions is a product of tiles, of LANES directions at a time: what is missing to them is
+zeros, which cost matrix units next to nothing. Operands are rounded to the dtype of the outputs, sums are float32.
+
+Axes: B batch, R rows (N of all sequences), H heads, D head dim (BD padded to a power of two), K directions,
+BM rows of a program, C programs a head, F = H / PACK packed heads, P = R · PACK.
 """
 
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from turnout.ops.attend.triton.job import run
+from turnout.ops.attend.triton.job import precision, run
 
-BM = 16
-# Rows of a program: its sum for the directions' gradient is one of C, so that few are added up in the end.
-CHUNK = 128
+# Directions of one product: the least that it takes.
+LANES = tl.constexpr(16)
+# Bytes of outputs of a program, and its most rows: several programs a multiprocessor keep the memory busy.
+TILE_BYTES, MOST_ROWS = 8192, 64
+# Programs' sums that are added up at a time.
+FAN = 64
 
 
-@triton.jit(do_not_specialize=["n_rows", "n_directions"])
-def cut_kernel(
-    o_ptr, d_ptr, r_ptr, out_ptr, along_ptr, n_rows, n_directions,
-    HEADS: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, ALONG: tl.constexpr,
+@triton.jit
+def load_shares(ptr, index, valid, first, K: tl.constexpr):
+    """One number a row and direction from `first` on, [BM, LANES], 0 beyond K; `index` is (b·R + r)·H + h."""
+    which = first + tl.arange(0, LANES)
+    at = ptr + index[:, None] * K + which[None, :]
+    return tl.load(at, mask=valid[:, None] & (which < K)[None, :], other=0.0)
+
+
+@triton.jit
+def store_shares(ptr, index, valid, first, value, K: tl.constexpr):
+    """The inverse of `load_shares`."""
+    which = first + tl.arange(0, LANES)
+    at = ptr + index[:, None] * K + which[None, :]
+    tl.store(at, value.to(ptr.dtype.element_ty), mask=valid[:, None] & (which < K)[None, :])
+
+
+@triton.jit
+def load_directions(ptr, head, first, channel, K: tl.constexpr, D: tl.constexpr, DTYPE: tl.constexpr):
+    """Directions of a head from `first` on, [LANES, BD], zeros beyond K."""
+    which = first + tl.arange(0, LANES)
+    at = ptr + (head * K + which)[:, None] * D + channel[None, :]
+    return tl.load(at, mask=(which < K)[:, None] & (channel < D)[None, :], other=0.0).to(DTYPE)
+
+
+@triton.jit
+def suppress_tile(
+    o, r, directions_ptr, suppress_ptr, along_ptr, row_index, first_head, member, valid, channel,
+    K: tl.constexpr, D: tl.constexpr, PACK: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """o' [N, H, D] of o [N, H, D]; with ALONG also c [N, H, K] float32."""
+    """o' = o − Σ_k r_k <o, d_k> d_k for a tile o [BM, BD] in float32 of PACK heads; a row's head is that of `member`.
+
+    `r` holds the first amounts as `load_shares` gives them, so that they are loaded long before they are needed.
+    Where `along_ptr` is not None it takes <o, d_k>, with which the backward pass restores o from o'.
+    """
+    rounded = o.to(DTYPE)
+    for first in tl.static_range(0, K, LANES):
+        if first > 0:
+            r = load_shares(suppress_ptr, row_index, valid, first, K)
+        amount = r.to(tl.float32)
+        along = amount * 0.0
+        for one in tl.range(0, PACK, num_stages=1):
+            d = load_directions(directions_ptr, first_head + one, first, channel, K, D, DTYPE)
+            c = tl.dot(rounded, tl.trans(d), input_precision=PRECISION)
+            if PACK > 1:
+                c = tl.where((member == one)[:, None], c, 0.0)
+            o = tl.dot((-amount * c).to(DTYPE), d, o, input_precision=PRECISION)
+            along += c
+        if along_ptr is not None:
+            store_shares(along_ptr, row_index, valid, first, along, K)
+    return o
+
+
+@triton.jit(do_not_specialize=["n_rows"])
+def cut_kernel(
+    o_ptr, d_ptr, r_ptr, out_ptr, n_rows,
+    HEADS: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """o' [N, H, D] of o [N, H, D]."""
     head = tl.program_id(0) % HEADS
     row = tl.program_id(0) // HEADS * BM + tl.arange(0, BM)
     channel = tl.arange(0, BD)
@@ -36,127 +95,163 @@ def cut_kernel(
     index = row.to(tl.int64) * HEADS + head
     place = index[:, None] * D + channel[None, :]
     mask = inside[:, None] & (channel < D)[None, :]
-    o = tl.load(o_ptr + place, mask=mask, other=0.0).to(tl.float32)
-    out = o
-    for one in range(0, n_directions):
-        d = tl.load(d_ptr + (head * n_directions + one) * D + channel, mask=channel < D, other=0.0).to(tl.float32)
-        r = tl.load(r_ptr + index * n_directions + one, mask=inside, other=0.0).to(tl.float32)
-        c = tl.sum(o * d[None, :], 1)
-        if ALONG:
-            tl.store(along_ptr + index * n_directions + one, c, mask=inside)
-        out -= (r * c)[:, None] * d[None, :]
-    tl.store(out_ptr + place, out.to(out_ptr.dtype.element_ty), mask=mask)
+    dtype: tl.constexpr = o_ptr.dtype.element_ty
+    o = tl.load(o_ptr + place, mask=mask, other=0.0)
+    r = load_shares(r_ptr, index, inside, 0, K)
+    out = suppress_tile(
+        o.to(tl.float32), r, d_ptr, r_ptr, None, index, head, row, inside, channel, K, D, 1, dtype, PRECISION
+    )
+    tl.store(out_ptr + place, out.to(dtype), mask=mask)
 
 
-@triton.jit(do_not_specialize=["n_rows", "n_directions", "n_chunks"])
-def uncut_kernel(
-    out_ptr, grad_ptr, d_ptr, r_ptr, along_ptr, rows_ptr, raw_grad_ptr, dr_ptr, part_ptr, delta_ptr,
-    n_rows, n_directions, n_chunks,
-    HEADS: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr, CHUNK: tl.constexpr,
-    PACK: tl.constexpr, DELTA: tl.constexpr, ROW_LISTS: tl.constexpr,
+@triton.jit
+def _shares(
+    o, grad, d_ptr, r_ptr, along_ptr, index, valid, head, first, channel,
+    K: tl.constexpr, D: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """∂o [B, R, H, D], ∂r [B, R, H, K] and part [B, C, H, K, D], the sums of a chunk of rows, of the output o' and g.
+    """d [LANES, BD]; of every row c, γ in float32 and r c, r γ as operands, [BM, LANES]; c from memory or from o."""
+    d = load_directions(d_ptr, head, first, channel, K, D, DTYPE)
+    r = load_shares(r_ptr, index, valid, first, K).to(tl.float32)
+    if along_ptr is not None:
+        c = load_shares(along_ptr, index, valid, first, K)
+        along_grad = tl.dot(grad, tl.trans(d), input_precision=PRECISION)
+    else:
+        c = tl.dot(o, tl.trans(d), input_precision=PRECISION)
+        along_grad = tl.dot(grad, tl.trans(d), input_precision=PRECISION)
+    return d, c, along_grad, (r * c).to(DTYPE), (r * along_grad).to(DTYPE)
 
-    o is restored as o' + Σ r_k c_k d_k. With DELTA also δ = <o, ∂o> [B, F, P], as the attention kernels want it, of ∂o
-    as it is rounded; rows without a position (`rows` [B, ROW_LISTS, R] below 0) then count as zeros.
+
+@triton.jit(do_not_specialize=["n_rows", "n_chunks"])
+def uncut_kernel(
+    out_ptr, grad_ptr, d_ptr, r_ptr, along_ptr, rows_ptr, raw_grad_ptr, dr_ptr, part_ptr, delta_ptr, n_rows, n_chunks,
+    HEADS: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, PACK: tl.constexpr,
+    ROW_LISTS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """∂o [B, R, H, D], ∂r [B, R, H, K] and part [B, C, H, K, D], the sums of a program's rows.
+
+    With `along_ptr` of the output o', from which o is restored as o' + Σ r_k c_k d_k, else of o. With `delta_ptr` also
+    δ = <o, ∂o> [B, F, P], as the attention kernels want it, of ∂o as it is rounded; rows without a position (`rows`
+    [B, ROW_LISTS, R] below 0) then count as zeros.
     """
     head = tl.program_id(0) % HEADS
     chunk = tl.program_id(0) // HEADS % n_chunks
     batch = (tl.program_id(0) // HEADS // n_chunks).to(tl.int64)
     channel = tl.arange(0, BD)
-    which = tl.arange(0, BK)
+    row = chunk * BM + tl.arange(0, BM)
+    inside = row < n_rows
+    valid = inside
+    if ROW_LISTS > 0:
+        lists = rows_ptr + (batch * ROW_LISTS + head // (HEADS // ROW_LISTS)) * n_rows
+        valid = inside & (tl.load(lists + row, mask=inside, other=-1) >= 0)
+    index = (batch * n_rows + row) * HEADS + head
+    place = index[:, None] * D + channel[None, :]
     wide = channel < D
-    total = tl.zeros([BK, BD], tl.float32)
-    for step in range(0, CHUNK, BM):
-        row = chunk * CHUNK + step + tl.arange(0, BM)
-        inside = row < n_rows
-        valid = inside
-        if ROW_LISTS > 0:
-            lists = rows_ptr + (batch * ROW_LISTS + head // (HEADS // ROW_LISTS)) * n_rows
-            valid = inside & (tl.load(lists + row, mask=inside, other=-1) >= 0)
-        index = (batch * n_rows + row) * HEADS + head
-        place = index[:, None] * D + channel[None, :]
-        mask = valid[:, None] & wide[None, :]
-        o = tl.load(out_ptr + place, mask=mask, other=0.0).to(tl.float32)
-        grad = tl.load(grad_ptr + place, mask=mask, other=0.0).to(tl.float32)
-        raw = grad
-        for one in range(0, n_directions):
-            d = tl.load(d_ptr + (head * n_directions + one) * D + channel, mask=wide, other=0.0).to(tl.float32)
-            r = tl.load(r_ptr + index * n_directions + one, mask=valid, other=0.0).to(tl.float32)
-            c = tl.load(along_ptr + index * n_directions + one, mask=valid, other=0.0)
-            along_grad = tl.sum(grad * d[None, :], 1)
-            tl.store(dr_ptr + index * n_directions + one, (-c * along_grad).to(dr_ptr.dtype.element_ty), mask=inside)
-            raw -= (r * along_grad)[:, None] * d[None, :]
-            o += (r * c)[:, None] * d[None, :]
-        for one in range(0, n_directions):
-            d = tl.load(d_ptr + (head * n_directions + one) * D + channel, mask=wide, other=0.0).to(tl.float32)
-            r = tl.load(r_ptr + index * n_directions + one, mask=valid, other=0.0).to(tl.float32)
-            c = tl.load(along_ptr + index * n_directions + one, mask=valid, other=0.0)
-            along_grad = tl.sum(grad * d[None, :], 1)
-            share = tl.sum((r * along_grad)[:, None] * o + (r * c)[:, None] * grad, 0)
-            total -= tl.where((which == one)[:, None], share[None, :], 0.0)
-        rounded = raw.to(raw_grad_ptr.dtype.element_ty)
-        tl.store(raw_grad_ptr + place, rounded, mask=inside[:, None] & wide[None, :])
-        if DELTA:
-            delta = tl.sum(o * rounded.to(tl.float32), 1)
-            base = (batch * (HEADS // PACK) + head // PACK) * n_rows * PACK + head % PACK
-            tl.store(delta_ptr + base + row * PACK, delta, mask=inside)
-    part = ((batch * n_chunks + chunk) * HEADS + head) * n_directions
-    at = (part + which)[:, None] * D + channel[None, :]
-    tl.store(part_ptr + at, total, mask=(which < n_directions)[:, None] & wide[None, :])
+    dtype: tl.constexpr = grad_ptr.dtype.element_ty
+    given = tl.load(out_ptr + place, mask=valid[:, None] & wide[None, :], other=0.0)
+    grad = tl.load(grad_ptr + place, mask=valid[:, None] & wide[None, :], other=0.0)
+    o, raw = given.to(tl.float32), grad.to(tl.float32)
+    for first in tl.static_range(0, K, LANES):
+        d, c, along_grad, taken, removed = _shares(
+            given, grad, d_ptr, r_ptr, along_ptr, index, valid, head, first, channel, K, D, dtype, PRECISION
+        )
+        store_shares(dr_ptr, index, inside, first, -c * along_grad, K)
+        raw -= tl.dot(removed, d, input_precision=PRECISION)
+        if along_ptr is not None:
+            o += tl.dot(taken, d, input_precision=PRECISION)
+    rounded = raw.to(dtype)
+    tl.store(raw_grad_ptr + place, rounded, mask=inside[:, None] & wide[None, :])
+    if delta_ptr is not None:
+        base = (batch * (HEADS // PACK) + head // PACK) * n_rows * PACK + head % PACK
+        tl.store(delta_ptr + base + row * PACK, tl.sum(o * rounded.to(tl.float32), 1), mask=inside)
+    whole = o.to(dtype)
+    for first in tl.static_range(0, K, LANES):
+        if K > LANES:
+            d, c, along_grad, taken, removed = _shares(
+                given, grad, d_ptr, r_ptr, along_ptr, index, valid, head, first, channel, K, D, dtype, PRECISION
+            )
+        total = tl.dot(tl.trans(removed), whole, input_precision=PRECISION)
+        total = tl.dot(tl.trans(taken), grad, total, input_precision=PRECISION)
+        which = first + tl.arange(0, LANES)
+        at = ((batch * n_chunks + chunk) * HEADS + head) * K + which
+        tl.store(part_ptr + at[:, None] * D + channel[None, :], -total, mask=(which < K)[:, None] & wide[None, :])
 
 
-def cut(
-    o: Tensor, directions: Tensor, amount: Tensor, *, along: bool, out: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """o' like o, and c [..., H, K] float32 (empty without `along`).
+@triton.jit(do_not_specialize=["n_parts", "n_directions"])
+def add_kernel(part_ptr, out_ptr, n_parts, n_directions, D: tl.constexpr, BD: tl.constexpr, FAN: tl.constexpr):
+    """out[i] = Σ part[:, i] over all programs, [n_directions, D] of [n_parts, n_directions, D], in one fixed order."""
+    one = tl.program_id(0)
+    channel = tl.arange(0, BD)
+    total = tl.zeros([BD], tl.float32)
+    for first in range(0, n_parts, FAN):
+        part = (first + tl.arange(0, FAN)).to(tl.int64)
+        mask = (part < n_parts)[:, None] & (channel < D)[None, :]
+        at = (part * n_directions + one)[:, None] * D + channel[None, :]
+        total += tl.sum(tl.load(part_ptr + at, mask=mask, other=0.0), 0)
+    tl.store(out_ptr + one * D + channel, total.to(out_ptr.dtype.element_ty), mask=channel < D)
+
+
+def cut(o: Tensor, directions: Tensor, amount: Tensor) -> Tensor:
+    """o' like o.
 
     Args:
         o: [B, R, H, D]; directions: [H, K, D]; amount: r, [B, R, H, K]; all contiguous.
     """
-    n_batch, n_rows, heads, width = o.shape
-    n_directions = directions.shape[1]
-    out = torch.empty_like(o)
-    c = o.new_empty((*o.shape[:3], n_directions) if along else 0, dtype=torch.float32)
-    arguments = {
-        "o_ptr": o, "d_ptr": directions, "r_ptr": amount, "out_ptr": out, "along_ptr": c, "n_rows": n_batch * n_rows,
-        "n_directions": n_directions, "HEADS": heads, "D": width, "BD": triton.next_power_of_2(width), "BM": BM,
-        "ALONG": along,
-    }  # fmt: skip
+    n_batch, n_rows, heads, _ = o.shape
+    out, sizes = torch.empty_like(o), _sizes(o, directions)
+    arguments = {"o_ptr": o, "d_ptr": directions, "r_ptr": amount, "out_ptr": out, "n_rows": n_batch * n_rows, **sizes}
     if o.numel():
         with _on(o):
-            run(cut_kernel, -(-n_batch * n_rows // BM) * heads, arguments, warps=4)
-    return out, c
+            run(cut_kernel, -(-n_batch * n_rows // sizes["BM"]) * heads, arguments, warps=_warps(sizes))
+    return out
 
 
 def uncut(
-    out: Tensor, grad: Tensor, directions: Tensor, amount: Tensor, along: Tensor, *, rows: Tensor | None = None,
-    pack: int = 0,
+    out: Tensor, grad: Tensor, directions: Tensor, amount: Tensor, along: Tensor | None = None, *,
+    rows: Tensor | None = None, pack: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """∂o like grad, ∂directions [H, K, D] float32, ∂amount like amount; δ [B, H / pack, R · pack], empty with pack 0.
+    """∂o like grad, ∂directions like directions, ∂amount like amount; δ [B, H / pack, R · pack], empty with pack 0.
 
     Args:
-        out: o' [B, R, H, D]; grad: of o', like it; along: c as `cut` gives it; all contiguous.
+        out: o' [B, R, H, D] if `along` is given, else o; grad: of o', like it; all contiguous.
+        along: c, [B, R, H, K] float32.
         rows: int64 [B, 1 or G, R]; rows below 0 count as zeros.
         pack: query heads that share a place of δ.
     """
     n_batch, n_rows, heads, width = out.shape
-    n_directions = directions.shape[1]
-    n_chunks = -(-n_rows // CHUNK)
-    raw_grad, d_amount = torch.empty_like(grad), torch.empty_like(amount)
+    n_directions, sizes = directions.shape[1], _sizes(out, directions)
+    n_chunks = -(-n_rows // sizes["BM"])
+    raw_grad, d_amount, d_directions = torch.empty_like(grad), torch.empty_like(amount), torch.empty_like(directions)
     part = out.new_empty(n_batch * n_chunks, heads, n_directions, width, dtype=torch.float32)
     delta = out.new_empty((n_batch, heads // pack, n_rows * pack) if pack else 0, dtype=torch.float32)
     arguments = {
         "out_ptr": out, "grad_ptr": grad, "d_ptr": directions, "r_ptr": amount, "along_ptr": along, "rows_ptr": rows,
-        "raw_grad_ptr": raw_grad, "dr_ptr": d_amount, "part_ptr": part, "delta_ptr": delta, "n_rows": n_rows,
-        "n_directions": n_directions, "n_chunks": n_chunks, "HEADS": heads, "D": width,
-        "BD": triton.next_power_of_2(width), "BK": triton.next_power_of_2(n_directions), "BM": BM, "CHUNK": CHUNK,
-        "PACK": max(pack, 1), "DELTA": pack > 0, "ROW_LISTS": 0 if rows is None else rows.shape[1],
+        "raw_grad_ptr": raw_grad, "dr_ptr": d_amount, "part_ptr": part, "delta_ptr": delta if pack else None,
+        "n_rows": n_rows, "n_chunks": n_chunks, "PACK": max(pack, 1), "ROW_LISTS": 0 if rows is None else rows.shape[1],
+        **sizes,
     }  # fmt: skip
-    if out.numel():
-        with _on(out):
-            run(uncut_kernel, n_batch * n_chunks * heads, arguments, warps=4)
-    return raw_grad, part.sum(0), d_amount, delta
+    together = {
+        "part_ptr": part, "out_ptr": d_directions, "n_parts": part.shape[0], "n_directions": heads * n_directions,
+        "D": width, "BD": sizes["BD"], "FAN": FAN,
+    }  # fmt: skip
+    if not out.numel():
+        return raw_grad, d_directions.zero_(), d_amount, delta
+    with _on(out):
+        run(uncut_kernel, n_batch * n_chunks * heads, arguments, warps=_warps(sizes))
+        run(add_kernel, heads * n_directions, together, warps=4)
+    return raw_grad, d_directions, d_amount, delta
+
+
+def _sizes(out: Tensor, directions: Tensor) -> dict[str, Any]:
+    """Products want at least 16 of everything."""
+    _, heads, width = out.shape[1:]
+    padded = max(16, triton.next_power_of_2(width))
+    rows = min(MOST_ROWS, max(16, TILE_BYTES // (padded * out.element_size())))
+    known = {"HEADS": heads, "K": directions.shape[1], "D": width, "BD": padded, "BM": rows}
+    return known | {"PRECISION": precision(out.dtype)}
+
+
+def _warps(sizes: dict[str, Any]) -> int:
+    return 8 if sizes["BM"] * sizes["BD"] > 8192 else 4
 
 
 def _on(tensor: Tensor) -> contextlib.AbstractContextManager[object]:

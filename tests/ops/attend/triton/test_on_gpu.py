@@ -14,7 +14,9 @@ from torch.nn.functional import normalize, pad
 from oracles import assert_as_exact_as_eager, rows_of
 from turnout.ops import attend, compact, explain
 from turnout.ops.attend.call import check_call
+from turnout.ops.attend.reference import suppress_directions
 from turnout.ops.attend.triton.configs import LOW, TABLES, Tile, choose_plan
+from turnout.ops.suppress import suppress as remove
 
 pytestmark = pytest.mark.gpu
 HIGH = TABLES["hopper"]["forward"][2, 128][-1]
@@ -107,6 +109,23 @@ def test_directions_of_heads_of_their_own(n_rows: int) -> None:
     inputs = (*inputs, randn(*shape, seed=5).sigmoid())
     reduction = 2 * 1500 * 128 * B
     assert_as_exact_as_eager(run("triton"), run("reference"), inputs, reduction=reduction, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("width,k", [(64, 4), (80, 1), (128, 20), (256, 4)])
+def test_directions_of_grouped_heads_and_of_other_head_dims(width: int, k: int) -> None:
+    rows = some_rows(0.5)
+    directions = normalize(randn(H, k, width, seed=4), dim=-1)
+    suppress = randn(B, rows.shape[-1], H, k, seed=5).sigmoid()
+    agree(rows.shape[-1], width=width, rows=rows, directions=directions, suppress=suppress)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("shape", [(2, 300, 3, 4, 64), (1, 1000, 12, 4, 128), (2, 77, 2, 20, 96), (1, 65, 1, 1, 256)])
+def test_directions_removed_behind_attention(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    n_batch, n_rows, heads, k, width = shape
+    directions = normalize(randn(heads, k, width, seed=1), dim=-1)
+    inputs = (randn(n_batch, n_rows, heads, width), directions, randn(n_batch, n_rows, heads, k, seed=2).sigmoid())
+    assert_as_exact_as_eager(remove, suppress_directions, inputs, reduction=n_batch * n_rows * width, dtype=dtype)
 
 
 @pytest.mark.parametrize("width", [64, 128, 256])

@@ -522,7 +522,7 @@ def _prepare(
         raw_grad, d_directions, d_suppress, delta = uncut(
             o, grad, job.directions, job.suppress, along, rows=job.rows, pack=job.pack
         )
-        return raw_grad, delta, d_directions.to(job.directions.dtype), d_suppress
+        return raw_grad, delta, d_directions, d_suppress
     delta = grad.new_empty(grad.shape[0], job.packed_heads, job.n_packed, dtype=torch.float32)
     names = ("rows_ptr", "n_batch", "n_rows", "n_keys", "HEADS", "KV_HEADS", "PACK", "D", "BD", "ROW_LISTS")
     arguments = {name: shared[name] for name in names} | {

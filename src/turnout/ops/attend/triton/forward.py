@@ -28,9 +28,10 @@ from turnout.ops.attend.triton.tiles import (
     packed_offsets,
     visible,
 )
+from turnout.ops.suppress_kernel import load_shares, suppress_tile
 
 # Lengths and counts: no value of theirs (1, a multiple of 16) may compile another kernel.
-SIZES = ["n_batch", "n_rows", "n_keys", "n_splits", "span", "window", "sinks", "n_chosen", "n_directions"]
+SIZES = ["n_batch", "n_rows", "n_keys", "n_splits", "span", "window", "sinks", "n_chosen"]
 # Packed rows of a program that merges splits.
 MERGE_ROWS = 16
 
@@ -72,32 +73,12 @@ def _fold_block(
     return acc, total, new_peak
 
 
-@triton.jit
-def suppress_tile(o, directions, suppress, along_ptr, row_index, head, valid, n_directions, offset_d, D: tl.constexpr):
-    """o' = o − Σ_k r_k <o, d_k> d_k for a tile o [BM, BD] in float32; `row_index` is (b·R + r)·H + h.
-
-    <o, d_k> goes to `along`: with it the backward pass restores o from o'.
-    """
-    result = o
-    for one in range(0, n_directions):
-        d = tl.load(
-            directions + (head[:, None] * n_directions + one) * D + offset_d[None, :],
-            mask=valid[:, None] & (offset_d[None, :] < D),
-            other=0.0,
-        ).to(tl.float32)
-        r = tl.load(suppress + row_index * n_directions + one, mask=valid, other=0.0).to(tl.float32)
-        along = tl.sum(o * d, 1)
-        tl.store(along_ptr + row_index * n_directions + one, along, mask=valid)
-        result -= (r * along)[:, None] * d
-    return result
-
-
 @triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
     q_ptr, k_ptr, v_ptr, rows_ptr, starts_ptr, hi_ptr, lo_ptr, list_ptr, listed_ptr, directions_ptr, suppress_ptr,
     o_ptr, along_ptr, lse_ptr,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
-    n_batch, n_rows, n_keys, n_splits, span, window, sinks, n_chosen, n_directions, scale,
+    n_batch, n_rows, n_keys, n_splits, span, window, sinks, n_chosen, scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, PACK: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, TILE: tl.constexpr,
     PRECISION: tl.constexpr, SPLIT: tl.constexpr, ROW_LISTS: tl.constexpr, START_LISTS: tl.constexpr,
@@ -177,6 +158,9 @@ def forward_kernel(
         lo_base = lo_ptr + (batch64 * HEADS + packed_head) * n_keys
         row_hi = tl.load(hi_base + row, mask=valid, other=0.0)
         row_lo = tl.load(lo_base + row, mask=valid, other=0.0)
+    if DIRECTIONS > 0:
+        # Long before they are needed: behind the loop every program would wait for them.
+        amount = load_shares(suppress_ptr, row_index, inside, 0, DIRECTIONS)
     acc = tl.zeros([BM, BD], tl.float32)
     total = tl.zeros([BM], tl.float32)
     peak = tl.full([BM], float("-inf"), tl.float32)
@@ -228,10 +212,11 @@ def forward_kernel(
         lse = tl.where(some, peak + tl.log2(tl.where(some, total, 1.0)), float("-inf"))
     else:
         lse = tl.where(some, peak + tl.log2(tl.where(some, total, 1.0)), float("inf"))
-        if DIRECTIONS:
+        if DIRECTIONS > 0:
             o = suppress_tile(
-                o, directions_ptr, suppress_ptr, along_ptr, row_index, head, inside, n_directions, offset_d, D
-            )
+                o, amount, directions_ptr, suppress_ptr, along_ptr, row_index, packed_head * PACK, packed % PACK,
+                inside, offset_d, DIRECTIONS, D, PACK, o_ptr.dtype.element_ty, PRECISION,
+            )  # fmt: skip
     tl.store(o_ptr + o_offset, o.to(o_ptr.dtype.element_ty), mask=o_mask)
     tl.store(lse_ptr + lse_offset, lse, mask=inside)
 
@@ -239,9 +224,8 @@ def forward_kernel(
 @triton.jit(do_not_specialize=SIZES)
 def merge_kernel(
     part_ptr, part_lse_ptr, directions_ptr, suppress_ptr, o_ptr, along_ptr, lse_ptr, n_batch, n_rows, n_splits,
-    n_directions,
     HEADS: tl.constexpr, PACK: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
-    BM: tl.constexpr, DIRECTIONS: tl.constexpr,
+    BM: tl.constexpr, DIRECTIONS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """o = Σ_i 2^(lse_i − m) o_i / Σ_i 2^(lse_i − m), lse = m + log2 Σ_i 2^(lse_i − m) over the splits i of a row."""
     PACKED_HEADS: tl.constexpr = HEADS // PACK
@@ -273,23 +257,30 @@ def merge_kernel(
         peak = new_peak
     some = total > 0
     o = tl.where(some[:, None], acc / tl.where(some, total, 1.0)[:, None], 0.0)
-    if DIRECTIONS:
+    if DIRECTIONS > 0:
+        amount = load_shares(suppress_ptr, row_index, inside, 0, DIRECTIONS)
         o = suppress_tile(
-            o, directions_ptr, suppress_ptr, along_ptr, row_index, head, inside, n_directions, offset_d, D
-        )
+            o, amount, directions_ptr, suppress_ptr, along_ptr, row_index, packed_head * PACK, packed % PACK,
+            inside, offset_d, DIRECTIONS, D, PACK, o_ptr.dtype.element_ty, PRECISION,
+        )  # fmt: skip
     tl.store(o_ptr + o_offset, o.to(o_ptr.dtype.element_ty), mask=o_mask)
     tl.store(
         lse_ptr + lse_offset, tl.where(some, peak + tl.log2(tl.where(some, total, 1.0)), float("inf")), mask=inside
     )
 
 
-def forward(job: Job) -> tuple[Tensor, Tensor, Tensor]:
-    """o [B, R, H, D], <o, d_k> before the suppression [B, R, H, K] (empty without the option) and lse [B, F, P]."""
+def forward(job: Job, *, keep: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """o [B, R, H, D], <o, d_k> before the suppression [B, R, H, K] (empty without the option) and lse [B, F, P].
+
+    Args:
+        job: the inputs.
+        keep: a backward pass will want <o, d_k>; otherwise it is empty.
+    """
     q, tile = job.q, job.plan().forward
     n_batch = q.shape[0]
     o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     n_directions = 0 if job.directions is None else job.directions.shape[1]
-    along = o.new_empty((*o.shape[:3], n_directions) if n_directions else 0, dtype=torch.float32)
+    along = o.new_empty((*o.shape[:3], n_directions) if n_directions and keep else 0, dtype=torch.float32)
     lse = torch.empty(n_batch, job.packed_heads, job.n_packed, dtype=torch.float32, device=q.device)
     if not o.numel():
         return o, along, lse
@@ -302,8 +293,8 @@ def forward(job: Job) -> tuple[Tensor, Tensor, Tensor]:
         part = torch.empty(splits, *o.shape, dtype=torch.float32, device=q.device)
         part_lse = torch.empty(splits, *lse.shape, dtype=torch.float32, device=q.device)
     after = {
-        "directions_ptr": job.directions, "suppress_ptr": job.suppress, "along_ptr": along,
-        "n_splits": splits, "n_directions": n_directions,
+        "directions_ptr": job.directions, "suppress_ptr": job.suppress, "along_ptr": along if along.numel() else None,
+        "n_splits": splits,
     }  # fmt: skip
     own = after | {
         "o_ptr": part, "lse_ptr": part_lse, "span": span, "scale": job.scale * LOG2E, "SPLIT": splits > 1,
@@ -312,10 +303,10 @@ def forward(job: Job) -> tuple[Tensor, Tensor, Tensor]:
     shared = job.arguments()
     (_run_specialised if tile.tma == SPECIALISED else _run_tiles)(job, tile, n_tiles * splits * n_heads, shared, own)
     if splits > 1:
-        names = ("n_batch", "n_rows", "HEADS", "PACK", "D", "BD")
+        names = ("n_batch", "n_rows", "HEADS", "PACK", "D", "BD", "PRECISION")
         merge = after | {name: shared[name] for name in names} | {
             "part_ptr": part, "part_lse_ptr": part_lse, "o_ptr": o, "lse_ptr": lse, "BM": MERGE_ROWS,
-            "DIRECTIONS": n_directions > 0,
+            "DIRECTIONS": n_directions,
         }  # fmt: skip
         run(merge_kernel, -(-job.n_packed // MERGE_ROWS) * n_heads, merge, warps=4)
     return o, along, lse
@@ -328,7 +319,7 @@ def _run_tiles(job: Job, tile: Tile, works: int, shared: dict[str, Any], own: di
         "KEY_BLOCK": 0 if job.blocks is None else job.key_block,
     }  # fmt: skip
     sizes = {"BM": tile.rows, "BN": tile.keys, "TILE": job.tile_step(tile)}
-    arguments = shared | own | lists | sizes | job.keys_values(tile) | {"DIRECTIONS": own["DIRECTIONS"] > 0}
+    arguments = shared | own | lists | sizes | job.keys_values(tile)
     run(forward_kernel, works, arguments, warps=tile.warps, stages=tile.stages)
 
 

@@ -28,6 +28,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from turnout.ops.attend.triton.configs import Tile
+from turnout.ops.attend.triton.hopper_directions import LANES, put_amounts, put_directions, remove_directions
 
 # One warpgroup multiplies 64 rows at a time.
 BM = gl.constexpr(64)
@@ -254,7 +255,7 @@ def _pass(begin, end, base, bars, STAGES: gl.constexpr):
 @gluon.jit
 def _compute_tiles(
     q_ptr, rows_ptr, starts_ptr, part_ptr, hi_ptr, lo_ptr, directions_ptr, suppress_ptr, o_ptr, along_ptr, lse_ptr,
-    q_tile, ring, bars,
+    q_tile, d_tile, r_tile, ring, bars,
     stride_qb, n_work, n_batch, n_rows, n_keys, span, window, scale, stride_qt: gl.constexpr, stride_qh: gl.constexpr,
     HEADS: gl.constexpr, KV_HEADS: gl.constexpr, PACK: gl.constexpr, D: gl.constexpr, BN: gl.constexpr,
     STAGES: gl.constexpr, SPLIT: gl.constexpr, ROW_LISTS: gl.constexpr, START_LISTS: gl.constexpr,
@@ -267,6 +268,7 @@ def _compute_tiles(
     WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, OUT, 2)
     WIDE: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [WARPS, 1], [1, 0])
     OF_ROW: gl.constexpr = gl.SliceLayout(1, SCORES)
+    COEFFICIENTS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, LANES, 16])
     LOWS: gl.constexpr = WINDOW or START_LISTS > 0
     n_tiles = (n_rows * PACK + 2 * BM - 1) // (2 * BM)
     own = q_tile.index(HALF)
@@ -285,6 +287,12 @@ def _compute_tiles(
         packed = first_packed + gl.arange(0, BM, OF_ROW)
         row = _positions(rows_ptr, packed, batch, packed_head, n_rows, n_keys, HEADS, KV_HEADS, PACK, ROW_LISTS)
         own.store(q)
+        if DIRECTIONS > 0:
+            # One head a tile: its directions are the same for every row.
+            cut_place = first_packed + gl.arange(0, BM, gl.SliceLayout(1, COEFFICIENTS))
+            cut_row = (batch.to(gl.int64) * n_rows + cut_place) * HEADS + packed_head
+            put_amounts(suppress_ptr, r_tile.index(HALF), cut_row, cut_place < n_rows, COEFFICIENTS, DIRECTIONS)
+            put_directions(directions_ptr, d_tile.index(HALF), packed_head, WIDE, DIRECTIONS, D)
         fence_async_shared()
         barrier()
         lo, n_blocks, begin, open_lo, open_hi, end = _spans_of(
@@ -358,14 +366,9 @@ def _compute_tiles(
         out_head = packed_head * PACK + packed % PACK
         out_row = gl.convert_layout((out_base + index) * HEADS + out_head, gl.SliceLayout(1, OUT))
         if DIRECTIONS > 0:
-            # One head a tile: its directions are the same for every row.
-            raw = acc
-            for one in gl.static_range(DIRECTIONS):
-                d = gl.load(directions_ptr + (packed_head * DIRECTIONS + one) * D + out_column).to(gl.float32)
-                r = gl.load(suppress_ptr + out_row * DIRECTIONS + one, mask=inside, other=0.0).to(gl.float32)
-                along = gl.sum(raw * d[None, :], 1)
-                gl.store(along_ptr + out_row * DIRECTIONS + one, along, mask=inside)
-                acc = acc - (r * along)[:, None] * d[None, :]
+            acc = remove_directions(
+                acc, r_tile.index(HALF), d_tile.index(HALF), along_ptr, out_row, inside, OUT, COEFFICIENTS, DIRECTIONS
+            )
         if SPLIT:
             gl.store(o_ptr + out_row[:, None] * D + out_column[None, :], acc, mask=inside[:, None])
         else:
@@ -436,6 +439,12 @@ def hopper_kernel(
     ring = gl.allocate_shared_memory(dtype, [2 * STAGES, BN, D], k_matrix.layout)
     bars = gl.allocate_shared_memory(gl.int64, [4 * STAGES, 1], mbarrier.MBarrierLayout())
     q_tile = gl.allocate_shared_memory(dtype, [2, BM, D], gl.NVMMASharedLayout.get_default_for([BM, D], dtype))
+    d_tile, r_tile = q_tile, q_tile
+    if DIRECTIONS > 0:
+        r_tile = gl.allocate_shared_memory(dtype, [2, BM, LANES], gl.SwizzledSharedLayout(2, 1, 1, [1, 0]))
+        d_tile = gl.allocate_shared_memory(
+            dtype, [2, LANES, D], gl.NVMMASharedLayout.get_default_for([LANES, D], dtype)
+        )
     for place in gl.static_range(2 * STAGES):
         mbarrier.init(bars.index(place), count=1)
         mbarrier.init(bars.index(2 * STAGES + place), count=2)
@@ -447,13 +456,13 @@ def hopper_kernel(
         [
             (_compute_tiles, (
                 q_ptr, rows_ptr, starts_ptr, part_ptr, hi_ptr, lo_ptr, directions_ptr, suppress_ptr, o_ptr, along_ptr,
-                lse_ptr, q_tile, ring, bars, stride_qb, n_work, n_batch, n_rows, n_keys, span, window, scale,
+                lse_ptr, q_tile, d_tile, r_tile, ring, bars, stride_qb, n_work, n_batch, n_rows, n_keys, span, window, scale,
                 stride_qt, stride_qh, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS, START_LISTS, WINDOW,
                 DECAY, DIRECTIONS, 0,
             )),
             (_compute_tiles, (
                 q_ptr, rows_ptr, starts_ptr, part_ptr, hi_ptr, lo_ptr, directions_ptr, suppress_ptr, o_ptr, along_ptr,
-                lse_ptr, q_tile, ring, bars, stride_qb, n_work, n_batch, n_rows, n_keys, span, window, scale,
+                lse_ptr, q_tile, d_tile, r_tile, ring, bars, stride_qb, n_work, n_batch, n_rows, n_keys, span, window, scale,
                 stride_qt, stride_qh, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS, START_LISTS, WINDOW,
                 DECAY, DIRECTIONS, 1,
             )),

@@ -18,6 +18,7 @@ from turnout.ops.attend.triton.configs import (
     LEAST,
     LEAST_PACKED,
     LOW,
+    MOST_DIRECTIONS,
     MOST_PACKED,
     ORDINARY,
     SHORT,
@@ -192,6 +193,7 @@ class Job:
         copies = self.k.numel() > 0 and self._bulk_copies(self.k) and self._bulk_copies(self.v)
         fits = self.q.element_size() == 2 and self.q.shape[3] in WIDTHS and MOST_PACKED % self.pack == 0
         able = not (self.sinks or self.blocks is not None or (cut and (options or self.pack > 1)))
+        able = able and (self.directions is None or self.directions.shape[1] <= MOST_DIRECTIONS)
         if not (here and copies and fits and able):
             return tile if options else ORDINARY
         if options:

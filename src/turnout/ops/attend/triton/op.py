@@ -133,7 +133,7 @@ def triton_attend(call: Call, tiles: Plan | None = None) -> Tensor:
     if _plainly(tensors):
         # The operator's own way through the dispatcher takes as long as a small kernel.
         with _on_device(q):
-            return forward(_job(tensors, rest))[0]
+            return forward(_job(tensors, rest), keep=False)[0]
     return routed_attend(*tensors, *rest)[0]
 
 
