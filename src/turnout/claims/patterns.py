@@ -97,6 +97,17 @@ def excess(seen: Summaries, arm: str, slice_name: str, base: str = "dense") -> d
     return found
 
 
+def far_minus_near(more: dict[str, list[float]]) -> list[float]:
+    """Of each seed, what `excess` by distance of the evidence is from 256 tokens on beyond what it is below 32."""
+    near = [more[p] for p in ("4", "8", "16") if p in more]
+    far = [more[p] for p in ("256", "512") if p in more]
+    if not near or not far:
+        return []
+    # One column a seed.
+    means = [[sum(column) / len(column) for column in zip(*rows, strict=True)] for rows in (near, far)]
+    return [b - a for a, b in zip(*means, strict=True)]
+
+
 def words(values: list[float], unit: str = "nats/byte", sign: bool = False) -> str:
     """Mean and 95 % half width."""
     mean, half = mean_interval(values)
@@ -210,13 +221,9 @@ def _judge_evidence(seen: Summaries) -> list[Finding]:
         if not any("evidence" in r["slices"] for r in seen[arm]) or "dense" not in seen:
             continue
         more = excess(seen, arm, "evidence")
-        near = [more[p] for p in ("4", "8", "16") if p in more]
-        far = [more[p] for p in ("256", "512") if p in more]
-        if not near or not far:
+        gaps = far_minus_near(more)
+        if not gaps:
             continue
-        # One column a seed.
-        means = [[sum(column) / len(column) for column in zip(*rows, strict=True)] for rows in (near, far)]
-        gaps = [b - a for a, b in zip(*means, strict=True)]
         mean, half = mean_interval(gaps)
         told = ((place, more[place]) for place in sorted(more, key=int))
         findings.append(
