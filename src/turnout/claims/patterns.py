@@ -63,7 +63,8 @@ def text_arm(name: str, pattern: str, **options: Any) -> Arm:
 
         size = os.environ.get("TURNOUT_PATTERN_STEPS")
         if size == "tiny":
-            small = pattern_cpu(text_path(), pattern=pattern, seed=seed, steps=20)
+            short = pattern.replace("longest=960,ramp=64", "longest=96,ramp=8")
+            small = pattern_cpu(text_path(), pattern=short, seed=seed, steps=20)
             return replace(small, loop=replace(small.loop, eval_sequences=8, final_sequences=32))
         return pattern_gpu(text_path(), pattern=pattern, seed=seed, **options)
 
