@@ -8,6 +8,8 @@ import torch
 from oracles import assert_as_exact_as_eager
 from turnout.ops.attend.reference import suppress_directions
 from turnout.ops.gate_kernel import gate_rows
+from turnout.ops.shorten import shorten_plainly
+from turnout.ops.shorten_kernel import shorten_rows
 from turnout.ops.suppress_kernel import cut, uncut
 
 
@@ -56,6 +58,30 @@ def test_rows_without_a_position_count_as_zeros_and_delta_is_the_product_with_th
     packed = live[..., 0].unflatten(2, (2, 2)).transpose(1, 2).flatten(2)
     error = (want[3] - by_head)[packed].abs().max()
     assert error <= torch.finfo(torch.float32).eps * 16 * by_head.abs().max()
+
+
+class Shorten(torch.autograd.Function):
+    """Both passes as autograd calls them on a GPU."""
+
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x)
+        return shorten_rows(x, 4.0)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        return shorten_rows(ctx.saved_tensors[0], 4.0, grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", [(2, 9, 3, 16), (1, 1, 1, 1), (2, 65, 2, 20)])
+def test_vectors_are_shortened_as_the_definition_does(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    # Norms on both sides of the cap, and an own layout: every second token of a longer sequence.
+    x = draw(shape[0], 2 * shape[1], *shape[2:], seed=0)
+    assert_as_exact_as_eager(
+        lambda x: Shorten.apply(x[:, ::2]), lambda x: shorten_plainly(x[:, ::2], 4.0), [x], reduction=shape[-1],
+        dtype=dtype,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("biased", [True, False])
