@@ -8,6 +8,7 @@ import torch
 from oracles import assert_as_exact_as_eager
 from turnout.ops.attend.reference import suppress_directions
 from turnout.ops.gate_kernel import gate_rows
+from turnout.ops.inference_kernels import copies_rows, copy_rows, swiglu_forward
 from turnout.ops.shorten import shorten_plainly
 from turnout.ops.shorten_kernel import shorten_rows
 from turnout.ops.suppress_kernel import cut, uncut
@@ -92,3 +93,27 @@ def test_a_gate_of_one_pass_is_the_linear_layer(biased: bool) -> None:
         want = torch.nn.functional.linear(*inputs)
         error = (gate_rows(single[0], single[1], single[2] if biased else None) - want).abs().max()
     assert error <= torch.finfo(torch.float32).eps * 600**0.5 * want.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", [(2, 3, 9), (1, 1, 1), (7, 1030)])
+def test_a_gated_hidden_layer_of_one_pass_is_silu_times_value(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    h = draw(*shape[:-1], 2 * shape[-1], seed=3)
+
+    def eager(h: torch.Tensor) -> torch.Tensor:
+        gate, value = h.chunk(2, dim=-1)
+        return torch.nn.functional.silu(gate) * value
+
+    assert_as_exact_as_eager(swiglu_forward, eager, [h], reduction=2, dtype=dtype, grads=False)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 3, 5), (3, 9, 2, 600)])
+def test_rows_are_copied_to_their_places_and_nowhere_else(shape: tuple[int, ...]) -> None:
+    batch, tokens, heads, width = shape
+    x = draw(batch, tokens, 2, heads, width, seed=0).float()[:, :, 1]
+    cache = torch.full((batch, tokens + 6, heads, width), float("nan"))
+    place = cache[:, 2 : 2 + tokens]
+    assert copies_rows(x, place) and not copies_rows(x[:, :3], place[:, :3])
+    copy_rows(x, place)
+    assert torch.equal(place, x)
+    assert bool(cache[:, :2].isnan().all()) and bool(cache[:, 2 + tokens :].isnan().all())

@@ -198,7 +198,7 @@ class Job:
             return tile if options else ORDINARY
         if options:
             return WITH_OPTIONS[self.q.shape[3]] if self.n_packed > LEAST_PACKED else tile
-        return LOW if cut or self.pack > 1 or self.k.shape[1] <= SHORT else tile
+        return LOW if self.pack > 1 or self.k.shape[1] <= SHORT else tile
 
     def _bulk_copies(self, x: Tensor) -> bool:
         """Whether [B, S, G, D] is one matrix [B·S, G·D] with aligned rows, on a device with a copy engine."""
