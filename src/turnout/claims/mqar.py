@@ -1,4 +1,4 @@
-"""ZO1: Zoology's MQAR, attention against convolution, state space, static hybrid and routed mixers. ZO2: the routed bills.
+"""ZO1: Zoology's MQAR, attention against convolution, state space, static hybrid and routed mixers. ZO2: its bills.
 
 Source: Arora et al., "Zoology" (2023), Figure 2: two-layer attention is at 1.0 in every cell, whatever its width;
 gated convolutions need more width the longer the sequence. The best of a sweep of learning rates counts, as there.
