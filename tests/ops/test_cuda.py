@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from oracles import assert_as_exact_as_eager
+from oracles import assert_as_exact_as_eager, joined, scan_inputs
 from turnout.layers.rope import rotate
 from turnout.ops import attend, causal_conv, causal_ema, compact, explain
+from turnout.ops.scan import chunked_scan
+from turnout.ops.scan_kernel import scan
 from turnout.ops.shorten import shorten, shorten_plainly
 
 pytestmark = pytest.mark.gpu
@@ -140,3 +142,15 @@ def test_vectors_are_shortened_in_one_pass(heads: int, dim: int, dtype: torch.dt
 
     inputs = [randn(B, N, 2 * heads, dim)]
     assert_as_exact_as_eager(of(shorten), of(shorten_plainly), inputs, reduction=dim, dtype=dtype)
+
+
+@pytest.mark.parametrize("length", [1, 15, 100])
+@pytest.mark.parametrize("n_states", [0, 1])
+def test_the_scan_kernel_is_as_exact_as_the_chunked_products(length: int, n_states: int) -> None:
+    inputs = scan_inputs(length, n_states)
+    assert_as_exact_as_eager(
+        lambda *some: joined(scan(*some)),
+        lambda *some: joined(chunked_scan(*some)),
+        [tensor.cuda() for tensor in inputs],
+        reduction=5 * length * 16,
+    )
