@@ -70,7 +70,8 @@ def attend(
         keys: what a row may read, int [B, ceil(R / row_block), G, K], -1 = empty slot; the causal ones of them.
         key_block: block n of `keys` is the positions n · key_block .. (n + 1) · key_block − 1; 1: tokens.
         row_block: consecutive query rows (slots) that share one list of `keys`; 1: one list a row.
-        log_decay: log of the decay at each step, [B, S, H], finite and ≤ 0.
+        log_decay: log of the decay at each step, [B, S, H], finite and ≤ 0; [H] is the same decay at every step, which
+            the kernels then need not sum.
         window: a row at t sees t − window < j ≤ t.
         sinks: the first positions (from `starts` on), visible in spite of the window.
         directions: unit vectors [H, K, D].

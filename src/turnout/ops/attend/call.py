@@ -20,7 +20,10 @@ _UNIT = 2**-6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
-    """The arguments of `attend` after validation: `rows` and `starts` are int64 [B, 1 or G, R] or None."""
+    """The arguments of `attend` after validation: `rows` and `starts` are int64 [B, 1 or G, R] or None.
+
+    `log_decay` is [B, S, H]; `rates` [H] says the same where every step has one decay that takes no gradient.
+    """
 
     q: Tensor
     k: Tensor
@@ -36,6 +39,7 @@ class Call:
     starts: Tensor | None = None
     key_block: int = 1
     row_block: int = 1
+    rates: Tensor | None = None
 
     @property
     def group_size(self) -> int:
@@ -79,6 +83,9 @@ def check_call(
     _check_qkv(q, k, v)
     _check_pattern(window, sinks)
     _check_blocks(keys, key_block, row_block)
+    steady = log_decay is not None and log_decay.dim() == 1
+    if log_decay is not None and steady and log_decay.shape[0] == q.shape[2]:
+        log_decay = log_decay.expand(q.shape[0], k.shape[1], -1)
     call = Call(
         q=q,
         k=k,
@@ -89,6 +96,7 @@ def check_call(
         key_block=key_block,
         row_block=row_block,
         log_decay=None if log_decay is None else _check_log_decay(log_decay, q, k),
+        rates=log_decay[0, 0] if log_decay is not None and steady and not log_decay.requires_grad else None,
         window=window,
         sinks=sinks,
         directions=directions,

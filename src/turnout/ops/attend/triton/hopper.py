@@ -37,6 +37,8 @@ WARPS = gl.constexpr(4)
 # key. What a program is launched with, 168 a thread of three warpgroups, is all there is: more would wait forever.
 COMPUTING, COPYING = gl.constexpr(240), gl.constexpr(24)
 COMPUTING_LOWS, COPYING_LOWS = gl.constexpr(232), gl.constexpr(40)
+# log2(e): from natural logarithms to those of base 2.
+BASE_2 = gl.constexpr(1.4426950408889634)
 # Triton 3.6 has the barrier under its old name.
 barrier = getattr(gl, "barrier", None) or gl.thread_barrier
 
@@ -185,13 +187,19 @@ def _soften(
 
 
 @gluon.jit
-def _decay_of(part_ptr, hi_ptr, lo_ptr, decay_base, first_key, offset, row_hi, row_lo, n_keys, DECAY: gl.constexpr):
+def _decay_of(
+    part_ptr, hi_ptr, lo_ptr, decay_base, first_key, offset, row, row_hi, row_lo, n_keys, DECAY: gl.constexpr
+):  # fmt: skip
     """(c_f − c_s) of every key of a block that starts at f, (c_t − c_f) of every row; nothing without a decay.
 
     c is a sum of two float32, so that the difference of two large sums carries only its own rounding.
     """
     of_key, of_row = row_hi, row_lo
-    if DECAY:
+    if DECAY == 2:
+        # One rate: `row_hi` is the head's, in base 2.
+        of_key = -row_hi * offset.to(gl.float32)
+        of_row = row_hi * (row - first_key).to(gl.float32)
+    elif DECAY:
         # Keys past the end are masked.
         at = gl.minimum(first_key, n_keys - 1)
         of_key = gl.load(part_ptr + decay_base + gl.minimum(first_key + offset, n_keys - 1))
@@ -221,7 +229,7 @@ def _fold(
         acc = warpgroup_mma(p, ring.index(STAGES + before), acc, is_async=True)
         offset = gl.arange(0, BN, gl.SliceLayout(0, SCORES))
         of_key, of_row = _decay_of(
-            part_ptr, hi_ptr, lo_ptr, decay_base, first_key + block * BN, offset, row_hi, row_lo, n_keys, DECAY
+            part_ptr, hi_ptr, lo_ptr, decay_base, first_key + block * BN, offset, row, row_hi, row_lo, n_keys, DECAY
         )
         score = warpgroup_mma_wait(1, deps=[score])
         barrier()
@@ -304,7 +312,9 @@ def _compute_tiles(
             low = _first_keys(
                 starts_ptr, row, packed, batch, packed_head, n_rows, window, HEADS, KV_HEADS, PACK, START_LISTS, WINDOW
             )
-        if DECAY:
+        if DECAY == 2:
+            row_hi = gl.load(hi_ptr + packed_head) * BASE_2
+        elif DECAY:
             decay_base = (batch.to(gl.int64) * HEADS + packed_head) * n_keys
             row_hi = gl.load(hi_ptr + decay_base + gl.maximum(row, 0))
             row_lo = gl.load(lo_ptr + decay_base + gl.maximum(row, 0))
@@ -319,7 +329,9 @@ def _compute_tiles(
         keys = ring.index(count % STAGES).permute((1, 0))
         score = warpgroup_mma(own, keys, nothing, use_acc=False, is_async=True)
         offset = gl.arange(0, BN, gl.SliceLayout(0, SCORES))
-        of_key, of_row = _decay_of(part_ptr, hi_ptr, lo_ptr, decay_base, here, offset, row_hi, row_lo, n_keys, DECAY)
+        of_key, of_row = _decay_of(
+            part_ptr, hi_ptr, lo_ptr, decay_base, here, offset, row, row_hi, row_lo, n_keys, DECAY
+        )
         score = warpgroup_mma_wait(0, deps=[score])
         barrier()
         mbarrier.arrive(bars.index(2 * STAGES + count % STAGES), count=1)
