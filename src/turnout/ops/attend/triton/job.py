@@ -182,6 +182,10 @@ class Job:
             return {"q_matrix": None, "grad_matrix": None, "TMA": False}
         return {"q_matrix": _matrix(self.q, tile.rows), "grad_matrix": _matrix(grad, tile.rows), "TMA": True}
 
+    def q_copied(self) -> Tensor | None:
+        """q if tiles of it can be bulk copies: its rows lie one after another unless heads share a tile."""
+        return self.q if self.pack == 1 and self._bulk_copies(self.q) else None
+
     def keys_values(self, tile: Tile) -> dict[str, Any]:
         """k and v for a loop over keys: pointers, or descriptors of bulk copies if tile and tensors allow."""
         if not (tile.tma and self._bulk_copies(self.k) and self._bulk_copies(self.v)):
