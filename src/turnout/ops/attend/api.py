@@ -56,7 +56,7 @@ def attend(
         o'_t    = o_t − Σ_k suppress[t, k] · <o_t, d_k> d_k
 
     Every option is the identity when absent. Values of `rows`, `starts`, `keys` and `log_decay` are checked on the CPU
-    only: elsewhere a check would synchronise the device.
+    only, because elsewhere a check would synchronise the device: TURNOUT_CHECK_VALUES=1 checks them everywhere.
 
     Args:
         q: queries of the rows taken, float [B, R, H, D].
