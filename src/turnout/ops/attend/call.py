@@ -86,9 +86,7 @@ def check_call(
     _check_qkv(q, k, v)
     _check_pattern(window, sinks)
     _check_blocks(keys, key_block, row_block)
-    rates = None
     if log_decay is not None and log_decay.dim() == 1 and log_decay.shape[0] == q.shape[2]:
-        rates = None if log_decay.requires_grad else log_decay
         log_decay = log_decay.expand(q.shape[0], k.shape[1], -1)
     call = Call(
         q=q,
@@ -100,7 +98,7 @@ def check_call(
         key_block=key_block,
         row_block=row_block,
         log_decay=None if log_decay is None else _check_log_decay(log_decay, q, k),
-        rates=rates,
+        rates=None if log_decay is None else _rates(log_decay),
         window=window,
         sinks=sinks,
         directions=directions,
@@ -271,6 +269,12 @@ def _check_log_decay(log_decay: Tensor, q: Tensor, k: Tensor) -> Tensor:
                 "the log of a decay in (0, 1]; use torch.nn.functional.logsigmoid or -softplus"
             )
     return log_decay
+
+
+def _rates(log_decay: Tensor) -> Tensor | None:
+    """The decay of every step, [H], if `log_decay` [B, S, H] repeats one in memory and takes no gradient."""
+    repeats = log_decay.stride()[:2] == (0, 0) and min(log_decay.shape) > 0
+    return log_decay[0, 0] if repeats and not log_decay.requires_grad else None
 
 
 def _check_directions(call: Call) -> None:
