@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from turnout.ops.attend.triton.configs import (
+    DKDV_WITH_OPTIONS,
+    DQ_WITH_OPTIONS,
     LEAST,
     LEAST_PACKED,
     LOW,
@@ -112,6 +114,9 @@ class Job:
                 lean=self.has_options(),
             )
             plan = replace(plan, forward=self._specialised(plan.forward))
+            if self.has_options() and self._few_registers():
+                width = self.q.shape[3]
+                plan = replace(plan, dq=DQ_WITH_OPTIONS[width], dkdv=DKDV_WITH_OPTIONS[width])
         if self.blocks is None:
             return plan
         height = max(LEAST, 1 << (self.row_block * self.pack - 1).bit_length())
@@ -211,6 +216,11 @@ class Job:
         if options:
             return WITH_OPTIONS[self.q.shape[3]] if self.n_packed > LEAST_PACKED else tile
         return LOW if self.pack > 1 or self.k.shape[1] <= SHORT else tile
+
+    def _few_registers(self) -> bool:
+        """Whether a backward pass with options has room for tall tiles: half precision, no lists, one decay a head."""
+        here = _capability(self.q.device) == (9, 0) and self.q.element_size() == 2 and self.q.shape[3] in WIDTHS
+        return here and self.blocks is None and (not self.decay or self.heads == self.kv_heads)
 
     def _bulk_copies(self, x: Tensor) -> bool:
         """Whether [B, S, G, D] is one matrix [B·S, G·D] with aligned rows, on a device with a copy engine."""
