@@ -24,7 +24,15 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from turnout.ops import suppress_kernel
 from turnout.ops.attend.triton import backward, forward
-from turnout.ops.attend.triton.configs import LOW, SPECIALISED, Plan, Tile, numbers_of
+from turnout.ops.attend.triton.configs import (
+    DKDV_WITH_OPTIONS,
+    DQ_WITH_OPTIONS,
+    LOW,
+    SPECIALISED,
+    Plan,
+    Tile,
+    numbers_of,
+)
 from turnout.ops.attend.triton.job import Job
 
 # Bytes of shared memory that one program may use; the tables for "ampere" keep to what the smallest of its parts has.
@@ -83,8 +91,10 @@ def launch_of(order: Order) -> tuple[Any, dict[str, Any], dict[str, int]]:
     forward.run = backward.run = suppress_kernel.run = record
     dtype = torch.float32 if order.itemsize == 4 else torch.bfloat16
     tile = order.tile
-    # Grouped heads have low tiles of their own.
-    groups = H if order.option == "directions" or (tile.tma == SPECIALISED and tile.keys != LOW.keys) else G
+    # Grouped heads have low tiles of their own, and so have those with several decays.
+    tall = tile.tma == SPECIALISED and tile.keys != LOW.keys
+    sole = tile in (*DQ_WITH_OPTIONS.values(), *DKDV_WITH_OPTIONS.values()) and "starts" in order.option
+    groups = H if order.option == "directions" or tall or sole else G
     q, k = torch.zeros(B, R, H, order.width, dtype=dtype), torch.zeros(B, S, groups, order.width, dtype=dtype)
     tiles = numbers_of(Plan(*[replace(tile, splits=tile.splits or 1)] * 3))
     rows = torch.zeros(B, 1, R, dtype=torch.int64)

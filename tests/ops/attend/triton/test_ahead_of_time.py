@@ -11,7 +11,15 @@ from multiprocessing import get_context
 
 import pytest
 
-from turnout.ops.attend.triton.configs import LEAN, LOW, ORDINARY, TABLES
+from turnout.ops.attend.triton.configs import (
+    DKDV_WITH_OPTIONS,
+    DQ_WITH_OPTIONS,
+    LEAN,
+    LOW,
+    ORDINARY,
+    TABLES,
+    WITH_OPTIONS,
+)
 
 pytest.importorskip("triton")
 
@@ -56,6 +64,28 @@ def test_the_specialised_kernel_fits_with_splits_grouped_heads_and_directions(mo
     )
     orders = [("forward", tile, 2, 128, option, 90) for tile, option in tiles]
     check([*orders, ("uncut", LOW, 2, 128, "directions", 80)], monkeypatch)
+
+
+def test_one_decay_a_head_has_room_in_the_specialised_kernel_and_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward, dkdv = ("forward", WITH_OPTIONS[128]), ("dkdv", DKDV_WITH_OPTIONS[128])
+    check([(*one, 2, 128, "rates and starts", 90) for one in (forward, dkdv)], monkeypatch)
+
+
+@EVERY
+@pytest.mark.parametrize("width", WITH_OPTIONS)
+def test_every_option_has_room_in_the_tiles_for_options(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = {"forward": WITH_OPTIONS, "dq": DQ_WITH_OPTIONS, "dkdv": DKDV_WITH_OPTIONS}
+    options = ("decay and starts", "rates and starts", "window", "window, sinks and starts")
+    check(
+        [
+            (kernel, table[width], 2, width, option, 90)
+            for kernel, table in tables.items()
+            for option in options
+            # Sinks are the portable kernel's.
+            if kernel != "forward" or "sinks" not in option
+        ],
+        monkeypatch,
+    )
 
 
 def test_a_decay_has_room_in_the_tiles_for_options(monkeypatch: pytest.MonkeyPatch) -> None:
