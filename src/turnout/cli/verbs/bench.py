@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 class Options(Flags):
     """Measure, print a table, and append the rows as JSON lines. Ratios are dense ms / routed ms, above 1 = saved.
 
-    kernels, layers, decode and patterns measure cases; breakeven finds the fraction of rows from which dense attention
-    is the faster choice; peaks measures matrix products, copies and launches; targets prints the target table from
+    kernels, layers, decode, patterns and dispatch measure cases; breakeven finds the fraction of rows from which dense
+    attention is the faster choice; peaks measures matrix products, copies and launches; targets prints the target table from
     the rows that are there, and --measure measures first what this device can. inference and training measure the
     model of a recipe (settings may be changed) beside dense attention and the static hybrid, with gates drawn at
     --usage: inference the time to the first token, each token's time, bytes, memory and energy; training tokens a
     second and utilisation; blocks the compiled training step of one block.
 
     Args:
-        what: kernels, layers, decode, patterns, breakeven, peaks, targets, inference, training or blocks.
+        what: kernels, layers, decode, patterns, dispatch, breakeven, peaks, targets, inference, training or blocks.
         model: with inference and training, a recipe.
         cases: N,p;N,p;... with further fields by name: 8192,1/8,batch=4,step=forward+backward.
         explain: a case; say which implementation attend would choose for it and why, and measure nothing.
@@ -54,7 +54,17 @@ class Options(Flags):
     positional: ClassVar[tuple[str, ...]] = ("what", "model")
     overridable: ClassVar[bool] = True
     what: Literal[
-        "kernels", "layers", "decode", "patterns", "breakeven", "peaks", "targets", "inference", "training", "blocks"
+        "kernels",
+        "layers",
+        "decode",
+        "patterns",
+        "dispatch",
+        "breakeven",
+        "peaks",
+        "targets",
+        "inference",
+        "training",
+        "blocks",
     ] = "targets"
     model: str | None = None
     cases: str | None = None
@@ -84,7 +94,7 @@ def run(call: Call[Options]) -> Result:
     if not options.seconds >= 0:
         raise ConfigError(f"--seconds={options.seconds}; expected >= 0")
     for flag, given, where in (
-        ("cases", options.cases, ("kernels", "layers", "decode", "patterns", "breakeven")),
+        ("cases", options.cases, ("kernels", "layers", "decode", "patterns", "dispatch", "breakeven")),
         ("measure", options.measure, ("targets",)),
         ("table", options.table, ("breakeven",)),
         ("flex", options.flex, ("kernels", "patterns")),
@@ -130,7 +140,7 @@ def _device(name: str) -> torch.device:
 
 
 def _cases(options: Options, device: torch.device) -> list[Case]:
-    from turnout.bench import breakeven, kernels, layers, patterns
+    from turnout.bench import breakeven, dispatch, kernels, layers, patterns
     from turnout.bench.cases import parse_cases
 
     if options.cases is not None:
@@ -141,6 +151,8 @@ def _cases(options: Options, device: torch.device) -> list[Case]:
         return [_default("decode", device)]
     if options.what == "patterns":
         return patterns.default_cases(device)
+    if options.what == "dispatch":
+        return dispatch.default_cases()
     return breakeven.default_cases(device) if options.what == "breakeven" else kernels.default_cases(device)
 
 
