@@ -25,11 +25,11 @@ class Options(Flags):
     """Measure, print a table, and append the rows as JSON lines. Ratios are dense ms / routed ms, above 1 = saved.
 
     kernels, layers, decode, patterns and dispatch measure cases; breakeven finds the fraction of rows from which dense
-    attention is the faster choice; peaks measures matrix products, copies and launches; targets prints the target table from
-    the rows that are there, and --measure measures first what this device can. inference and training measure the
-    model of a recipe (settings may be changed) beside dense attention and the static hybrid, with gates drawn at
-    --usage: inference the time to the first token, each token's time, bytes, memory and energy; training tokens a
-    second and utilisation; blocks the compiled training step of one block.
+    attention is the faster choice; peaks measures matrix products, copies and launches; targets prints the target
+    table from the rows that are there, and --measure measures first what this device can. inference and training
+    measure the model of a recipe (settings may be changed) beside dense attention and the static hybrid, with gates
+    drawn at --usage: inference the time to the first token, each token's time, bytes, memory and energy; training
+    tokens a second and utilisation; blocks the compiled training step of one block.
 
     Args:
         what: kernels, layers, decode, patterns, dispatch, breakeven, peaks, targets, inference, training or blocks.
