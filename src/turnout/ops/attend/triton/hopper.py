@@ -3,7 +3,8 @@
 A program holds two tiles of 64 packed rows of one packed head. One warp copies blocks of keys and values into a ring
 of shared memory; a warpgroup a tile multiplies them, each up to its own last row. A warpgroup issues the product of
 the next block's scores and that of this block's values together, and computes the softmax while the second one runs
-(Shah et al. 2024, FlashAttention-3, sec. 3.2). Plain calls only: no window, decay, packed sequences or key lists.
+(Shah et al. 2024, FlashAttention-3, sec. 3.2). Windows and packed sequences bound the blocks of a tile from below; a
+decay adds one number a key to the scores and one a row to their maximum. No sinks and no key lists.
 
 Axes: B batch, R query rows, S keys, H query heads, G kv heads, D head dim, F = H / PACK packed heads, P = R · PACK
 packed rows of one packed head, BM rows of a warpgroup and BN keys of a block.
