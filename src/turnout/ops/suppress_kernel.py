@@ -10,8 +10,7 @@ Axes: B batch, R rows (N of all sequences), H heads, D head dim (BD padded to a 
 BM rows of a program, C programs a head, F = H / PACK packed heads, P = R · PACK.
 """
 
-from __future__ import annotations
-
+# The operators' schemas are read from their annotations, which therefore are not postponed.
 import contextlib
 from typing import Any
 
@@ -190,19 +189,53 @@ def add_kernel(part_ptr, out_ptr, n_parts, n_directions, D: tl.constexpr, BD: tl
     tl.store(out_ptr + one * D + channel, total.to(out_ptr.dtype.element_ty), mask=channel < D)
 
 
-def cut(o: Tensor, directions: Tensor, amount: Tensor) -> Tensor:
-    """o' like o.
+@torch.library.custom_op("turnout::cut_directions", mutates_args=())
+def cut_directions(o: Tensor, directions: Tensor, amount: Tensor) -> Tensor:
+    """o' like o, contiguous.
 
     Args:
-        o: [B, R, H, D]; directions: [H, K, D]; amount: r, [B, R, H, K]; all contiguous.
+        o: [B, R, H, D]; directions: [H, K, D]; amount: r, [B, R, H, K].
     """
+    o = o.contiguous()
     n_batch, n_rows, heads, _ = o.shape
     out, sizes = torch.empty_like(o), _sizes(o, directions)
-    arguments = {"o_ptr": o, "d_ptr": directions, "r_ptr": amount, "out_ptr": out, "n_rows": n_batch * n_rows, **sizes}
-    if o.numel():
-        with _on(o):
-            run(cut_kernel, -(-n_batch * n_rows // sizes["BM"]) * heads, arguments, warps=_warps(sizes))
+    arguments = {
+        "o_ptr": o, "d_ptr": directions.contiguous(), "r_ptr": amount.contiguous(), "out_ptr": out,
+        "n_rows": n_batch * n_rows, **sizes,
+    }  # fmt: skip
+    with _on(o):
+        run(cut_kernel, -(-n_batch * n_rows // sizes["BM"]) * heads, arguments, warps=_warps(sizes))
     return out
+
+
+@cut_directions.register_fake
+def _fake_cut(o: Tensor, directions: Tensor, amount: Tensor) -> Tensor:
+    return o.new_empty(o.shape)
+
+
+@torch.library.custom_op("turnout::cut_directions_backward", mutates_args=())
+def cut_directions_backward(
+    o: Tensor, grad: Tensor, directions: Tensor, amount: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """∂o, ∂directions, ∂amount."""
+    return uncut(o.contiguous(), grad.contiguous(), directions.contiguous(), amount.contiguous())[:3]
+
+
+@cut_directions_backward.register_fake
+def _fake_uncut(o: Tensor, grad: Tensor, directions: Tensor, amount: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return o.new_empty(o.shape), directions.new_empty(directions.shape), amount.new_empty(amount.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    o, directions, amount = ctx.saved_tensors
+    return cut_directions_backward(o, grad, directions, amount)
+
+
+cut_directions.register_autograd(_gradients, setup_context=_save)
 
 
 def uncut(
@@ -220,7 +253,7 @@ def uncut(
     n_batch, n_rows, heads, width = out.shape
     n_directions, sizes = directions.shape[1], _sizes(out, directions)
     n_chunks = -(-n_rows // sizes["BM"])
-    raw_grad, d_amount, d_directions = torch.empty_like(grad), torch.empty_like(amount), torch.empty_like(directions)
+    raw_grad, d_amount, d_directions = (torch.empty_like(x) for x in (grad, amount, directions))
     part = out.new_empty(n_batch * n_chunks, heads, n_directions, width, dtype=torch.float32)
     delta = out.new_empty((n_batch, heads // pack, n_rows * pack) if pack else 0, dtype=torch.float32)
     arguments = {

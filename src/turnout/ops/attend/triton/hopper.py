@@ -454,15 +454,15 @@ def hopper_kernel(
         [
             (_compute_tiles, (
                 q_ptr, rows_ptr, starts_ptr, part_ptr, hi_ptr, lo_ptr, directions_ptr, suppress_ptr, o_ptr, along_ptr,
-                lse_ptr, q_tile, d_tile, r_tile, ring, bars, stride_qb, n_work, n_batch, n_rows, n_keys, span, window, scale,
-                stride_qt, stride_qh, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS, START_LISTS, WINDOW,
-                DECAY, DIRECTIONS, 0,
+                lse_ptr, q_tile, d_tile, r_tile, ring, bars, stride_qb, n_work, n_batch, n_rows, n_keys, span, window,
+                scale, stride_qt, stride_qh, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS, START_LISTS,
+                WINDOW, DECAY, DIRECTIONS, 0,
             )),
             (_compute_tiles, (
                 q_ptr, rows_ptr, starts_ptr, part_ptr, hi_ptr, lo_ptr, directions_ptr, suppress_ptr, o_ptr, along_ptr,
-                lse_ptr, q_tile, d_tile, r_tile, ring, bars, stride_qb, n_work, n_batch, n_rows, n_keys, span, window, scale,
-                stride_qt, stride_qh, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS, START_LISTS, WINDOW,
-                DECAY, DIRECTIONS, 1,
+                lse_ptr, q_tile, d_tile, r_tile, ring, bars, stride_qb, n_work, n_batch, n_rows, n_keys, span, window,
+                scale, stride_qt, stride_qh, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS, START_LISTS,
+                WINDOW, DECAY, DIRECTIONS, 1,
             )),
             (_copy_blocks, (
                 k_matrix, v_matrix, rows_ptr, starts_ptr, ring, bars, n_work, n_batch, n_rows, n_keys, span, window,
