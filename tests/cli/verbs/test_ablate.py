@@ -25,8 +25,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("TURNOUT_CACHE", str(root / "cache"))
         words = [
             "train", "directional_cpu", "--task.path", str(root / "text"), "--task.val_frac", "0.25",
-            "--model.layers", "2", "--model.width", "16", "--model.heads", "2", "--schedule.steps", "4", "--optim.batch", "2", "--device",
-            "cpu", "--loop.final_sequences", "4", "--runs", str(root), "--model.directions",
+            "--model.layers", "2", "--model.width", "16", "--model.heads", "2", "--schedule.steps", "4",
+            "--optim.batch", "2", "--device", "cpu", "--loop.final_sequences", "4", "--runs", str(root),
+            "--model.directions",
         ]  # fmt: skip
         assert main([*words, "prefix:hidden=4", "--name", "a", "--task.length", "64"]) == 0
         assert main([*words, "none", "--name", "plain", "--task.length", "16"]) == 0
