@@ -123,3 +123,17 @@ def rows_of(taken: Tensor) -> Tensor:
     lists = [[taken[b, :, g].nonzero()[:, 0].tolist() for g in range(taken.shape[2])] for b in range(taken.shape[0])]
     longest = max(1, *(len(one) for batch in lists for one in batch))
     return torch.tensor([[one + [-1] * (longest - len(one)) for one in batch] for batch in lists])
+
+
+def scan_inputs(length: int, n_states: int, *, channels: int = 16, size: int = 16) -> list[Tensor]:
+    """x, log decay, write, read of two sequences and two heads, and as many states (0 or 1)."""
+    source = torch.Generator().manual_seed(length)
+    shapes = [(2, length, 2, channels), (2, length, 2), (2, length, size), (2, length, size)]
+    shapes += [(2, 2, channels, size)] * n_states
+    x, decay, *rest = (torch.randn(shape, generator=source, dtype=torch.float64) for shape in shapes)
+    return [x, -decay.abs(), *rest]
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Several outputs as one."""
+    return torch.cat([part.flatten() for part in parts])

@@ -1,17 +1,15 @@
-"""ZO1 and ZO2: which learning rate counts, what attention is, and gates that open as often as they are told."""
+"""ZO1 and ZO2: which learning rate counts, what attention is, and what a bill says."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-import pytest
-import torch
-
-from turnout.claims.mqar import best, by_length, open_gates, sweeps
+from turnout.claims.mqar import ATTENTION, best, by_length, cpu_bill, sweeps
 from turnout.claims.registry import get_claim
-from turnout.models.causal_lm import CausalLM
 from turnout.recipes import mqar
 from turnout.tasks import MQARConfig
+from turnout.train.loop import Trainer
 
 CELL = "T=64, N=4, d=64"
 
@@ -29,8 +27,8 @@ def runs(**accuracy: list[float]) -> dict[str, list[dict[str, Any]]]:
 def test_arms_are_found_again_by_their_names() -> None:
     names = {arm.name for arm in get_claim("ZO1").arms()}
     found = sweeps({name: [] for name in names})
-    assert len(found) == len(mqar.CELLS) * len(mqar.WIDTHS)
-    assert all(set(mixers) == set(mqar.LAYOUTS) for mixers in found.values())
+    assert len(found) == len(mqar.CELLS) * len(mqar.WIDTHS) + len(mqar.LONG)
+    assert all(set(mixers) in (set(mqar.LAYOUTS), {"routed", *ATTENTION}) for mixers in found.values())
     assert sorted(found, key=by_length)[:2] == [CELL, "T=128, N=8, d=64"]
 
 
@@ -54,28 +52,28 @@ def test_routed_models_are_compared_with_the_better_attention() -> None:
     assert judge(runs(routed=[0.99] * 3)) == []
 
 
-@pytest.mark.parametrize("usage", [(0.0, 0.25), (0.5, 0.03)])
-def test_gates_open_as_often_as_they_are_told(usage: tuple[float, float]) -> None:
-    task = MQARConfig(length=64, pairs=4, vocab=256).build(0)
-    model = CausalLM(mqar.mqar().model, vocab=256, seed=0)
-    batch = task.train_batch(32)
-    open_gates(model, batch, usage)
-    with torch.no_grad():
-        routes = model(batch.tokens).routes
-    for route, wanted in zip(routes, usage, strict=True):
-        assert route is not None
-        # 2,048 decisions; tokens that occur more than once share a logit.
-        assert abs(float(route.taken.float().mean()) - wanted) < 0.02
+def test_a_bill_is_judged_by_every_kind_of_work_and_each_device() -> None:
+    def bill(device: str, **pairs: tuple[float, float]) -> dict[str, Any]:
+        rows = [
+            {"what": what, "arm": arm, "ms": ms, "n": 9, "batch": 2}
+            for what, both in pairs.items()
+            for arm, ms in zip(("routed", "dense", "static_hybrid"), (*both, 1.5), strict=True)
+        ]
+        return {"device": device, "rows": rows}
+
+    (name,) = seen = runs(routed=[0.999] * 3)
+    for record in seen[name]:
+        record["savings"] = bill("a GPU", prefill=(3.0, 2.0), decode=(3.0, 2.0), train_step=(3.0, 2.0))
+        record["savings_cpu"] = bill("a CPU", prefill=(1.0, 2.0), decode=(1.0, 2.0), train_step=(3.0, 2.0))
+    on_gpu, on_cpu = get_claim("ZO2").judge(seen)
+    assert on_gpu.verdict == "does not hold" and "(a GPU)" in on_gpu.statement and on_gpu.n == 3
+    assert on_cpu.verdict == "holds with changes" and "prefill 1 / 2, decode 1 / 2, train step 3 / 2" in on_cpu.measured
 
 
-def test_a_bill_is_judged_by_every_kind_of_work() -> None:
-    rows = [
-        {"cell": CELL, "what": what, "arm": arm, "ms": ms, "usage": 0.05, "n": 9}
-        for what, pair in (("prefill", (1.0, 2.0)), ("train_step", (3.0, 2.0)))
-        for arm, ms in zip(("routed", "dense"), pair, strict=True)
-    ] + [
-        {"cell": CELL, "what": w, "arm": "static_hybrid", "ms": 1.5, "usage": None, "n": 9}
-        for w in ("prefill", "train_step")
-    ]
-    (row,) = get_claim("ZO2").judge({"bench": [{"rows": rows, "device_name": "x"}]})
-    assert row.verdict == "holds with changes" and "prefill 1 / 2, train step 3 / 2" in row.measured
+def test_a_trained_run_is_billed_on_the_cpu_with_its_own_decisions() -> None:
+    config = mqar.mqar(steps=1)
+    small = replace(config, device="cpu", loop=replace(config.loop, log_every=1, eval_sequences=2, final_sequences=2))
+    trainer = Trainer(replace(small, task=MQARConfig(length=16, pairs=2, vocab=64)))
+    trainer.train()
+    rows = cpu_bill(trainer, seconds=0.0)["savings_cpu"]["rows"]
+    assert {(row["what"], row["arm"]) for row in rows} >= {("prefill", "routed"), ("decode", "dense")}

@@ -9,7 +9,7 @@ import pytest
 
 from turnout.claims.page import update_readme, verdicts, write_down, write_page
 from turnout.claims.store import results_dir
-from turnout.claims.table import markdown, readme_rows, table
+from turnout.claims.table import HEADLINES, headlines, markdown, table
 
 DOCS = results_dir().parent / "docs"
 
@@ -49,7 +49,8 @@ def test_readme_is_changed_between_its_markers_and_nowhere_else(tmp_path: Path) 
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- claims -->\nold\n<!-- /claims -->\nafter\n")
     assert update_readme(readme)
-    assert readme.read_text() == f"before\n<!-- claims -->\n{markdown(readme_rows())}\n<!-- /claims -->\nafter\n"
+    shown = markdown(headlines(), HEADLINES)
+    assert readme.read_text() == f"before\n<!-- claims -->\n{shown}\n<!-- /claims -->\nafter\n"
     for text in ("no markers", "<!-- claims -->\nno end"):
         readme.write_text(text)
         assert not update_readme(readme) and readme.read_text() == text

@@ -21,7 +21,7 @@ from turnout.claims import markdown, table
 from turnout.claims.registry import VERDICTS, Arm, Claim, Finding, get_claim, load_claims
 from turnout.claims.reproduce import judge, reproduce
 from turnout.claims.store import results_dir, summaries
-from turnout.claims.table import COLUMNS, readme_rows
+from turnout.claims.table import COLUMNS, HEADLINES, headlines
 from turnout.errors import ConfigError, DataError, TurnoutError
 from turnout.train.config import JointConfig, LoopConfig, OptimConfig, RunConfig
 
@@ -230,4 +230,4 @@ def test_failed_runs_are_reported_after_the_others(tmp_path: Path, monkeypatch: 
 def test_readme_shows_the_committed_table() -> None:
     readme = results_dir().parent / "README.md"
     shown = readme.read_text().partition("<!-- claims -->\n")[2].partition("\n<!-- /claims -->")[0]
-    assert shown == markdown(readme_rows())
+    assert shown == markdown(headlines(), HEADLINES)

@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from oracles import assert_as_exact_as_eager
+from oracles import assert_as_exact_as_eager, joined, scan_inputs
 from turnout.layers.rope import rotate
 from turnout.ops import attend, causal_conv, causal_ema, compact, explain
+from turnout.ops.scan import chunked_scan
+from turnout.ops.scan_kernel import scan
+from turnout.ops.shorten import shorten, shorten_plainly
 
 pytestmark = pytest.mark.gpu
 B, N, H, G, D = 2, 150, 4, 2, 16
@@ -128,3 +131,26 @@ def test_inference_rotates_and_convolves_in_one_pass_as_training_does(dtype: tor
         head, kept = causal_conv(x[:, :1].to(dtype).flatten(2), weight.to(dtype))
         tail, end = causal_conv(x[:, 1:].to(dtype).flatten(2), weight.to(dtype), kept)
     assert torch.equal(torch.cat([head, tail], 1), whole) and torch.equal(end, last)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads,dim", [(4, 128), (3, 20), (1, 1)])
+def test_vectors_are_shortened_in_one_pass(heads: int, dim: int, dtype: torch.dtype) -> None:
+    # A view of keys and values together, as the attention track hands it over.
+    def of(call: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda x: call(x.unflatten(2, (2, heads))[:, :, 0], dim**0.5)
+
+    inputs = [randn(B, N, 2 * heads, dim)]
+    assert_as_exact_as_eager(of(shorten), of(shorten_plainly), inputs, reduction=dim, dtype=dtype)
+
+
+@pytest.mark.parametrize("length", [1, 15, 100])
+@pytest.mark.parametrize("n_states", [0, 1])
+def test_the_scan_kernel_is_as_exact_as_the_chunked_products(length: int, n_states: int) -> None:
+    inputs = scan_inputs(length, n_states)
+    assert_as_exact_as_eager(
+        lambda *some: joined(scan(*some)),
+        lambda *some: joined(chunked_scan(*some)),
+        [tensor.cuda() for tensor in inputs],
+        reduction=5 * length * 16,
+    )

@@ -13,6 +13,7 @@ from turnout.routers.mode import RoutingMode
 from turnout.tasks import RecallConfig
 from turnout.train import checkpoint
 from turnout.train.config import OptimConfig
+from turnout.train.muon import ShardedMuon
 from turnout.train.optimizers import split_matrices
 from turnout.train.schedule import Joint, wsd
 from turnout.train.step import Stepper
@@ -126,6 +127,21 @@ def test_muon_takes_the_matrices_of_the_blocks_and_resumes_to_the_bit() -> None:
         mode = RoutingMode(skip=False, sample=True, generator=torch.Generator().manual_seed(4))
         one.step([batch], Joint.idle(), mode, 1e-2)
     assert all(torch.equal(weight, weights(resumed)[name]) for name, weight in weights(stepper).items())
+
+
+@pytest.mark.parametrize("shape", [(6, 10), (10, 6), (5, 5)])
+def test_muon_for_shards_steps_whole_matrices_as_torch_does_to_the_bit(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    start, grads = torch.randn(shape, generator=generator), torch.randn(3, *shape, generator=generator)
+    ends = []
+    for kind in (torch.optim.Muon, ShardedMuon):
+        weight = torch.nn.Parameter(start.clone())
+        optimizer = kind([weight], lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+        for grad in grads:
+            weight.grad = grad.clone()
+            optimizer.step()
+        ends.append(weight.detach())
+    assert torch.equal(*ends)
 
 
 def test_wsd_is_flat_and_then_falls_to_a_tenth() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +16,9 @@ from turnout.errors import TurnoutError
 PACE = 500_000
 # Tokens a sequence: how many times dense attention's speed a compiled block trains at, usage 1/4.
 BLOCKS = {2048: 1.0, 8192: 1.5, 32768: 2.3}
-ANSWERS = (4096, 256)
-CONTEXT = 32_768
+# Tokens of prompt and answer together, and of the answer: what is claimed, then where it does not hold.
+ANSWERS = ((32_768, 4096), (32_768, 256), (65_536, 256), (8192, 256), (2048, 256))
+TIMES = 4.0
 # Nats: two runs on the same batches agree to the third decimal. Rounding grows with the steps, by more where the loss
 # falls fast; a wrong gradient or other batches show in the first one.
 NEAR = 1e-3
@@ -156,6 +157,8 @@ def _judge_processes(seen: Summaries) -> list[Finding]:
             if "error" in row:
                 continue
             one, two = row["tokens_per_s"]
+            rounding = _rounding(row, record["rows"])
+            said = "" if rounding is None else f"bf16 against float32, one process: {rounding:.1e}; "
             found.append(
                 Finding(
                     statement=f"{row['layout']}: two processes ({row['kind'].upper()}) train what one trains "
@@ -165,17 +168,38 @@ def _judge_processes(seen: Summaries) -> list[Finding]:
                     f"{row['last'][1]:.4f}",
                     n=row["steps"],
                     interval="every step of one run",
-                    control="runs side by side, pace not measured"
+                    control=said + "runs side by side, pace not measured"
                     if row["at_once"]
-                    else f"one process {one:,.0f} tokens/s, two {two:,.0f} (eager)",
-                    verdict="holds" if row["largest_difference"] <= NEAR else "does not hold",
+                    else f"{said}one process {one:,.0f} tokens/s, two {two:,.0f} (eager)",
+                    verdict=_near(row["largest_difference"], rounding),
                 )
             )
     return found
 
 
-def answers(device: str) -> Iterator[dict[str, Any]]:
-    """A row for each length of answer and arm, as soon as it is there."""
+def _near(difference: float, rounding: float | None) -> str:
+    """Past the limit, but less than rounding itself does: the same training, though not what was asked for."""
+    if difference <= NEAR:
+        return "holds"
+    return "holds with changes" if rounding is not None and difference <= rounding else "does not hold"
+
+
+def _rounding(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> float | None:
+    """How far bf16 moves the losses of one process from those of float32 on the same batches; None where not known.
+
+    Adam's first updates are lr in size however small a gradient is, so that its rounding moves weights by as much; what
+    that does to a falling loss is no error of the second process.
+    """
+    exact = [r for r in rows if r.get("precision") == "fp32" and r["layout"] == row["layout"] and "losses" in r]
+    if row["precision"] != "bf16" or not exact:
+        return None
+    return max(abs(own[0] - other[0]) for own, other in zip(row["losses"], exact[0]["losses"], strict=False))
+
+
+def answers(
+    device: str, *, arms: tuple[str, ...] = ("routed", "dense", "static_hybrid"), done: Sequence[dict[str, Any]] = ()
+) -> Iterator[dict[str, Any]]:
+    """A row for each context, length of answer and arm, as soon as it is there, without those that are `done`."""
     from turnout.bench.generation import Answer, measure_answer
     from turnout.recipes.lm import lm_run
     from turnout.train.loop import pick_device
@@ -185,32 +209,45 @@ def answers(device: str) -> Iterator[dict[str, Any]]:
     on_gpu = where.type == "cuda"
     # Wide enough that reading keys and values, not starting kernels, is what a dense step waits for.
     model = replace(model, layers=16, width=2048, heads=16) if on_gpu else replace(model, **TINY)
-    for tokens in ANSWERS if on_gpu else (16,):
-        for arm in ("routed", "dense", "static_hybrid"):
-            case = Answer(prompt=CONTEXT - tokens if on_gpu else 256, tokens=tokens, batch=8, compiled=on_gpu)
-            yield measure_answer(model, arm, case, vocab=50304 if on_gpu else 256, device=where)
+    there = {(*_size(row), row["arm"]) for row in done}
+    for context, tokens in ANSWERS if on_gpu else ((272, 16), (80, 16)):
+        for arm in arms:
+            if (context, tokens, arm) not in there:
+                case = Answer(prompt=context - tokens, tokens=tokens, batch=8, compiled=on_gpu)
+                yield measure_answer(model, arm, case, vocab=50304 if on_gpu else 256, device=where)
+
+
+def _size(row: dict[str, Any]) -> tuple[int, int]:
+    """Context and tokens of the answer."""
+    return row["case"]["prompt"] + row["case"]["tokens"], row["case"]["tokens"]
 
 
 def _judge_answers(seen: Summaries) -> list[Finding]:
     found = []
     for record in seen.get("bench", []):
-        rows = {(row["case"]["tokens"], row["arm"]): row for row in record["rows"]}
-        for tokens in sorted({length for length, _ in rows}):
-            if not {(tokens, "dense"), (tokens, "routed")} <= rows.keys():
-                continue
-            pace = {arm: rows[length, arm]["tokens_per_s"] for length, arm in rows if length == tokens}
-            ratio = pace["routed"] / pace["dense"]
-            case = rows[tokens, "routed"]["case"]
+        pace = {(*_size(row), row["arm"]): row["tokens_per_s"] for row in record["rows"]}
+        sizes = [
+            size
+            for size in dict.fromkeys(key[:2] for key in pace)
+            if {(*size, "dense"), (*size, "routed")} <= pace.keys()
+        ]
+        ratios = {size: pace[*size, "routed"] / pace[*size, "dense"] for size in sizes}
+        for i, ((context, tokens), ratio) in enumerate(ratios.items()):
+            routed, dense, static = (pace.get((context, tokens, arm)) for arm in ("routed", "dense", "static_hybrid"))
+            # The longest answer is the claim; the others say where it ends.
+            first = i == 0
             found.append(
                 Finding(
-                    statement=f"generate, batch {case['batch']}, {case['prompt']:,} tokens of prompt and {tokens:,} of "
-                    f"answer, one in ten attending: 4 times dense's tokens/s ({record['device_name']})",
-                    quoted="(ours) >= 4x at 32K when attention dominates",
-                    measured=f"{ratio:.2f}x: {pace['routed']:,.0f} against {pace['dense']:,.0f} tokens/s",
+                    statement=f"generate, batch 8, {context - tokens:,} tokens of prompt and {tokens:,} of answer, one "
+                    f"in ten attending: {TIMES:g} times dense's tokens/s ({record['device_name']})",
+                    quoted=f"(ours) >= {TIMES:g}x at 32K when attention dominates"
+                    if first
+                    else "(ours) where it does not",
+                    measured=f"{ratio:.2f}x: {routed:,.0f} against {dense:,.0f} tokens/s",
                     n=1,
                     interval="one whole answer, prompt included",
-                    control=f"static hybrid {pace['static_hybrid']:,.0f} tokens/s" if "static_hybrid" in pace else "",
-                    verdict=_verdict(ratio >= 4, record),
+                    control="" if static is None else f"static hybrid {static:,.0f} tokens/s",
+                    verdict=_verdict(ratio >= TIMES, record),
                 )
             )
     return found

@@ -44,7 +44,7 @@ def _arms() -> list[Arm]:
     return [
         *(arm(f"routed {usage}", "routed", usage, control=False) for usage in USAGES),
         *(arm(f"early {usage}", "early", usage, control=False) for usage in (0.0625, 0.25)),
-        arm("even 0.25", "even", control=False),
+        *(arm(f"even {usage}", "even", usage, control=False) for usage in USAGES),
         arm("dense", "dense"),
         arm(EVERYWHERE, "always"),
         arm("window", "window"),

@@ -8,11 +8,10 @@ from typing import Any
 from urllib.parse import quote
 
 from turnout.claims.registry import VERDICTS, load_claims
-from turnout.claims.table import markdown, readme_rows, table
+from turnout.claims.table import HEADLINES, SIGNS, headlines, markdown, table
 from turnout.train.atomic import write_file
 
 START, END = "<!-- claims -->\n", "\n<!-- /claims -->"
-SIGNS = {"holds": "✅", "holds with changes": "🟡", "does not hold": "❌"}
 COMMAND = "turnout reproduce"
 
 
@@ -29,7 +28,7 @@ def update_readme(readme: Path, root: Path | None = None) -> bool:
     _, end, after = rest.partition(END)
     if not start or not end:
         return False
-    fresh = before + start + markdown(readme_rows(root)) + end + after
+    fresh = before + start + markdown(headlines(root), HEADLINES) + end + after
     if fresh != text:
         write_file(readme, fresh.encode())
     return True

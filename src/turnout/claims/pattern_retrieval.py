@@ -102,7 +102,7 @@ def _arm(task: str, name: str) -> Arm:
 
         run = pattern_retrieval(task, pattern=PATTERNS[name], seed=seed)
         if os.environ.get("TURNOUT_PATTERN_STEPS") == "tiny":
-            optim = replace(run.optim, precision="fp32", batch=4, max_tokens=2048)
+            optim = replace(run.optim, precision="fp32", batch=4, max_tokens=2048, compile=False)
             return replace(run, loop=replace(run.loop, eval_sequences=4, final_sequences=8), optim=optim)
         return run
 

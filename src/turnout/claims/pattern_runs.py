@@ -47,7 +47,9 @@ def look(trainer: Trainer) -> dict[str, Any]:
     if text:
         found["slices"] |= _by_evidence(trainer)
     if text and config.model.pattern == "full":
-        found["distances"] = _distances(trainer, CUTS)
+        # Compiled blocks would not stop where a probe looks.
+        with torch.compiler.set_stance("force_eager"):
+            found["distances"] = _distances(trainer, CUTS)
     length = LONGER * config.task.length
     longer = config.task.with_length(length).build(config.seed)
     precision = config.optim.precision

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from turnout.claims.discovered import DISCOVERED, UNIFORM
-from turnout.claims.patterns import GROUP, SOURCE, excess, text_arms, words
+from turnout.claims.patterns import GROUP, SOURCE, excess, far_minus_near, text_arms, words
 from turnout.claims.registry import Arm, Claim, Finding, Summaries, claim
 from turnout.claims.store import read_json, results_dir
 from turnout.stats import mean_interval
@@ -21,12 +21,12 @@ KEY = (
 
 
 def measure(device: str) -> dict[str, Any]:
-    """Milliseconds of a training step of every pattern at TH1's size; nothing else should run beside it."""
+    """Milliseconds of a training step of every pattern that has an arm; nothing else should run beside it."""
     from turnout.train.loop import Trainer, pick_device
     from turnout.train.manifest import device_name
 
     ms = {}
-    for arm in text_arms():
+    for arm in (arm for arm in text_arms() if arm.name in ("dense", *KEY)):
         trainer = Trainer(replace(arm.config(0), device=device))
         trainer.train(stop_after=TIMED_STEPS)
         ms[arm.name] = trainer.last_ms
@@ -73,6 +73,7 @@ def judge(seen: Summaries) -> list[Finding]:
         gains = [dense[r["seed"]] - r["loss"] for r in seen[arm] if r["seed"] in dense]
         mean, half = mean_interval(gains)
         parts = excess(seen, arm, "domain")
+        far = far_minus_near(excess(seen, arm, "evidence"))
         findings.append(
             Finding(
                 statement=f"{name}: a lower loss than dense attention after as many milliseconds of training",
@@ -84,7 +85,8 @@ def judge(seen: Summaries) -> list[Finding]:
                 verdict="holds" if mean - half > 0 else "does not hold",
                 detail=f"{seen[arm][0]['steps']} steps of {ms.get(name, float('nan')):.2f} ms against "
                 f"{seen['dense'][0]['steps']} of {ms.get('dense', float('nan')):.2f}; beside dense: "
-                + "; ".join(f"{k} {words(v, '', sign=True)}" for k, v in sorted(parts.items())),
+                + "; ".join(f"{k} {words(v, '', sign=True)}" for k, v in sorted(parts.items()))
+                + (f"; evidence 256 tokens or more away minus below 32 {words(far, '', sign=True)}" if far else ""),
             )
         )
     return findings

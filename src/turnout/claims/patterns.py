@@ -63,7 +63,8 @@ def text_arm(name: str, pattern: str, **options: Any) -> Arm:
 
         size = os.environ.get("TURNOUT_PATTERN_STEPS")
         if size == "tiny":
-            small = pattern_cpu(text_path(), pattern=pattern, seed=seed, steps=20)
+            short = pattern.replace("longest=960,ramp=64", "longest=96,ramp=8")
+            small = pattern_cpu(text_path(), pattern=short, seed=seed, steps=20)
             return replace(small, loop=replace(small.loop, eval_sequences=8, final_sequences=32))
         return pattern_gpu(text_path(), pattern=pattern, seed=seed, **options)
 
@@ -95,6 +96,17 @@ def excess(seen: Summaries, arm: str, slice_name: str, base: str = "dense") -> d
         for value in mine.keys() & other.keys():
             found.setdefault(value, []).append(mine[value][0] - other[value][0])
     return found
+
+
+def far_minus_near(more: dict[str, list[float]]) -> list[float]:
+    """Of each seed, what `excess` by distance of the evidence is from 256 tokens on beyond what it is below 32."""
+    near = [more[p] for p in ("4", "8", "16") if p in more]
+    far = [more[p] for p in ("256", "512") if p in more]
+    if not near or not far:
+        return []
+    # One column a seed.
+    means = [[sum(column) / len(column) for column in zip(*rows, strict=True)] for rows in (near, far)]
+    return [b - a for a, b in zip(*means, strict=True)]
 
 
 def words(values: list[float], unit: str = "nats/byte", sign: bool = False) -> str:
@@ -210,13 +222,9 @@ def _judge_evidence(seen: Summaries) -> list[Finding]:
         if not any("evidence" in r["slices"] for r in seen[arm]) or "dense" not in seen:
             continue
         more = excess(seen, arm, "evidence")
-        near = [more[p] for p in ("4", "8", "16") if p in more]
-        far = [more[p] for p in ("256", "512") if p in more]
-        if not near or not far:
+        gaps = far_minus_near(more)
+        if not gaps:
             continue
-        # One column a seed.
-        means = [[sum(column) / len(column) for column in zip(*rows, strict=True)] for rows in (near, far)]
-        gaps = [b - a for a, b in zip(*means, strict=True)]
         mean, half = mean_interval(gaps)
         told = ((place, more[place]) for place in sorted(more, key=int))
         findings.append(

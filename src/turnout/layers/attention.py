@@ -93,7 +93,12 @@ class AttentionTrack(nn.Module):
         if self.rope:
             length = x.shape[1]
             k = rotate(k, torch.arange(length, device=x.device) if cache is None else cache.next_positions(length))
-        return (k, v) if cache is None else cache.append(k, v)
+        if cache is None:
+            return k, v
+        first = cache.position is None and cache.length == 0 and cache.k.dtype == k.dtype
+        kept = cache.append(k, v)
+        # A prompt attends to what was just made: packed sequences, which kernels with bulk copies ask for.
+        return (k, v) if first else kept
 
     def whole(
         self, x: Tensor, k: Tensor, v: Tensor, *, impl: str, reach: Reach = EVERYTHING, cut: Cut | None = None

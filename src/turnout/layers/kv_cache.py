@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from turnout.errors import ShapeError, UnsupportedError
+from turnout.ops.one_pass import one_pass
 
 
 class KVCache:
@@ -57,8 +58,8 @@ class KVCache:
                 self.v[rows, self.position] = v[:, 0].to(self.v.dtype)
             return self.k, self.v
         end = self.length + k.shape[1]
-        self.k[:, self.length : end] = k
-        self.v[:, self.length : end] = v
+        for new, buffer in ((k, self.k), (v, self.v)):
+            _write(new, buffer[:, self.length : end])
         self.length = end
         return self.k[:, :end], self.v[:, :end]
 
@@ -85,3 +86,13 @@ class KVCache:
             raise ShapeError(
                 f"key/value cache holds {held} tokens, got {end}; call init_state(batch, max_len >= {end})"
             )
+
+
+def _write(new: Tensor, place: Tensor) -> None:
+    """place[:] = new; where torch would copy rows that lie apart element by element, in one pass."""
+    if one_pass(new) and new.shape[1] > 1:
+        from turnout.ops.inference_kernels import copies_rows, copy_rows
+
+        if copies_rows(new, place):
+            return copy_rows(new, place)
+    place.copy_(new)

@@ -16,6 +16,7 @@ from turnout.layers.dilation import dilated
 from turnout.ops.attend import attend
 from turnout.ops.attend.decode import decode_attend
 from turnout.ops.attend.reference import sum_decay, suppress_directions
+from turnout.ops.shorten import shorten
 from turnout.routers.direction import Cut
 from turnout.routers.pattern.decay import log_threshold
 from turnout.routers.pattern.reach import Blend, Blocks, Prune, Reach, Routed, TopBlocks
@@ -49,7 +50,7 @@ def read(
     if cut is not None:
         options |= {"directions": cut.directions, "suppress": cut.amount}
     if reach.prune is not None and reach.log_decay is not None:
-        q, k = _shorten(q, reach.prune.cap), _shorten(k, reach.prune.cap)
+        q, k = shorten(q, reach.prune.cap), shorten(k, reach.prune.cap)
         options["starts"] = first_keys(reach.log_decay, positions(q, k, rows), k.shape[2], reach.prune, q.shape[-1])
     if reach.starts is not None:
         options["starts"] = reach.starts if rows is None else _at_rows(reach.starts, rows)
@@ -129,13 +130,6 @@ def first_keys(log_decay: Tensor, rows: Tensor, groups: int, prune: Prune, head_
     least = grown.gather(2, at) + log_threshold(prune, head_dim**-0.5)
     starts = torch.searchsorted(grown, least.contiguous())
     return starts.unflatten(1, (groups, -1)).amin(2)
-
-
-def _shorten(x: Tensor, cap: float) -> Tensor:
-    """Vectors no longer than `cap`."""
-    number = torch.float64 if x.dtype == torch.float64 else torch.float32
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=number)
-    return x * (cap / norm.clamp(min=cap)).to(x.dtype)
 
 
 def _key_lists(q: Tensor, k: Tensor, rows: Tensor | None, blocks: Blocks | TopBlocks) -> dict[str, Any]:

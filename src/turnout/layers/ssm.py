@@ -56,8 +56,10 @@ class SelectiveSSM(nn.Module):
         length = x.shape[1]
         padded = pad(u, (0, 0, self.taps - 1, 0)) if memory is None else torch.cat((memory[0], u), dim=1)
         tail = padded[:, length:]
-        u = silu(sum((self.conv[i] * padded[:, i : i + length] for i in range(self.taps)), torch.zeros_like(u)))
-        u = u.unflatten(-1, (self.heads, -1))
+        mixed = self.conv[0] * padded[:, :length]
+        for i in range(1, self.taps):
+            mixed = torch.addcmul(mixed, self.conv[i], padded[:, i : i + length])
+        u = silu(mixed).unflatten(-1, (self.heads, -1))
         step = softplus(step + self.step_base)
         y, state = selective_scan(
             u * step[..., None], -step * self.log_a.exp(), write, read, state=None if memory is None else memory[1]

@@ -10,6 +10,7 @@ from turnout.layers import AttentionMixer, LocalMixer, MixerState, RoutedMixer
 from turnout.layers.attention import AttentionTrack
 from turnout.layers.local import LOCAL_TRACKS
 from turnout.models.config import ModelConfig
+from turnout.ops.one_pass import one_pass
 from turnout.routers.direction import DirectionContext, build_directions
 from turnout.routers.mode import RoutingMode
 from turnout.routers.pattern import PATTERNS, Pattern, PatternContext
@@ -35,6 +36,10 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.up(x)
         if self.gated:
+            if one_pass(h) and h.is_contiguous():
+                from turnout.ops.inference_kernels import swiglu_forward
+
+                return self.down(swiglu_forward(h))
             gate, value = h.chunk(2, dim=-1)
             return self.down(nn.functional.silu(gate) * value)
         return self.down(nn.functional.gelu(h))

@@ -1,9 +1,11 @@
-"""What a prompt spends between its products, in one pass each: rotary positions and convolutions with few taps.
+"""What a prompt spends between its products, in one pass each: rotary positions, convolutions with few taps, SwiGLU,
+and writing keys and values into their cache.
 
-torch alone passes a prompt of 32K tokens through memory ten times to rotate it, and transposes it twice to convolve it.
+torch alone passes a prompt of 32K tokens through memory ten times to rotate it, transposes it twice to convolve it, and
+copies what is not contiguous at a third of the memory's speed (H200).
 Forward only, in eager code: compiled code fuses both with what is around them, and training needs their gradients.
 
-Axes: B batch, T tokens, H heads, D head dim, E channels, K taps.
+Axes: B batch, T tokens, H heads, D head dim, E channels, K taps, F hidden channels, N rows.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -19,6 +21,8 @@ from torch import Tensor
 
 # Tokens and channels of one program of the convolution.
 TOKENS, CHANNELS = 16, 256
+# Rows and channels of one program of what has no taps: 16 bytes a thread and row.
+ROWS, WIDE = 4, 1024
 
 
 @triton.jit(do_not_specialize=["n_tokens"])
@@ -72,6 +76,35 @@ def conv_kernel(
     tl.store(target, total.to(y_ptr.dtype.element_ty), mask=(token < n_tokens)[:, None] & inside[None, :])
 
 
+@triton.jit(do_not_specialize=["n_rows"])
+def swiglu_kernel(
+    gate_ptr, value_ptr, y_ptr, n_rows, n_channels: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr
+):  # fmt: skip
+    """y = silu(gate) value: gate and value are halves of one row; sizes are constants, so that loads stay aligned."""
+    row, channel = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * WIDE + tl.arange(0, WIDE)
+    here = (row < n_rows)[:, None] & (channel < n_channels)[None, :]
+    at = row.to(tl.int64)[:, None] * (2 * n_channels) + channel[None, :]
+    gate = tl.load(gate_ptr + at, mask=here, other=0.0).to(tl.float32)
+    value = tl.load(value_ptr + at, mask=here, other=0.0).to(tl.float32)
+    y = gate / (1 + tl.exp(-gate)) * value
+    target = y_ptr + row.to(tl.int64)[:, None] * n_channels + channel[None, :]
+    tl.store(target, y.to(y_ptr.dtype.element_ty), mask=here)
+
+
+@triton.jit(do_not_specialize=["n_tokens"])
+def copy_kernel(
+    x_ptr, y_ptr, n_tokens, n_channels, x_b, x_t, y_b, y_t, ROWS: tl.constexpr, WIDE: tl.constexpr
+):  # fmt: skip
+    """y = x for rows of contiguous channels that lie apart in both."""
+    chunks = tl.cdiv(n_tokens, ROWS)
+    batch, first = (tl.program_id(0) // chunks).to(tl.int64), (tl.program_id(0) % chunks) * ROWS
+    token, channel = first + tl.arange(0, ROWS), tl.program_id(1) * WIDE + tl.arange(0, WIDE)
+    here = (token < n_tokens)[:, None] & (channel < n_channels)[None, :]
+    token = token.to(tl.int64)[:, None]
+    value = tl.load(x_ptr + batch * x_b + token * x_t + channel[None, :], mask=here, other=0.0)
+    tl.store(y_ptr + batch * y_b + token * y_t + channel[None, :], value.to(y_ptr.dtype.element_ty), mask=here)
+
+
 def rotate_forward(x: Tensor, positions: Tensor, speed: Tensor) -> Tensor:
     """`turnout.layers.rope.rotate` of x [B, T, H, D] with contiguous D, by the given float32 speeds [D / 2]."""
     n_batch, n_tokens, n_heads, width = x.shape
@@ -105,6 +138,38 @@ def conv_forward(x: Tensor, weight: Tensor, state: Tensor | None) -> Tensor:
     }  # fmt: skip
     _launch(conv_kernel, (n_batch * triton.cdiv(n_tokens, TOKENS), triton.cdiv(n_channels, CHANNELS)), arguments, x)
     return y
+
+
+def swiglu_forward(h: Tensor) -> Tensor:
+    """silu(gate) * value of contiguous h = [gate, value] [..., 2 F], in one pass: [..., F]; rounded once."""
+    n_channels = h.shape[-1] // 2
+    y = torch.empty(*h.shape[:-1], n_channels, device=h.device, dtype=h.dtype)
+    n_rows = h.numel() // h.shape[-1]
+    if not y.numel():
+        return y
+    arguments = {
+        "gate_ptr": h, "value_ptr": h.view(-1)[n_channels:], "y_ptr": y, "n_rows": n_rows, "n_channels": n_channels,
+        "ROWS": ROWS, "WIDE": WIDE,
+    }  # fmt: skip
+    _launch(swiglu_kernel, (triton.cdiv(n_rows, ROWS), triton.cdiv(n_channels, WIDE)), arguments, h)
+    return y
+
+
+def copies_rows(x: Tensor, y: Tensor) -> bool:
+    """Whether `copy_rows` takes them: [B, T, H, D], heads side by side in both, and enough to be worth a launch."""
+    whole = all(t.stride(3) == 1 and t.stride(2) == t.shape[3] for t in (x, y))
+    return whole and x.shape == y.shape and x.shape[1] >= ROWS
+
+
+def copy_rows(x: Tensor, y: Tensor) -> None:
+    """y[:] = x for [B, T, H, D] of which `copies_rows` is true."""
+    n_batch, n_tokens, n_heads, width = x.shape
+    arguments = {
+        "x_ptr": x, "y_ptr": y, "n_tokens": n_tokens, "n_channels": n_heads * width, "x_b": x.stride(0),
+        "x_t": x.stride(1), "y_b": y.stride(0), "y_t": y.stride(1), "ROWS": ROWS, "WIDE": WIDE,
+    }  # fmt: skip
+    grid = (n_batch * triton.cdiv(n_tokens, ROWS), triton.cdiv(n_heads * width, WIDE))
+    _launch(copy_kernel, grid, arguments, x)
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], x: Tensor) -> None:

@@ -10,6 +10,8 @@ from turnout.train.config import CurriculumConfig, JointConfig, LoopConfig, Opti
 # (length, pairs): the four panels of the figure.
 CELLS = ((64, 4), (128, 8), (256, 16), (512, 64))
 WIDTHS = (64, 128, 256)
+# Ours: where skipping pays. Width 64 only, and what the routed model is compared with.
+LONG = ((1024, 64), (2048, 64), (4096, 64))
 # The sweep of every mixer; Zoology's own is 1e-4 to 1e-2 in four steps.
 LRS = (1e-3, 3e-3, 1e-2)
 STATE_SPACE = "state space"
@@ -18,7 +20,8 @@ LAYOUTS = {
     "attention": "AA", "convolution": "LL", STATE_SPACE: "LL", "static hybrid": "LA", "routed": "RR", SELECTED: "LA",
 }  # fmt: skip
 UNLEARNED = "unlearned"
-TOKENS_A_STEP = 2**13
+# A step of the long cells has as many queries as one of the short cells.
+TOKENS_A_STEP, TOKENS_A_LONG_STEP = 2**13, 2**15
 
 
 @recipe("mqar", "Zoology's MQAR, 64 tokens and 4 pairs: a routed model under a curriculum")
@@ -51,6 +54,7 @@ def mqar(
         if routed
         else JointConfig(steps=steps, solve_at=0.995)
     )
+    long = length >= LONG[0][0]
     local = {STATE_SPACE: "ssm", "convolution": f"conv:kernel={length},gate=true"}.get(mixer, "conv:kernel=4")
     return RunConfig(
         name=f"mqar_{mixer.replace(' ', '_')}_{length}",
@@ -64,8 +68,12 @@ def mqar(
         ),
         schedule=schedule,
         optim=OptimConfig(
-            batch=TOKENS_A_STEP // length, lr=lr, warmup=100, decay="cosine", weight_decay=0.1,
-            precision="tf32",
+            batch=(TOKENS_A_LONG_STEP if long else TOKENS_A_STEP) // length, lr=lr, warmup=100, decay="cosine",
+            weight_decay=0.1, precision="tf32",
         ),
-        loop=LoopConfig(eval_every=100, eval_sequences=512, final_sequences=2048, savings=routed, checkpoint_every=0),
+        # The long cells ask 64 queries a sequence.
+        loop=LoopConfig(
+            eval_every=100, eval_sequences=64 if long else 512, final_sequences=256 if long else 2048, savings=routed,
+            checkpoint_every=0,
+        ),
     )  # fmt: skip

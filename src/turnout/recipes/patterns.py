@@ -25,12 +25,14 @@ def positions_of(pattern: str) -> str:
 def pattern_gpu(
     path: str, pattern: str = "full", seed: int = 0, steps: int = 800, max_mb: float | None = None,
     weight_decay: float = 0.1, dropout: float = 0.0, layout: str = "A", local: str = "conv:kernel=16",
+    compiled: bool = True,
 ) -> RunConfig:  # fmt: skip
     """16,384 bytes a step; about 20 seconds on one GPU.
 
     Args:
         path: a folder of text, one folder below it for each domain.
         layout, local: of the model.
+        compiled: blocks are compiled, unless dropout needs a generator in them.
     """
     return RunConfig(
         name="pattern_gpu",
@@ -42,7 +44,8 @@ def pattern_gpu(
         ),
         schedule=JointConfig(steps=steps),
         optim=OptimConfig(
-            batch=16, lr=2e-3, warmup=min(100, steps // 4), decay="cosine", precision="bf16", weight_decay=weight_decay
+            batch=16, lr=2e-3, warmup=min(100, steps // 4), decay="cosine", precision="bf16",
+            weight_decay=weight_decay, compile=compiled and not dropout,
         ),
         loop=LoopConfig(eval_every=100, eval_sequences=64, final_sequences=512, savings=False, checkpoint_every=0),
     )  # fmt: skip
@@ -74,8 +77,9 @@ def pattern_cpu(path: str, pattern: str = "full", seed: int = 0, steps: int = 60
 
 @recipe("pattern_retrieval", "one association among noise, several, or MQAR: which patterns lose which")
 def pattern_retrieval(
-    task: str = "needles", pattern: str = "full", seed: int = 0, length: int = 512, steps: int = 800
-) -> RunConfig:
+    task: str = "needles", pattern: str = "full", seed: int = 0, length: int = 512, steps: int = 800,
+    compiled: bool = True,
+) -> RunConfig:  # fmt: skip
     """Convolution over four tokens, attention, convolution, attention; width 128, 32,768 tokens a step.
 
     Embedding and head share their weights, so that to copy a value is not to learn it anew for each.
@@ -83,6 +87,7 @@ def pattern_retrieval(
     Args:
         task: "needles" (8 pairs at random places, as many distractors and questions), "MQAR" (32 pairs at the start,
             questions at uniform gaps) or "recall" (one pair at the start, one question at the end).
+        compiled: blocks are compiled.
     """
     tasks: dict[str, RecallHardConfig | MQARConfig | RecallConfig] = {
         "needles": RecallHardConfig(length=length, pairs=8, queries=8, distractors=8),
@@ -101,6 +106,8 @@ def pattern_retrieval(
             pattern=pattern if pattern == "full" else f"full / {pattern} / full / {pattern}",
         ),
         schedule=JointConfig(steps=steps),
-        optim=OptimConfig(batch=256, max_tokens=2**15, lr=3e-3, warmup=50, decay="cosine", precision="bf16"),
+        optim=OptimConfig(
+            batch=256, max_tokens=2**15, lr=3e-3, warmup=50, decay="cosine", precision="bf16", compile=compiled
+        ),
         loop=LoopConfig(eval_every=200, eval_sequences=64, final_sequences=256, savings=False, checkpoint_every=0),
     )  # fmt: skip

@@ -76,6 +76,7 @@ class Scorer:
             width=track.q.in_features, heads=track.heads, kv_heads=track.kv_heads, head_dim=track.head_dim
         )
         self.length = task.length
+        self.built: dict[str, Pattern] = {}
         patterns = [self._build(action) for action in space.actions]
         learned = [a for a, p in zip(space.actions, patterns, strict=True) if list(p.parameters())]
         if learned:
@@ -138,8 +139,10 @@ class Scorer:
         track.pattern = pattern
 
     def _build(self, spec: str) -> Pattern:
-        pattern: Pattern = PATTERNS.build(spec, context=self.context).to(self.device).eval()
-        return pattern
+        """A layer's pattern, made once: what a search proposes repeats itself, and nothing in it changes."""
+        if spec not in self.built:
+            self.built[spec] = PATTERNS.build(spec, context=self.context).to(self.device).eval()
+        return self.built[spec]
 
     def _forward(self) -> Tensor:
         losses = []

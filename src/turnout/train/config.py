@@ -179,7 +179,8 @@ class OptimConfig:
         batch: sequences a step at the first length.
         max_tokens: most tokens a micro-batch; longer sequences get fewer of them. 0 = no limit.
         accumulate: micro-batches a step.
-        optimizer: "adamw", or "muon" for the matrices inside the blocks with AdamW for the rest.
+        optimizer: "adamw", or "muon" for the matrices inside the blocks with AdamW for the rest; sharded matrices are
+            gathered one at a time, because an orthogonal update needs them whole.
         lr, weight_decay: of both. Norms, biases and gains are decayed too, as published.
         beta2: of AdamW; beta1 is 0.9.
         clip: gradient norm limit; 0 = off.

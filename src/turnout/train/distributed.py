@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree
 
 from turnout.config import to_dict
-from turnout.errors import ConfigError, TurnoutError, UnsupportedError
+from turnout.errors import ConfigError, TurnoutError
 from turnout.routers.query import Route
 from turnout.tasks import Batch, TextConfig
 from turnout.train import checkpoint, sharded
@@ -52,8 +52,6 @@ class DistributedTrainer(Trainer):
             raise ConfigError(f"optim.batch={optim.batch} does not divide among {world.size} processes; use a multiple")
         loop = replace(config.loop, cuda_graph=False, savings=False)
         self.sharded = config.loop.parallel == "fsdp"
-        if self.sharded and optim.optimizer == "muon":
-            raise UnsupportedError("optim.optimizer=muon needs whole matrices; use loop.parallel=ddp, or adamw")
         super().__init__(replace(config, loop=loop, device=world.device.type), run, view)
         if self.throughput.peak is not None:
             self.throughput.peak *= world.size

@@ -28,10 +28,18 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, capturable: bool) 
     matrices, rest = split_matrices(named)
     adamw = torch.optim.AdamW(by_rate(rest, config, capturable=capturable), **options)
     # Its update has the root mean square of AdamW's, so that one learning rate serves both (Liu et al. 2025).
-    muon = torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+    kind = _sharded_muon() if any(hasattr(matrix, "full_tensor") for matrix in matrices) else torch.optim.Muon
+    muon = kind(matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
     for group in muon.param_groups:
         group["factor"] = 1.0
     return Together(adamw, muon)
+
+
+def _sharded_muon() -> type[torch.optim.Muon]:
+    # The import loads torch.distributed.
+    from turnout.train.muon import ShardedMuon
+
+    return ShardedMuon
 
 
 def by_rate(named: Iterable[Named], config: OptimConfig, *, capturable: bool) -> list[dict[str, Any]]:

@@ -257,7 +257,7 @@ def test_an_impossible_pattern_is_refused_with_what_was_given(spec: str, message
     "spec",
     [
         "window:size=16", "sinks:size=12", "dilated:branches=(16/1+32/2)", "strided:block=8,near=0",
-        "head_mixture:parts=(2 full;2 window:size=99)",
+        "head_mixture:parts=(2 full;2 window:size=99)", "span:longest=24,ramp=4",
     ],
 )  # fmt: skip
 def test_a_pattern_that_covers_the_whole_sequence_is_refused(spec: str) -> None:

@@ -19,7 +19,7 @@ class Options(Flags):
     """Print every claim with its committed measurement; --json adds source, interval, control, commit and command.
 
     Args:
-        markdown: print the table as README shows it.
+        markdown: print the rows as a Markdown table.
         write: bring README's table and docs/claims.md of a checkout up to date with the committed results.
     """
 

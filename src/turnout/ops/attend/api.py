@@ -64,9 +64,9 @@ def attend(
         v: values, like k.
         rows: position of each query row, int64 [B, R], or [B, G, R] with one list per kv head; strictly ascending,
             -1 = empty slot, at the end of the list. None: the last R positions.
-        starts: first key position that each row may read, int like `rows`, ≥ 0 and never falling within a list; for
-            sequences packed one after another it is the first position of the row's own sequence, where its sinks
-            begin too. What it holds in an empty slot does not matter. None: 0.
+        starts: first key position that each row may read, int like `rows`, ≥ 0, at most the row's own and never
+            falling within a list; for sequences packed one after another it is the first position of the row's own
+            sequence, where its sinks begin too. What it holds in an empty slot does not matter. None: 0.
         keys: what a row may read, int [B, ceil(R / row_block), G, K], -1 = empty slot; the causal ones of them.
         key_block: block n of `keys` is the positions n · key_block .. (n + 1) · key_block − 1; 1: tokens.
         row_block: consecutive query rows (slots) that share one list of `keys`; 1: one list a row.

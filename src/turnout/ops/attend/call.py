@@ -201,10 +201,13 @@ def _check_starts(starts: Tensor, rows: Tensor | None, q: Tensor, k: Tensor) -> 
         taken = None if rows is None else rows if rows.dim() == 3 else rows[:, None]
         seen = starts if taken is None else torch.where(taken < 0, k.shape[1], starts)
         low = seen.amin()
-        if low < 0 or bool((seen[..., 1:] < seen[..., :-1]).any()):
+        own = torch.arange(k.shape[1] - q.shape[1], k.shape[1]) if taken is None else taken
+        late = (starts > own) & (own >= 0)
+        if low < 0 or bool((seen[..., 1:] < seen[..., :-1]).any()) or bool(late.any()):
             raise ShapeError(
-                f"starts holds {int(low)} or falls from one row to the next; expected the first key position of each "
-                "row's own sequence, 0 or more and never falling within a list"
+                f"starts holds {int(low)}, falls from one row to the next, or lies behind the row's own position; "
+                "expected the first key position of each row's own sequence: 0 or more, never falling within a list, "
+                "and at most the row's position, so that no row's sequence is empty"
             )
     return starts
 

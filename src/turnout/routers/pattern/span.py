@@ -72,4 +72,5 @@ class SpanPattern(Pattern):
         return keys_in_window(length, math.ceil(longest))
 
     def check_length(self, length: int) -> None:
-        check_window("span", "ramp", self.ramp, length)
+        # Heads that see everything get no gradient from what they read.
+        check_window("span", "ramp + start · longest", self.ramp + round(self.start * self.longest), length)

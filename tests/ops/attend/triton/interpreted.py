@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from oracles import assert_as_exact_as_eager, rows_of
+from oracles import assert_as_exact_as_eager, joined, rows_of, scan_inputs
 from turnout.layers.rope import rotate, speeds
 from turnout.ops import attend
 from turnout.ops.attend.call import Call, check_call
@@ -27,6 +27,8 @@ from turnout.ops.compact import compact
 from turnout.ops.compact_kernel import compact_rows
 from turnout.ops.conv import causal_conv
 from turnout.ops.inference_kernels import conv_forward, rotate_forward
+from turnout.ops.scan import chunked_scan
+from turnout.ops.scan_kernel import scan
 
 B, H, G, D = 2, 2, 1, 16
 # Low tiles, so that a few tokens make several; the number is of splits.
@@ -345,3 +347,22 @@ def test_one_pass_convolves_as_torch_does(
         dtype=dtype,
         grads=False,
     )
+
+
+@pytest.mark.parametrize("n_states", [0, 1])
+@pytest.mark.parametrize("length,size", [(1, 16), (33, 32)])
+def test_the_scan_kernel_is_as_exact_as_the_chunked_products(length: int, size: int, n_states: int) -> None:
+    assert_as_exact_as_eager(
+        lambda *some: joined(scan(*some)),
+        lambda *some: joined(chunked_scan(*some)),
+        scan_inputs(length, n_states, size=size),
+        reduction=5 * length * size,
+    )
+
+
+def test_stacked_models_scan_as_if_each_were_alone() -> None:
+    stacked = [torch.stack([part, 0.5 * part]).float() for part in scan_inputs(17, 0)]
+    y, last = torch.func.vmap(scan)(*stacked)
+    for i in range(2):
+        alone = scan(*(part[i] for part in stacked))
+        assert torch.equal(y[i], alone[0]) and torch.equal(last[i], alone[1])

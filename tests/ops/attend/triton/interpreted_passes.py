@@ -8,6 +8,9 @@ import torch
 from oracles import assert_as_exact_as_eager
 from turnout.ops.attend.reference import suppress_directions
 from turnout.ops.gate_kernel import gate_rows
+from turnout.ops.inference_kernels import copies_rows, copy_rows, swiglu_forward
+from turnout.ops.shorten import shorten_plainly
+from turnout.ops.shorten_kernel import shorten_rows
 from turnout.ops.suppress_kernel import cut_directions, uncut
 
 
@@ -44,6 +47,30 @@ def test_rows_without_a_position_count_as_zeros_and_delta_is_the_product_with_th
     assert error <= torch.finfo(torch.float32).eps * 16 * by_head.abs().max()
 
 
+class Shorten(torch.autograd.Function):
+    """Both passes as autograd calls them on a GPU."""
+
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x)
+        return shorten_rows(x, 4.0)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        return shorten_rows(ctx.saved_tensors[0], 4.0, grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", [(2, 9, 3, 16), (1, 1, 1, 1), (2, 65, 2, 20)])
+def test_vectors_are_shortened_as_the_definition_does(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    # Norms on both sides of the cap, and an own layout: every second token of a longer sequence.
+    x = draw(shape[0], 2 * shape[1], *shape[2:], seed=0)
+    assert_as_exact_as_eager(
+        lambda x: Shorten.apply(x[:, ::2]), lambda x: shorten_plainly(x[:, ::2], 4.0), [x], reduction=shape[-1],
+        dtype=dtype,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("biased", [True, False])
 def test_a_gate_of_one_pass_is_the_linear_layer(biased: bool) -> None:
     inputs = [draw(3, 7, 600, seed=0), draw(1, 600, seed=1), *([draw(1, seed=2)] if biased else [])]
@@ -52,3 +79,27 @@ def test_a_gate_of_one_pass_is_the_linear_layer(biased: bool) -> None:
         want = torch.nn.functional.linear(*inputs)
         error = (gate_rows(single[0], single[1], single[2] if biased else None) - want).abs().max()
     assert error <= torch.finfo(torch.float32).eps * 600**0.5 * want.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", [(2, 3, 9), (1, 1, 1), (7, 1030)])
+def test_a_gated_hidden_layer_of_one_pass_is_silu_times_value(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    h = draw(*shape[:-1], 2 * shape[-1], seed=3)
+
+    def eager(h: torch.Tensor) -> torch.Tensor:
+        gate, value = h.chunk(2, dim=-1)
+        return torch.nn.functional.silu(gate) * value
+
+    assert_as_exact_as_eager(swiglu_forward, eager, [h], reduction=2, dtype=dtype, grads=False)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 3, 5), (3, 9, 2, 600)])
+def test_rows_are_copied_to_their_places_and_nowhere_else(shape: tuple[int, ...]) -> None:
+    batch, tokens, heads, width = shape
+    x = draw(batch, tokens, 2, heads, width, seed=0).float()[:, :, 1]
+    cache = torch.full((batch, tokens + 6, heads, width), float("nan"))
+    place = cache[:, 2 : 2 + tokens]
+    assert copies_rows(x, place) and not copies_rows(x[:, :3], place[:, :3])
+    copy_rows(x, place)
+    assert torch.equal(place, x)
+    assert bool(cache[:, :2].isnan().all()) and bool(cache[:, 2 + tokens :].isnan().all())

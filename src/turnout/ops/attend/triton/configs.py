@@ -95,7 +95,7 @@ MOST_DIRECTIONS = 16
 SHORT, LOW = 2048, Tile(128, 64, 4, 4, tma=SPECIALISED)
 # Calls with a decay, a window or starts take the specialised kernel from so many packed rows on, in these tiles.
 LEAST_PACKED = 32
-WITH_OPTIONS = {64: Tile(128, 128, 4, 4, tma=SPECIALISED), 128: Tile(128, 64, 4, 4, tma=SPECIALISED)}
+WITH_OPTIONS = {64: Tile(128, 64, 4, 6, tma=SPECIALISED), 128: Tile(128, 64, 4, 4, tma=SPECIALISED)}
 # From so many tiles a multiprocessor on its programs stay and take one after another.
 STAYS_FROM = 12
 # All others: at most 99 KB, which every part from 8.0 on has.

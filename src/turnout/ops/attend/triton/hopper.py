@@ -245,8 +245,10 @@ def _pass(begin, end, base, bars, STAGES: gl.constexpr):
         place = (base + block) % STAGES
         parity = ((base + block) // STAGES) & 1
         mbarrier.wait(bars.index(place), parity)
-        mbarrier.arrive(bars.index(2 * STAGES + place), count=1)
         mbarrier.wait(bars.index(STAGES + place), parity)
+        # A warp that fell a round behind would wait for a phase that has passed.
+        barrier()
+        mbarrier.arrive(bars.index(2 * STAGES + place), count=1)
         mbarrier.arrive(bars.index(3 * STAGES + place), count=1)
 
 

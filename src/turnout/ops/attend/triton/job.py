@@ -181,7 +181,7 @@ class Job:
         return {"k_ptr": _matrix(self.k, tile.keys), "v_ptr": _matrix(self.v, tile.keys), "TMA": True}
 
     def _specialised(self, tile: Tile) -> Tile:
-        """The tile in which the kernel of `hopper.py` runs the call; another where the call or the device is none for it.
+        """The tile in which `hopper.py` runs the call; another where the call or the device is none for it.
 
         Args:
             tile: what the tables say.
