@@ -37,7 +37,7 @@ TYPES = {
     torch.float64: "*fp64",
 }
 B, R, S, H, G = 1, 64, 256, 4, 2
-ABSENT = dict.fromkeys(("starts", "total", "blocks", "n_blocks", "directions", "suppress"))
+ABSENT = dict.fromkeys(("starts", "total", "rates", "blocks", "n_blocks", "directions", "suppress"))
 NUMBERS = {"window": 0, "sinks": 0, "scale": 0.1, "key_block": 1, "row_block": 1}
 
 
@@ -57,8 +57,10 @@ def options_of(name: str, width: int) -> dict[str, Any]:
         return {"total": torch.zeros(B, S, H, dtype=torch.float64)}
     if name == "window, sinks and starts":
         return {"window": 100, "sinks": 4, "starts": torch.zeros(B, 1, R, dtype=torch.int64)}
-    if name == "decay and starts":
-        return options_of("decay", width) | {"starts": torch.zeros(B, 1, R, dtype=torch.int64)}
+    if name == "rates":
+        return {"rates": torch.zeros(H)}
+    if name.endswith(" and starts") and "," not in name:
+        return options_of(name.removesuffix(" and starts"), width) | {"starts": torch.zeros(B, 1, R, dtype=torch.int64)}
     if name == "window":
         return {"window": 100}
     if name == "directions":

@@ -15,6 +15,8 @@ from turnout.bench.profile import profiled
 from turnout.bench.rows import Row, provenance
 from turnout.bench.timing import Timing, graphed, time_interleaved
 
+# A ratio to dense attention below which an arm has lost.
+LOSING = 0.95
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 
 
@@ -53,7 +55,8 @@ def measure_arms(
 ) -> list[Row]:  # fmt: skip
     """Rows of all arms, timed interleaved; an arm that cannot run has a row that says why, and no time.
 
-    With `profiles` the rows of routed arms say in `kernels` what their time is spent on.
+    With `profiles` the rows of routed arms say in `kernels` what their time is spent on; on a GPU the arm that a user
+    gets says so wherever it loses to dense attention.
     """
     ready: dict[str, Callable[[], object]] = {}
     notes: dict[str, Row] = {}
@@ -65,10 +68,11 @@ def measure_arms(
         except (RuntimeError, NotImplementedError, ValueError) as error:
             notes[name] = {"status": "unsupported", "reason": str(error).split("\n")[0][:300], "peak_bytes": None}
     timings = time_interleaved(ready, device=device, seconds=seconds, most=100, flush=True) if ready else {}
-    if profiles:
-        for name in timings:
-            if name.startswith("route"):
-                notes[name]["kernels"] = profiled(arms[name].call, device)
+    dense = min((timing.ms for name, timing in timings.items() if name.startswith("dense")), default=0.0)
+    for name, timing in timings.items():
+        lost = device.type == "cuda" and name == "routed:auto" and dense < LOSING * timing.ms
+        if lost or (profiles and name.startswith("route")):
+            notes[name]["kernels"] = profiled(arms[name].call, device)
     where = provenance(device)
     return [
         {"kind": kind, "case": case.to_dict(), "arm": name, **notes[name], **_numbers(arm, timings.get(name)),

@@ -27,6 +27,7 @@ EVERY_KEY = torch.arange(S).expand(B, R, G, S)
 IDENTITIES: dict[str, dict[str, Any]] = {
     "all keys chosen": {"keys": EVERY_KEY},
     "no decay": {"log_decay": torch.zeros(B, S, H)},
+    "no decay at any step": {"log_decay": torch.zeros(H)},
     "a window as long as the sequence": {"window": S},
     "sinks that cover everything": {"window": 1, "sinks": S},
     "nothing suppressed": {"directions": torch.full((H, 2, D), D**-0.5), "suppress": torch.zeros(B, R, H, 2)},
@@ -128,6 +129,8 @@ BAD_OPTIONS = {
     "a sequence that starts behind its row": ({"starts": torch.full((B, R), S)}, "no row's sequence is empty"),
     "log_decay per kv head": ({"log_decay": torch.zeros(B, S, G)}, r"expected \[B, S, H\]"),
     "log_decay above 0": ({"log_decay": torch.full((B, S, H), 0.1)}, "expected finite numbers <= 0"),
+    "one log_decay per kv head": ({"log_decay": torch.zeros(G)}, r"or \[H\]"),
+    "one log_decay above 0": ({"log_decay": torch.full((H,), 0.1)}, "expected finite numbers <= 0"),
     "log_decay of minus infinity": ({"log_decay": torch.full((B, S, H), -torch.inf)}, "expected finite"),
     "log_decay of integers": ({"log_decay": torch.zeros(B, S, H, dtype=torch.int64)}, "expected floats"),
     "directions of another width": (

@@ -48,6 +48,17 @@ def test_log_decay_is_the_sum_of_the_steps_between_key_and_row() -> None:
     )
 
 
+def test_one_log_decay_a_head_is_that_of_every_step_with_its_gradient() -> None:
+    q, k, v = randn(B, S, H, D), randn(B, S, G, D, seed=1), randn(B, S, G, D, seed=2)
+    rates = (-randn(H, seed=3).abs()).requires_grad_()
+    out = [attend(q, k, v, log_decay=x) for x in (rates, rates.expand(B, S, H))]
+    assert torch.equal(*out)
+    assert torch.equal(*(torch.autograd.grad(one.square().sum(), rates)[0] for one in out))
+    for batch, length in ((0, S), (B, 0)):
+        shape = (batch, length, H, D)
+        assert attend(*(x[:batch, :length] for x in (q, k, v)), log_decay=rates.detach()).shape == shape
+
+
 def test_chosen_keys_are_intersected_with_the_causal_window() -> None:
     rows = some_rows()
     keys = torch.randint(-1, S, (B, rows.shape[-1], G, 4), generator=torch.Generator().manual_seed(4))

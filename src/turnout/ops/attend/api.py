@@ -56,7 +56,7 @@ def attend(
         o'_t    = o_t − Σ_k suppress[t, k] · <o_t, d_k> d_k
 
     Every option is the identity when absent. Values of `rows`, `starts`, `keys` and `log_decay` are checked on the CPU
-    only: elsewhere a check would synchronise the device.
+    only, because elsewhere a check would synchronise the device: TURNOUT_CHECK_VALUES=1 checks them everywhere.
 
     Args:
         q: queries of the rows taken, float [B, R, H, D].
@@ -70,7 +70,8 @@ def attend(
         keys: what a row may read, int [B, ceil(R / row_block), G, K], -1 = empty slot; the causal ones of them.
         key_block: block n of `keys` is the positions n · key_block .. (n + 1) · key_block − 1; 1: tokens.
         row_block: consecutive query rows (slots) that share one list of `keys`; 1: one list a row.
-        log_decay: log of the decay at each step, [B, S, H], finite and ≤ 0.
+        log_decay: log of the decay at each step, [B, S, H], finite and ≤ 0; [H] is the same decay at every step, which
+            the kernels then need not sum.
         window: a row at t sees t − window < j ≤ t.
         sinks: the first positions (from `starts` on), visible in spite of the window.
         directions: unit vectors [H, K, D].

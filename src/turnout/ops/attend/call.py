@@ -5,6 +5,7 @@ Axes: B batch, R query rows, S keys, H query heads, G kv heads, D head dim, K ke
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -14,13 +15,18 @@ from turnout.errors import ConfigError, ShapeError, UnsupportedError
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INDEX_DTYPES = (torch.int64, torch.int32)
+# Whether index values are looked at on other devices too, where each look waits for the device.
+CHECKS_VALUES = os.environ.get("TURNOUT_CHECK_VALUES") == "1"
 # How far from 1 a direction may be long: as far as a unit vector in bfloat16.
 _UNIT = 2**-6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
-    """The arguments of `attend` after validation: `rows` and `starts` are int64 [B, 1 or G, R] or None."""
+    """The arguments of `attend` after validation: `rows` and `starts` are int64 [B, 1 or G, R] or None.
+
+    `log_decay` is [B, S, H]; `rates` [H] says the same where every step has one decay that takes no gradient.
+    """
 
     q: Tensor
     k: Tensor
@@ -36,6 +42,7 @@ class Call:
     starts: Tensor | None = None
     key_block: int = 1
     row_block: int = 1
+    rates: Tensor | None = None
 
     @property
     def group_size(self) -> int:
@@ -79,6 +86,8 @@ def check_call(
     _check_qkv(q, k, v)
     _check_pattern(window, sinks)
     _check_blocks(keys, key_block, row_block)
+    if log_decay is not None and log_decay.dim() == 1 and log_decay.shape[0] == q.shape[2]:
+        log_decay = log_decay.expand(q.shape[0], k.shape[1], -1)
     call = Call(
         q=q,
         k=k,
@@ -89,6 +98,7 @@ def check_call(
         key_block=key_block,
         row_block=row_block,
         log_decay=None if log_decay is None else _check_log_decay(log_decay, q, k),
+        rates=None if log_decay is None else _rates(log_decay),
         window=window,
         sinks=sinks,
         directions=directions,
@@ -162,8 +172,9 @@ def _check_blocks(keys: Tensor | None, key_block: int, row_block: int) -> None:
 
 
 def _readable(tensor: Tensor) -> bool:
-    """Whether looking at the values costs no synchronisation, and there are any; a compiler has none to look at."""
-    return tensor.device.type == "cpu" and tensor.numel() > 0 and not torch.compiler.is_compiling()
+    """Whether looking at the values costs no synchronisation, or was asked for; a compiler has none to look at."""
+    free = tensor.device.type == "cpu" or CHECKS_VALUES
+    return free and tensor.numel() > 0 and not torch.compiler.is_compiling()
 
 
 def _check_index(name: str, index: Tensor, q: Tensor) -> None:
@@ -247,7 +258,7 @@ def _check_keys(keys: Tensor, q: Tensor, k: Tensor, key_block: int, row_block: i
 def _check_log_decay(log_decay: Tensor, q: Tensor, k: Tensor) -> Tensor:
     expected = [k.shape[0], k.shape[1], q.shape[2]]
     if list(log_decay.shape) != expected:
-        raise ShapeError(f"log_decay has shape {list(log_decay.shape)}; expected [B, S, H] = {expected}")
+        raise ShapeError(f"log_decay has shape {list(log_decay.shape)}; expected [B, S, H] = {expected}, or [H]")
     if not log_decay.is_floating_point() or log_decay.device != q.device:
         raise ShapeError(f"log_decay is {log_decay.dtype} on {log_decay.device}; expected floats on {q.device}")
     if _readable(log_decay):
@@ -258,6 +269,12 @@ def _check_log_decay(log_decay: Tensor, q: Tensor, k: Tensor) -> Tensor:
                 "the log of a decay in (0, 1]; use torch.nn.functional.logsigmoid or -softplus"
             )
     return log_decay
+
+
+def _rates(log_decay: Tensor) -> Tensor | None:
+    """The decay of every step, [H], if `log_decay` [B, S, H] repeats one in memory and takes no gradient."""
+    repeats = log_decay.stride()[:2] == (0, 0) and min(log_decay.shape) > 0
+    return log_decay[0, 0] if repeats and not log_decay.requires_grad else None
 
 
 def _check_directions(call: Call) -> None:

@@ -59,6 +59,7 @@ def agree(
     width: int = D,
     splits: int = 1,
     dtype: torch.dtype = torch.float32,
+    rates: Tensor | None = None,
     **options: Any,
 ) -> None:
     """The kernels are as exact as the reference in the same dtype, forward and for every gradient."""
@@ -67,6 +68,8 @@ def agree(
     names = [name for name in LEARNED if name not in options][: len(learned)]
     if len(learned) == 2:
         names = ["directions", "suppress"]
+    if rates is not None:
+        options["log_decay"] = rates
     inputs = (randn(B, n_rows, n_heads, width), *(randn(B, n_keys, n_groups, width, seed=s) for s in (1, 2)), *learned)
 
     def run(function: Callable[[Call], Tensor]) -> Callable[..., Tensor]:
@@ -132,6 +135,16 @@ def test_a_window_over_the_last_rows() -> None:
 def test_decay_with_its_gradient(splits: int) -> None:
     rows = some_rows(35, 0.4)
     agree(35, rows.shape[-1], rows=rows, splits=splits, log_decay=-randn(B, 35, H, seed=3).abs())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("splits", [1, 2])
+def test_one_decay_for_every_step(splits: int, dtype: torch.dtype) -> None:
+    rates = -torch.tensor([0.0, 0.3])
+    agree(35, 35, splits=splits, dtype=dtype, rates=rates)
+    rows = some_rows(35, 0.4, n_lists=G)
+    starts = (rows - 7).clamp(min=0)
+    agree(35, rows.shape[-1], rows=rows, starts=starts, splits=splits, dtype=dtype, rates=30 * rates)
 
 
 def test_a_decay_that_sums_to_thousands_keeps_the_accuracy_of_its_differences() -> None:
@@ -275,7 +288,7 @@ def test_tensors_with_gaps_between_heads_tokens_and_channels() -> None:
     assert torch.equal(triton_attend(call_of(*inputs, rows=rows)), want)
 
 
-@pytest.mark.parametrize("options", [(), ("window",), ("decay",), ("directions",)])
+@pytest.mark.parametrize("options", [(), ("window",), ("decay",), ("rates",), ("directions",)])
 def test_the_operator_keeps_the_rules_of_torch_operators(options: tuple[str, ...]) -> None:
     rows = some_rows(20, 0.5)
     n_rows = rows.shape[-1]
@@ -283,7 +296,8 @@ def test_the_operator_keeps_the_rules_of_torch_operators(options: tuple[str, ...
     total = (-randn(B, 20, H).abs()).cumsum(1).requires_grad_() if "decay" in options else None
     directions = randn(H, 1, D).float().requires_grad_() if "directions" in options else None
     suppress = randn(B, n_rows, H, 1).float().requires_grad_() if "directions" in options else None
-    arguments = (q, k, v, rows, None, total, None, None, directions, suppress)
+    rates = -randn(H).abs().float() if "rates" in options else None
+    arguments = (q, k, v, rows, None, total, rates, None, None, directions, suppress)
     numbers = (5 if "window" in options else 0, 0, 0.25, 1, 1, ())
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
     torch.library.opcheck(op.routed_attend, (*arguments, *numbers), test_utils=tests)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from oracles import assert_as_exact_as_eager, rows_of
+from turnout.errors import ShapeError
 from turnout.ops import attend, compact, explain
 from turnout.ops.attend.call import check_call
 from turnout.ops.attend.reference import suppress_directions
@@ -180,6 +181,41 @@ def options_of(name: str, rows: Tensor, width: int) -> dict[str, Any]:
 def test_every_option_with_its_gradients(name: str) -> None:
     rows = some_rows(0.4)
     agree(rows.shape[-1], rows=rows, width=128, **options_of(name, rows, 128))
+
+
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("name", ["decay", "rates", "starts", "window", "decay and starts", "rates and window"])
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_options_in_the_specialised_kernel(name: str, width: int, share: float) -> None:
+    n_keys = 1100
+    rows = some_rows(share, G, n_keys) if share < 1 else None
+    n_rows = n_keys if rows is None else rows.shape[-1]
+    at = torch.arange(n_keys, device="cuda").expand(B, -1) if rows is None else rows
+    every: dict[str, Any] = {
+        "decay": {"log_decay": -0.1 * randn(B, n_keys, H, seed=3).abs()},
+        "rates": {"log_decay": -torch.tensor([0.0, 0.01, 0.3, 4.0], device="cuda")},
+        "starts": {"starts": (at // 300 * 300).clamp(min=0)},
+        "window": {"window": 150},
+    }
+    options = {key: value for one in name.split(" and ") for key, value in every[one].items()}
+    learned = [options.pop("log_decay")] if "decay" in name else []
+
+    def run(impl: str) -> Callable[..., Tensor]:
+        return lambda q, k, v, *decay: attend(
+            q, k, v, rows=rows, **options, **({"log_decay": decay[0]} if decay else {}), impl=impl
+        )
+
+    inputs = (randn(B, n_rows, H, width), *(randn(B, n_keys, G, width, seed=s) for s in (1, 2)), *learned)
+    reduction = 2 * n_keys * width * (1 + len(learned))
+    assert_as_exact_as_eager(run("triton"), run("reference"), inputs, reduction=reduction, dtype=torch.bfloat16)
+
+
+def test_values_are_checked_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = leaves(3)
+    rows = torch.tensor([5, 4, 9], device="cuda").expand(B, -1)
+    monkeypatch.setattr("turnout.ops.attend.call.CHECKS_VALUES", True)
+    with pytest.raises(ShapeError, match="rows is not sorted"):
+        attend(q, k, v, rows=rows)
 
 
 def step(gate: Tensor, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:

@@ -22,6 +22,7 @@ from turnout.ops.attend.triton.configs import forward_splits, row_splits
 from turnout.ops.attend.triton.inverse import inverse_list
 from turnout.ops.attend.triton.job import LOG2E, Job, run
 from turnout.ops.attend.triton.tiles import (
+    BASE_2,
     count_below,
     fold_scores,
     key_spans,
@@ -30,6 +31,7 @@ from turnout.ops.attend.triton.tiles import (
     load_rows,
     load_starts,
     packed_offsets,
+    row_decay,
     visible,
 )
 from turnout.ops.suppress_kernel import uncut
@@ -93,8 +95,11 @@ def _dq_block(
             weight = tl.exp2(score - lse[:, None])
         else:
             # What belongs to a row is one number.
-            of_key = tl.load(part_base + key, mask=key < n_keys, other=0.0)
-            of_row = (row_hi - tl.load(hi_base + first_key)) + (row_lo - tl.load(lo_base + first_key))
+            of_row = row_decay(row_hi, row_lo, hi_base, lo_base, first_key, DECAY)
+            if DECAY == 1:
+                of_key = tl.load(part_base + key, mask=key < n_keys, other=0.0)
+            else:
+                of_key = hi_base * (first_key - key).to(tl.float32)
             weight = tl.exp2(score * scale + of_key[None, :] - (lse - of_row)[:, None])
     else:
         weight = tl.exp2(score * scale - lse[:, None])
@@ -177,12 +182,14 @@ def dq_kernel(
         k_base = k_ptr + batch64 * stride_kb + kv_head * stride_kh
         v_base = v_ptr + batch64 * stride_vb + kv_head * stride_vh
     hi_base, lo_base, part_base, row_hi, row_lo = hi_ptr, lo_ptr, part_ptr, delta, delta
-    if DECAY:
+    if DECAY == 1:
         hi_base = hi_ptr + (batch64 * HEADS + packed_head) * n_keys
         lo_base = lo_ptr + (batch64 * HEADS + packed_head) * n_keys
         part_base = part_ptr + (batch64 * HEADS + packed_head) * n_keys
         row_hi = tl.load(hi_base + row, mask=valid, other=0.0)
         row_lo = tl.load(lo_base + row, mask=valid, other=0.0)
+    elif DECAY:
+        hi_base, row_hi = tl.load(hi_ptr + packed_head) * BASE_2, row
     acc = tl.zeros([BM, BD], tl.float32)
 
     if KEY_BLOCK > 0:
@@ -233,7 +240,7 @@ def dq_kernel(
 
 @triton.jit
 def _dkdv_tile(
-    dk, dv, dc, k, v, key, of_key, first_hi, first_lo, first, n_packed, rows_base, starts_base,
+    dk, dv, dc, k, v, key, of_key, first_key, first_hi, first_lo, first, n_packed, rows_base, starts_base,
     q_base, grad_base, q_matrix, grad_matrix, q_row, q_column, lse_base, row_hi_base, row_lo_base, delta_base,
     stride_qt, stride_qh, n_rows, n_keys, window, sinks, scale,
     HEADS: tl.constexpr, PACK: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
@@ -272,18 +279,21 @@ def _dkdv_tile(
         delta = tl.load(delta_base + packed)
     score = tl.dot(k, tl.trans(q), input_precision=PRECISION)
     row = index
-    if MASKED:
+    if MASKED or DECAY == 2:
         if LISTED:
             row = tl.load(rows_base + index, mask=inside, other=-1).to(tl.int32)
         else:
             row = tl.where(inside, n_keys - n_rows + index, -1)
     if DECAY:
-        if MASKED:
-            row_hi = tl.load(row_hi_base + packed, mask=inside, other=0.0)
-            row_lo = tl.load(row_lo_base + packed, mask=inside, other=0.0)
+        if DECAY == 2:
+            of_row = first_hi * (row - first_key).to(tl.float32)
         else:
-            row_hi, row_lo = tl.load(row_hi_base + packed), tl.load(row_lo_base + packed)
-        of_row = (row_hi - first_hi) + (row_lo - first_lo)
+            if MASKED:
+                row_hi = tl.load(row_hi_base + packed, mask=inside, other=0.0)
+                row_lo = tl.load(row_lo_base + packed, mask=inside, other=0.0)
+            else:
+                row_hi, row_lo = tl.load(row_hi_base + packed), tl.load(row_lo_base + packed)
+            of_row = (row_hi - first_hi) + (row_lo - first_lo)
         if q.dtype == tl.float32:
             # The sums, which may cancel, meet first, in the order of the forward pass.
             weight = tl.exp2(score * scale + (of_row[None, :] + of_key[:, None]) - lse[None, :])
@@ -405,7 +415,7 @@ def dkdv_kernel(
         row_base = (batch64 * PACKED_HEADS + packed_head) * n_rows * PACK
         lse_base, delta_base = lse_ptr + row_base, delta_ptr + row_base
         row_hi_base, row_lo_base, of_key, first_hi, first_lo = lse_base, lse_base, hi_ptr, hi_ptr, lo_ptr
-        if DECAY:
+        if DECAY == 1:
             hi_base = hi_ptr + (batch64 * HEADS + packed_head) * n_keys
             lo_base = lo_ptr + (batch64 * HEADS + packed_head) * n_keys
             key_hi = tl.load(hi_base + key, mask=key < n_keys, other=0.0)
@@ -414,6 +424,9 @@ def dkdv_kernel(
             # As in fold_scores: what a pair adds is split at the block's first key.
             first_hi, first_lo = tl.load(hi_base + first_key), tl.load(lo_base + first_key)
             of_key = (first_hi - key_hi) + (first_lo - key_lo)
+        elif DECAY:
+            first_hi = tl.load(hi_ptr + packed_head) * BASE_2
+            of_key = first_hi * (first_key - key).to(tl.float32)
         dc = tl.zeros([BN], tl.float32)
         if KEY_BLOCK > 0:
             # Tiles that chose the block, in ascending order: entries bound[n] to bound[n + 1] of the inverse list.
@@ -427,7 +440,7 @@ def dkdv_kernel(
                 first = tl.load(entry_ptr + pair * n_entries + entry) * TILE
                 stop = tl.minimum(first + TILE, n_packed)
                 dk, dv, dc = _dkdv_tile(
-                    dk, dv, dc, k, v, key, of_key, first_hi, first_lo, first, stop,
+                    dk, dv, dc, k, v, key, of_key, first_key, first_hi, first_lo, first, stop,
                     rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
                     lse_base, row_hi_base, row_lo_base, delta_base, stride_qt, stride_qh,
                     n_rows, n_keys, window, sinks, scale,
@@ -447,7 +460,7 @@ def dkdv_kernel(
                 full_stop = tl.minimum(tl.maximum(full_stop, mask_end), start + each)
             for first in tl.range(start, tl.minimum(mask_end, stop), BM):
                 dk, dv, dc = _dkdv_tile(
-                    dk, dv, dc, k, v, key, of_key, first_hi, first_lo, first, n_packed,
+                    dk, dv, dc, k, v, key, of_key, first_key, first_hi, first_lo, first, n_packed,
                     rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
                     lse_base, row_hi_base, row_lo_base, delta_base, stride_qt, stride_qh,
                     n_rows, n_keys, window, sinks, scale,
@@ -455,7 +468,7 @@ def dkdv_kernel(
                 )  # fmt: skip
             for first in tl.range(mask_end, tl.minimum(full_stop, stop), BM):
                 dk, dv, dc = _dkdv_tile(
-                    dk, dv, dc, k, v, key, of_key, first_hi, first_lo, first, n_packed,
+                    dk, dv, dc, k, v, key, of_key, first_key, first_hi, first_lo, first, n_packed,
                     rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
                     lse_base, row_hi_base, row_lo_base, delta_base, stride_qt, stride_qh,
                     n_rows, n_keys, window, sinks, scale,
@@ -463,7 +476,7 @@ def dkdv_kernel(
                 )  # fmt: skip
             for first in tl.range(full_stop, stop, BM):
                 dk, dv, dc = _dkdv_tile(
-                    dk, dv, dc, k, v, key, of_key, first_hi, first_lo, first, n_packed,
+                    dk, dv, dc, k, v, key, of_key, first_key, first_hi, first_lo, first, n_packed,
                     rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
                     lse_base, row_hi_base, row_lo_base, delta_base, stride_qt, stride_qh,
                     n_rows, n_keys, window, sinks, scale,

@@ -44,6 +44,8 @@ class Tile:
 
 
 SPECIALISED = 2
+# The kernels' DECAY where every step has the same.
+STEADY = 2
 FIELDS = ("rows", "keys", "warps", "stages", "splits", "tma")
 
 

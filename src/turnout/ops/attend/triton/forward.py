@@ -20,6 +20,7 @@ from torch import Tensor
 from turnout.ops.attend.triton.configs import SPECIALISED, STAYS_FROM, Tile, forward_splits
 from turnout.ops.attend.triton.job import LOG2E, Job, run
 from turnout.ops.attend.triton.tiles import (
+    BASE_2,
     fold_scores,
     key_spans,
     key_tile,
@@ -153,11 +154,13 @@ def forward_kernel(
         k_base = k_ptr + batch64 * stride_kb + kv_head * stride_kh
         v_base = v_ptr + batch64 * stride_vb + kv_head * stride_vh
     hi_base, lo_base, row_hi, row_lo = hi_ptr, lo_ptr, hi_ptr, lo_ptr
-    if DECAY:
+    if DECAY == 1:
         hi_base = hi_ptr + (batch64 * HEADS + packed_head) * n_keys
         lo_base = lo_ptr + (batch64 * HEADS + packed_head) * n_keys
         row_hi = tl.load(hi_base + row, mask=valid, other=0.0)
         row_lo = tl.load(lo_base + row, mask=valid, other=0.0)
+    elif DECAY:
+        hi_base, row_hi = tl.load(hi_ptr + packed_head) * BASE_2, row
     if DIRECTIONS > 0:
         # Long before they are needed: behind the loop every program would wait for them.
         amount = load_shares(suppress_ptr, row_index, inside, 0, DIRECTIONS)
@@ -327,7 +330,7 @@ def _run_specialised(job: Job, tile: Tile, works: int, shared: dict[str, Any], o
     # Not at the top: older parts and other versions of Triton do without it.
     from turnout.ops.attend.triton.hopper import hopper_kernel, matrices
 
-    everything = shared | own | matrices(job.k, job.v, tile) | {"part_ptr": job.key_decay(tile.keys)}
+    everything = shared | own | matrices(job.q_copied(), job.k, job.v, tile) | {"part_ptr": job.key_decay(tile.keys)}
     # Every program has a tile to begin with.
     programs = min(job.n_sms(), works) if works >= STAYS_FROM * job.n_sms() else works
     run(hopper_kernel, programs, {name: everything[name] for name in hopper_kernel.arg_names}, warps=tile.warps)

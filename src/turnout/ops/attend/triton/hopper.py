@@ -37,6 +37,8 @@ WARPS = gl.constexpr(4)
 # key. What a program is launched with, 168 a thread of three warpgroups, is all there is: more would wait forever.
 COMPUTING, COPYING = gl.constexpr(240), gl.constexpr(24)
 COMPUTING_LOWS, COPYING_LOWS = gl.constexpr(232), gl.constexpr(40)
+# log2(e): from natural logarithms to those of base 2.
+BASE_2 = gl.constexpr(1.4426950408889634)
 # Triton 3.6 has the barrier under its old name.
 barrier = getattr(gl, "barrier", None) or gl.thread_barrier
 
@@ -109,12 +111,16 @@ def _spans_of(
 
 @gluon.jit
 def _copy_blocks(
-    k_matrix, v_matrix, rows_ptr, starts_ptr, ring, bars, n_work, n_batch, n_rows, n_keys, span, window,
+    q_matrix, k_matrix, v_matrix, rows_ptr, starts_ptr, q_tile, ring, bars, q_bars, n_work, n_batch, n_rows, n_keys,
+    span, window,
     HEADS: gl.constexpr, KV_HEADS: gl.constexpr, PACK: gl.constexpr, D: gl.constexpr, BN: gl.constexpr,
     STAGES: gl.constexpr, SPLIT: gl.constexpr, ROW_LISTS: gl.constexpr, START_LISTS: gl.constexpr,
     WINDOW: gl.constexpr,
 ):  # fmt: skip
-    """The copying warp: keys, then values of every block, as soon as both warpgroups have left their place."""
+    """The copying warp: keys, then values of every block, as soon as both warpgroups have left their place.
+
+    The rows of a tile come before its keys, while the warpgroups are still at the tile before.
+    """
     PACKED_HEADS: gl.constexpr = HEADS // PACK
     n_tiles = (n_rows * PACK + 2 * BM - 1) // (2 * BM)
     base = 0
@@ -124,6 +130,15 @@ def _copy_blocks(
             rows_ptr, starts_ptr, tile, packed_head, batch, split, span, window, n_rows, n_keys,
             HEADS, KV_HEADS, PACK, BN, SPLIT, ROW_LISTS, START_LISTS, WINDOW, 1, 0,
         )  # fmt: skip
+        if q_matrix is not None:
+            for half in gl.static_range(2):
+                own = turn % 2 * 2 + half
+                mbarrier.wait(q_bars.index(4 + own), ((turn // 2) & 1) ^ 1)
+                mbarrier.expect(q_bars.index(own), q_matrix.block_type.nbytes)
+                tma.async_copy_global_to_shared(
+                    q_matrix, [batch * n_rows + (2 * tile + half) * BM, packed_head * D], q_bars.index(own),
+                    q_tile.index(own),
+                )  # fmt: skip
         kv_column = packed_head // (PACKED_HEADS // KV_HEADS) * D
         for block in range(n_blocks):
             place = (base + block) % STAGES
@@ -185,13 +200,19 @@ def _soften(
 
 
 @gluon.jit
-def _decay_of(part_ptr, hi_ptr, lo_ptr, decay_base, first_key, offset, row_hi, row_lo, n_keys, DECAY: gl.constexpr):
+def _decay_of(
+    part_ptr, hi_ptr, lo_ptr, decay_base, first_key, offset, row, row_hi, row_lo, n_keys, DECAY: gl.constexpr
+):  # fmt: skip
     """(c_f − c_s) of every key of a block that starts at f, (c_t − c_f) of every row; nothing without a decay.
 
     c is a sum of two float32, so that the difference of two large sums carries only its own rounding.
     """
     of_key, of_row = row_hi, row_lo
-    if DECAY:
+    if DECAY == 2:
+        # One rate: `row_hi` is the head's, in base 2.
+        of_key = -row_hi * offset.to(gl.float32)
+        of_row = row_hi * (row - first_key).to(gl.float32)
+    elif DECAY:
         # Keys past the end are masked.
         at = gl.minimum(first_key, n_keys - 1)
         of_key = gl.load(part_ptr + decay_base + gl.minimum(first_key + offset, n_keys - 1))
@@ -221,7 +242,7 @@ def _fold(
         acc = warpgroup_mma(p, ring.index(STAGES + before), acc, is_async=True)
         offset = gl.arange(0, BN, gl.SliceLayout(0, SCORES))
         of_key, of_row = _decay_of(
-            part_ptr, hi_ptr, lo_ptr, decay_base, first_key + block * BN, offset, row_hi, row_lo, n_keys, DECAY
+            part_ptr, hi_ptr, lo_ptr, decay_base, first_key + block * BN, offset, row, row_hi, row_lo, n_keys, DECAY
         )
         score = warpgroup_mma_wait(1, deps=[score])
         barrier()
@@ -255,11 +276,11 @@ def _pass(begin, end, base, bars, STAGES: gl.constexpr):
 @gluon.jit
 def _compute_tiles(
     q_ptr, rows_ptr, starts_ptr, part_ptr, hi_ptr, lo_ptr, directions_ptr, suppress_ptr, o_ptr, along_ptr, lse_ptr,
-    q_tile, d_tile, r_tile, ring, bars,
+    q_tile, d_tile, r_tile, ring, bars, q_bars,
     stride_qb, n_work, n_batch, n_rows, n_keys, span, window, scale, stride_qt: gl.constexpr, stride_qh: gl.constexpr,
     HEADS: gl.constexpr, KV_HEADS: gl.constexpr, PACK: gl.constexpr, D: gl.constexpr, BN: gl.constexpr,
     STAGES: gl.constexpr, SPLIT: gl.constexpr, ROW_LISTS: gl.constexpr, START_LISTS: gl.constexpr,
-    WINDOW: gl.constexpr, DECAY: gl.constexpr, DIRECTIONS: gl.constexpr, HALF: gl.constexpr,
+    WINDOW: gl.constexpr, DECAY: gl.constexpr, DIRECTIONS: gl.constexpr, Q_COPIED: gl.constexpr, HALF: gl.constexpr,
 ):  # fmt: skip
     """A warpgroup: 64 rows of every tile, up to their own last one; then it lets the other's blocks pass."""
     PACKED_HEADS: gl.constexpr = HEADS // PACK
@@ -271,30 +292,35 @@ def _compute_tiles(
     COEFFICIENTS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, LANES, 16])
     LOWS: gl.constexpr = WINDOW or START_LISTS > 0
     n_tiles = (n_rows * PACK + 2 * BM - 1) // (2 * BM)
-    own = q_tile.index(HALF)
     column = gl.arange(0, D, gl.SliceLayout(0, WIDE))
     base = 0
     for turn in range(_turns(n_work)):
         tile, packed_head, batch, split = _tile_of(turn, n_tiles, n_batch, PACKED_HEADS, SPLIT)
         first_packed = tile * 2 * BM + HALF * BM
-        # Gather the rows: into registers by rows of 16 bytes a thread, then into shared memory for the products.
-        # Slots past the end read the last one: what an empty slot computes is thrown away.
-        from_packed = gl.minimum(first_packed, (n_rows - 1) * PACK)
-        wide = gl.minimum(gl.arange(0, BM, gl.SliceLayout(1, WIDE)), n_rows * PACK - 1 - from_packed)
-        q_base = q_ptr + batch.to(gl.int64) * stride_qb + (from_packed // PACK).to(gl.int64) * stride_qt
-        q_base += packed_head * PACK * stride_qh
-        q = gl.load(q_base + (wide // PACK * stride_qt + wide % PACK * stride_qh)[:, None] + column[None, :])
+        own_place = HALF
+        if Q_COPIED:
+            own_place = turn % 2 * 2 + HALF
+        own = q_tile.index(own_place)
         packed = first_packed + gl.arange(0, BM, OF_ROW)
+        if not Q_COPIED:
+            # Gather the rows: into registers by rows of 16 bytes a thread, then into shared memory for the products.
+            # Slots past the end read the last one: what an empty slot computes is thrown away.
+            from_packed = gl.minimum(first_packed, (n_rows - 1) * PACK)
+            wide = gl.minimum(gl.arange(0, BM, gl.SliceLayout(1, WIDE)), n_rows * PACK - 1 - from_packed)
+            q_base = q_ptr + batch.to(gl.int64) * stride_qb + (from_packed // PACK).to(gl.int64) * stride_qt
+            q_base += packed_head * PACK * stride_qh
+            q = gl.load(q_base + (wide // PACK * stride_qt + wide % PACK * stride_qh)[:, None] + column[None, :])
+            own.store(q)
         row = _positions(rows_ptr, packed, batch, packed_head, n_rows, n_keys, HEADS, KV_HEADS, PACK, ROW_LISTS)
-        own.store(q)
         if DIRECTIONS > 0:
             # One head a tile: its directions are the same for every row.
             cut_place = first_packed + gl.arange(0, BM, gl.SliceLayout(1, COEFFICIENTS))
             cut_row = (batch.to(gl.int64) * n_rows + cut_place) * HEADS + packed_head
             put_amounts(suppress_ptr, r_tile.index(HALF), cut_row, cut_place < n_rows, COEFFICIENTS, DIRECTIONS)
             put_directions(directions_ptr, d_tile.index(HALF), packed_head, WIDE, DIRECTIONS, D)
-        fence_async_shared()
-        barrier()
+        if DIRECTIONS > 0 or not Q_COPIED:
+            fence_async_shared()
+            barrier()
         lo, n_blocks, begin, open_lo, open_hi, end = _spans_of(
             rows_ptr, starts_ptr, tile, packed_head, batch, split, span, window, n_rows, n_keys,
             HEADS, KV_HEADS, PACK, BN, SPLIT, ROW_LISTS, START_LISTS, WINDOW, WARPS, HALF,
@@ -304,13 +330,17 @@ def _compute_tiles(
             low = _first_keys(
                 starts_ptr, row, packed, batch, packed_head, n_rows, window, HEADS, KV_HEADS, PACK, START_LISTS, WINDOW
             )
-        if DECAY:
+        if DECAY == 2:
+            row_hi = gl.load(hi_ptr + packed_head) * BASE_2
+        elif DECAY:
             decay_base = (batch.to(gl.int64) * HEADS + packed_head) * n_keys
             row_hi = gl.load(hi_ptr + decay_base + gl.maximum(row, 0))
             row_lo = gl.load(lo_ptr + decay_base + gl.maximum(row, 0))
 
         if LOWS:
             _pass(0, begin, base, bars, STAGES)
+        if Q_COPIED:
+            mbarrier.wait(q_bars.index(own_place), (turn // 2) & 1)
         # The first block, masked whether it needs it or not.
         count = base + begin
         here = lo + begin * BN
@@ -319,7 +349,9 @@ def _compute_tiles(
         keys = ring.index(count % STAGES).permute((1, 0))
         score = warpgroup_mma(own, keys, nothing, use_acc=False, is_async=True)
         offset = gl.arange(0, BN, gl.SliceLayout(0, SCORES))
-        of_key, of_row = _decay_of(part_ptr, hi_ptr, lo_ptr, decay_base, here, offset, row_hi, row_lo, n_keys, DECAY)
+        of_key, of_row = _decay_of(
+            part_ptr, hi_ptr, lo_ptr, decay_base, here, offset, row, row_hi, row_lo, n_keys, DECAY
+        )
         score = warpgroup_mma_wait(0, deps=[score])
         barrier()
         mbarrier.arrive(bars.index(2 * STAGES + count % STAGES), count=1)
@@ -380,7 +412,11 @@ def _compute_tiles(
             to = to_base + ((wide // PACK * HEADS + wide % PACK) * D)[:, None] + column[None, :]
             gl.store(to, own.load(WIDE), mask=(first_packed + wide < n_rows * PACK)[:, None])
         # Before the next rows are put into their place.
+        if Q_COPIED:
+            fence_async_shared()
         barrier()
+        if Q_COPIED:
+            mbarrier.arrive(q_bars.index(4 + own_place), count=1)
 
 
 @gluon.jit
@@ -421,7 +457,7 @@ def _first_keys(
 
 @gluon.jit(do_not_specialize=["n_batch", "n_rows", "n_keys", "n_splits", "span", "window"])
 def hopper_kernel(
-    q_ptr, k_matrix, v_matrix, rows_ptr, starts_ptr, part_ptr, hi_ptr, lo_ptr, directions_ptr, suppress_ptr,
+    q_ptr, q_matrix, k_matrix, v_matrix, rows_ptr, starts_ptr, part_ptr, hi_ptr, lo_ptr, directions_ptr, suppress_ptr,
     o_ptr, along_ptr, lse_ptr,
     stride_qb, n_batch, n_rows, n_keys, n_splits, span, window, scale, stride_qt: gl.constexpr, stride_qh: gl.constexpr,
     HEADS: gl.constexpr, KV_HEADS: gl.constexpr, PACK: gl.constexpr, D: gl.constexpr, BN: gl.constexpr,
@@ -430,15 +466,20 @@ def hopper_kernel(
 ):  # fmt: skip
     """o [B, R, H, D] and lse [B, F, P] (base 2, +inf where nothing is visible); partial ones a split with SPLIT.
 
-    Any number of programs does: they share the tiles. Strides within q are those of a model: as constants they save
-    registers. With DIRECTIONS, how many, also <o, d_k> [B, R, H, K].
+    Any number of programs does: they share the tiles. `q_matrix` describes q for bulk copies, or is None; then strides
+    within q are those of a model: as constants they save registers. With DIRECTIONS, how many, also <o, d_k>
+    [B, R, H, K].
     """
     n_work = (n_rows * PACK + 2 * BM - 1) // (2 * BM) * (HEADS // PACK) * n_batch * n_splits
     dtype: gl.constexpr = k_matrix.dtype
     # Keys, then values; their barriers: keys there, values there, keys read, values read.
     ring = gl.allocate_shared_memory(dtype, [2 * STAGES, BN, D], k_matrix.layout)
     bars = gl.allocate_shared_memory(gl.int64, [4 * STAGES, 1], mbarrier.MBarrierLayout())
-    q_tile = gl.allocate_shared_memory(dtype, [2, BM, D], gl.NVMMASharedLayout.get_default_for([BM, D], dtype))
+    Q_COPIED: gl.constexpr = q_matrix is not None
+    q_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BM, D], dtype)
+    # Of both warpgroups, twice where they are copied ahead; their barriers: rows there, rows read.
+    q_tile = gl.allocate_shared_memory(dtype, [4 if Q_COPIED else 2, BM, D], q_layout)
+    q_bars = gl.allocate_shared_memory(gl.int64, [8, 1], mbarrier.MBarrierLayout())
     d_tile, r_tile = q_tile, q_tile
     if DIRECTIONS > 0:
         r_tile = gl.allocate_shared_memory(dtype, [2, BM, LANES], gl.SwizzledSharedLayout(2, 1, 1, [1, 0]))
@@ -448,6 +489,8 @@ def hopper_kernel(
     for place in gl.static_range(2 * STAGES):
         mbarrier.init(bars.index(place), count=1)
         mbarrier.init(bars.index(2 * STAGES + place), count=2)
+    for place in gl.static_range(8):
+        mbarrier.init(q_bars.index(place), count=1)
     fence_async_shared()
     computing: gl.constexpr = COMPUTING_LOWS if WINDOW or START_LISTS > 0 else COMPUTING
     copying: gl.constexpr = COPYING_LOWS if WINDOW or START_LISTS > 0 else COPYING
@@ -456,19 +499,19 @@ def hopper_kernel(
         [
             (_compute_tiles, (
                 q_ptr, rows_ptr, starts_ptr, part_ptr, hi_ptr, lo_ptr, directions_ptr, suppress_ptr, o_ptr, along_ptr,
-                lse_ptr, q_tile, d_tile, r_tile, ring, bars, stride_qb, n_work, n_batch, n_rows, n_keys, span, window,
-                scale, stride_qt, stride_qh, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS, START_LISTS,
-                WINDOW, DECAY, DIRECTIONS, 0,
+                lse_ptr, q_tile, d_tile, r_tile, ring, bars, q_bars, stride_qb, n_work, n_batch, n_rows, n_keys, span,
+                window, scale, stride_qt, stride_qh, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS,
+                START_LISTS, WINDOW, DECAY, DIRECTIONS, Q_COPIED, 0,
             )),
             (_compute_tiles, (
                 q_ptr, rows_ptr, starts_ptr, part_ptr, hi_ptr, lo_ptr, directions_ptr, suppress_ptr, o_ptr, along_ptr,
-                lse_ptr, q_tile, d_tile, r_tile, ring, bars, stride_qb, n_work, n_batch, n_rows, n_keys, span, window,
-                scale, stride_qt, stride_qh, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS, START_LISTS,
-                WINDOW, DECAY, DIRECTIONS, 1,
+                lse_ptr, q_tile, d_tile, r_tile, ring, bars, q_bars, stride_qb, n_work, n_batch, n_rows, n_keys, span,
+                window, scale, stride_qt, stride_qh, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS,
+                START_LISTS, WINDOW, DECAY, DIRECTIONS, Q_COPIED, 1,
             )),
             (_copy_blocks, (
-                k_matrix, v_matrix, rows_ptr, starts_ptr, ring, bars, n_work, n_batch, n_rows, n_keys, span, window,
-                HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS, START_LISTS, WINDOW,
+                q_matrix, k_matrix, v_matrix, rows_ptr, starts_ptr, q_tile, ring, bars, q_bars, n_work, n_batch, n_rows,
+                n_keys, span, window, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS, START_LISTS, WINDOW,
             )),
         ],
         [WARPS, 1],
@@ -476,9 +519,10 @@ def hopper_kernel(
     )  # fmt: skip
 
 
-def matrices(k: Tensor, v: Tensor, tile: Tile) -> dict[str, Any]:
-    """Keys and values as the kernel copies them, and the sizes of the ring."""
+def matrices(q: Tensor | None, k: Tensor, v: Tensor, tile: Tile) -> dict[str, Any]:
+    """Rows (None: by pointers), keys and values as the kernel copies them, and the sizes of the ring."""
     described = {"k_matrix": _matrix(k, tile.keys), "v_matrix": _matrix(v, tile.keys)}
+    described |= {"q_matrix": None if q is None else _matrix(q, BM.value)}
     return described | {"BN": tile.keys, "STAGES": tile.stages}
 
 

@@ -23,6 +23,7 @@ from turnout.ops.attend.triton.configs import (
     ORDINARY,
     SHORT,
     SPECIALISED,
+    STEADY,
     WIDTHS,
     WITH_OPTIONS,
     Plan,
@@ -45,8 +46,9 @@ CAPABILITY_WITHOUT_DEVICE = (9, 0)
 class Job:
     """The inputs of one call; optional tensors are None when the option is absent.
 
-    `total` is Σ log_decay, float64 [B, S, H]; `blocks` int32 [B, n_tiles, G, K] holds chosen key blocks, ascending and
-    each once, of which the first `n_blocks` [B, n_tiles, G] count; `window` 0 = none.
+    `total` is Σ log_decay, float64 [B, S, H], or `rates` the log decay of every step, float32 [H]; `blocks` int32
+    [B, n_tiles, G, K] holds chosen key blocks, ascending and each once, of which the first `n_blocks` [B, n_tiles, G]
+    count; `window` 0 = none.
     """
 
     q: Tensor
@@ -65,6 +67,12 @@ class Job:
     key_block: int
     row_block: int
     tiles: Sequence[int]
+    rates: Tensor | None = None
+
+    @property
+    def decay(self) -> int:
+        """0 without a decay, 1 with sums of it, STEADY with rates."""
+        return STEADY if self.rates is not None else int(self.total is not None)
 
     @property
     def heads(self) -> int:
@@ -77,7 +85,7 @@ class Job:
     @property
     def pack(self) -> int:
         """Query heads packed into a tile: all that share a kv head, or one where the decay tells them apart."""
-        return self.heads // self.kv_heads if self.total is None else 1
+        return self.heads // self.kv_heads if not self.decay else 1
 
     @property
     def packed_heads(self) -> int:
@@ -89,7 +97,7 @@ class Job:
 
     def has_options(self) -> bool:
         """Whether an option takes part in the loops over keys."""
-        return self.window > 0 or any(x is not None for x in (self.starts, self.total, self.blocks))
+        return self.window > 0 or any(x is not None for x in (self.starts, self.total, self.rates, self.blocks))
 
     def plan(self) -> Plan:
         """The tiles: those given, or the table's; key blocks dictate the height and width."""
@@ -126,9 +134,9 @@ class Job:
         return min(n_keys, self.window + -(-tile.rows // self.pack) + tile.keys)
 
     def decay_parts(self) -> tuple[Tensor | None, Tensor | None]:
-        """Σ log_decay in base 2 as the sum of two float32 [B, H, S]."""
+        """Σ log_decay in base 2 as the sum of two float32 [B, H, S]; the rates alone if that is what there is."""
         if self.total is None:
-            return None, None
+            return self.rates, None
         total = (self.total * LOG2E).transpose(1, 2)
         high = total.float().contiguous()
         return high, (total - high).float().contiguous()
@@ -143,7 +151,7 @@ class Job:
 
     def of_rows(self, of_keys: Tensor | None) -> Tensor | None:
         """What belongs to keys, [B, H, S], at every row: [B, H, R], that of the first position in an empty slot."""
-        if of_keys is None:
+        if of_keys is None or self.total is None:
             return None
         if self.rows is None:
             return of_keys[..., of_keys.shape[2] - self.q.shape[1] :].contiguous()
@@ -165,7 +173,7 @@ class Job:
             "D": q.shape[3], "BD": padded(q.shape[3]), "PRECISION": precision(q.dtype),
             "ROW_LISTS": 0 if self.rows is None else self.rows.shape[1],
             "START_LISTS": 0 if self.starts is None else self.starts.shape[1],
-            "WINDOW": self.window > 0, "SINKS": self.sinks > 0, "DECAY": self.total is not None,
+            "WINDOW": self.window > 0, "SINKS": self.sinks > 0, "DECAY": self.decay,
         }  # fmt: skip
 
     def row_matrices(self, tile: Tile, grad: Tensor) -> dict[str, Any]:
@@ -173,6 +181,10 @@ class Job:
         if not (tile.tma and self.pack == 1 and self._bulk_copies(self.q) and self._bulk_copies(grad)):
             return {"q_matrix": None, "grad_matrix": None, "TMA": False}
         return {"q_matrix": _matrix(self.q, tile.rows), "grad_matrix": _matrix(grad, tile.rows), "TMA": True}
+
+    def q_copied(self) -> Tensor | None:
+        """q if tiles of it can be bulk copies: its rows lie one after another unless heads share a tile."""
+        return self.q if self.pack == 1 and self._bulk_copies(self.q) else None
 
     def keys_values(self, tile: Tile) -> dict[str, Any]:
         """k and v for a loop over keys: pointers, or descriptors of bulk copies if tile and tensors allow."""

@@ -20,19 +20,20 @@ from turnout.ops.attend.triton.forward import forward
 from turnout.ops.attend.triton.inverse import chosen_blocks
 from turnout.ops.attend.triton.job import Job, last_contiguous
 
-SAVED = ("q", "k", "v", "rows", "starts", "total", "blocks", "n_blocks", "directions", "suppress")
+SAVED = ("q", "k", "v", "rows", "starts", "total", "rates", "blocks", "n_blocks", "directions", "suppress")
 NUMBERS = ("window", "sinks", "scale", "key_block", "row_block", "tiles")
 
 
 @torch.library.custom_op("turnout::routed_attend", mutates_args=())
 def routed_attend(
     q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None, starts: Tensor | None, total: Tensor | None,
-    blocks: Tensor | None, n_blocks: Tensor | None, directions: Tensor | None, suppress: Tensor | None,
+    rates: Tensor | None, blocks: Tensor | None, n_blocks: Tensor | None, directions: Tensor | None,
+    suppress: Tensor | None,
     window: int, sinks: int, scale: float, key_block: int, row_block: int, tiles: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Output [B, R, H, D], its products with the directions [B, R, H, K] (empty without) and the lse [B, F, P]."""
     job = _job(
-        (q, k, v, rows, starts, total, blocks, n_blocks, directions, suppress),
+        (q, k, v, rows, starts, total, rates, blocks, n_blocks, directions, suppress),
         (window, sinks, scale, key_block, row_block, tiles),
     )
     with _on_device(q):
@@ -41,8 +42,8 @@ def routed_attend(
 
 @routed_attend.register_fake
 def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, total, directions = arguments[0], arguments[1], arguments[5], arguments[8]
-    pack = q.shape[2] // k.shape[2] if total is None else 1
+    q, k, directions = arguments[0], arguments[1], arguments[9]
+    pack = 1 if arguments[5] is not None or arguments[6] is not None else q.shape[2] // k.shape[2]
     o = q.new_empty(q.shape)
     lse = q.new_empty(q.shape[0], q.shape[2] // pack, q.shape[1] * pack, dtype=torch.float32)
     n_directions = 0 if directions is None else directions.shape[1]
@@ -53,12 +54,13 @@ def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 def routed_attend_backward(
     grad: Tensor, o: Tensor, along: Tensor, lse: Tensor, need_q: bool, need_kv: bool, need_decay: bool,
     q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None, starts: Tensor | None, total: Tensor | None,
-    blocks: Tensor | None, n_blocks: Tensor | None, directions: Tensor | None, suppress: Tensor | None,
+    rates: Tensor | None, blocks: Tensor | None, n_blocks: Tensor | None, directions: Tensor | None,
+    suppress: Tensor | None,
     window: int, sinks: int, scale: float, key_block: int, row_block: int, tiles: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """dq, dk, dv, d total, d directions, d suppress; empty where absent or not needed."""
     job = _job(
-        (q, k, v, rows, starts, total, blocks, n_blocks, directions, suppress),
+        (q, k, v, rows, starts, total, rates, blocks, n_blocks, directions, suppress),
         (window, sinks, scale, key_block, row_block, tiles),
     )
     with _on_device(q):
@@ -76,7 +78,7 @@ def _fake_backward(
     need_decay: bool,
     *arguments: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    q, k, v, _, _, total, _, _, directions, suppress = arguments[: len(SAVED)]
+    q, k, v, _, _, total, _, _, _, directions, suppress = arguments[: len(SAVED)]
     none = q.new_empty(0)
     return (
         q.new_empty(q.shape) if need_q else none,
@@ -101,7 +103,7 @@ def _gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     dq, dk, dv, d_total, d_directions, d_suppress = routed_attend_backward(
         grad, o, along, lse, need[0], need[1] or need[2] or need[5], need[5], *inputs, *ctx.numbers
     )
-    out = {0: dq, 1: dk, 2: dv, 5: d_total, 8: d_directions, 9: d_suppress}
+    out = {0: dq, 1: dk, 2: dv, 5: d_total, 9: d_directions, 10: d_suppress}
     return tuple(out.get(i) if wanted else None for i, wanted in enumerate(need))
 
 
@@ -126,9 +128,10 @@ def triton_attend(call: Call, tiles: Plan | None = None) -> Tensor:
         blocks, n_blocks = chosen_blocks(
             call.keys, call.positions(), row_block=call.row_block, key_block=call.key_block, n_keys=k.shape[1]
         )
-    total = None if call.log_decay is None else total_decay(call)
+    total = None if call.log_decay is None or call.rates is not None else total_decay(call)
+    rates = None if call.rates is None else call.rates.float()
     numbers = [] if tiles is None else numbers_of(tiles)
-    tensors = (q, k, v, call.rows, call.starts, total, blocks, n_blocks, call.directions, call.suppress)
+    tensors = (q, k, v, call.rows, call.starts, total, rates, blocks, n_blocks, call.directions, call.suppress)
     rest = (call.window or 0, call.sinks, scale, call.key_block, call.row_block, numbers)
     if _plainly(tensors):
         # The operator's own way through the dispatcher takes as long as a small kernel.

@@ -9,6 +9,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# log2(e): from natural logarithms to those of base 2.
+BASE_2 = tl.constexpr(1.4426950408889634)
+
 
 @triton.jit
 def list_start(batch, kv_head, n_rows, LISTS: tl.constexpr):
@@ -96,13 +99,26 @@ def fold_scores(score, row_hi, row_lo, hi_base, lo_base, key, first_key, n_keys,
     the tile's first key f into (c_t − c_f) + (c_f − c_s): one number a row and one a key, and one sum a pair.
     """
     if DECAY:
-        first_hi, first_lo = tl.load(hi_base + first_key), tl.load(lo_base + first_key)
-        key_hi = tl.load(hi_base + key, mask=key < n_keys, other=0.0)
-        key_lo = tl.load(lo_base + key, mask=key < n_keys, other=0.0)
-        of_row = (row_hi - first_hi) + (row_lo - first_lo)
-        of_key = (first_hi - key_hi) + (first_lo - key_lo)
+        of_row = row_decay(row_hi, row_lo, hi_base, lo_base, first_key, DECAY)
+        if DECAY == 1:
+            first_hi, first_lo = tl.load(hi_base + first_key), tl.load(lo_base + first_key)
+            key_hi = tl.load(hi_base + key, mask=key < n_keys, other=0.0)
+            key_lo = tl.load(lo_base + key, mask=key < n_keys, other=0.0)
+            of_key = (first_hi - key_hi) + (first_lo - key_lo)
+        else:
+            of_key = hi_base * (first_key - key).to(tl.float32)
         score = score * scale + (of_row[:, None] + of_key[None, :])
     return score
+
+
+@triton.jit
+def row_decay(row_hi, row_lo, hi_base, lo_base, first_key, DECAY: tl.constexpr):
+    """c_t − c_f of rows; with rates `hi_base` is that of the head in base 2 and `row_hi` are the positions."""
+    if DECAY == 1:
+        of_row = (row_hi - tl.load(hi_base + first_key)) + (row_lo - tl.load(lo_base + first_key))
+    else:
+        of_row = hi_base * (row_hi - first_key).to(tl.float32)
+    return of_row
 
 
 @triton.jit
