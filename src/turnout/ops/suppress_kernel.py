@@ -25,8 +25,8 @@ from turnout.ops.attend.triton.job import precision, run
 LANES = tl.constexpr(16)
 # Bytes of outputs of a program, and its most rows: several programs a multiprocessor keep the memory busy.
 TILE_BYTES, MOST_ROWS = 8192, 64
-# Programs' sums that are added up at a time.
-FAN = 64
+# Programs' sums that are added up at a time, and how many columns of them: enough programs that wait at the same time.
+FAN, COLUMNS = 256, 32
 
 
 @triton.jit
@@ -175,18 +175,16 @@ def uncut_kernel(
         tl.store(part_ptr + at[:, None] * D + channel[None, :], -total, mask=(which < K)[:, None] & wide[None, :])
 
 
-@triton.jit(do_not_specialize=["n_parts", "n_directions"])
-def add_kernel(part_ptr, out_ptr, n_parts, n_directions, D: tl.constexpr, BD: tl.constexpr, FAN: tl.constexpr):
-    """out[i] = Σ part[:, i] over all programs, [n_directions, D] of [n_parts, n_directions, D], in one fixed order."""
-    one = tl.program_id(0)
-    channel = tl.arange(0, BD)
-    total = tl.zeros([BD], tl.float32)
+@triton.jit(do_not_specialize=["n_parts", "n_columns"])
+def add_kernel(part_ptr, out_ptr, n_parts, n_columns, FAN: tl.constexpr, COLUMNS: tl.constexpr):
+    """out[i] = Σ part[:, i] over all programs, [n_columns] of [n_parts, n_columns], in one fixed order."""
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros([COLUMNS], tl.float32)
     for first in range(0, n_parts, FAN):
         part = (first + tl.arange(0, FAN)).to(tl.int64)
-        mask = (part < n_parts)[:, None] & (channel < D)[None, :]
-        at = (part * n_directions + one)[:, None] * D + channel[None, :]
-        total += tl.sum(tl.load(part_ptr + at, mask=mask, other=0.0), 0)
-    tl.store(out_ptr + one * D + channel, total.to(out_ptr.dtype.element_ty), mask=channel < D)
+        mask = (part < n_parts)[:, None] & (column < n_columns)[None, :]
+        total += tl.sum(tl.load(part_ptr + part[:, None] * n_columns + column[None, :], mask=mask, other=0.0), 0)
+    tl.store(out_ptr + column, total.to(out_ptr.dtype.element_ty), mask=column < n_columns)
 
 
 @torch.library.custom_op("turnout::cut_directions", mutates_args=())
@@ -263,14 +261,14 @@ def uncut(
         **sizes,
     }  # fmt: skip
     together = {
-        "part_ptr": part, "out_ptr": d_directions, "n_parts": part.shape[0], "n_directions": heads * n_directions,
-        "D": width, "BD": sizes["BD"], "FAN": FAN,
+        "part_ptr": part, "out_ptr": d_directions, "n_parts": part.shape[0], "n_columns": directions.numel(),
+        "FAN": FAN, "COLUMNS": COLUMNS,
     }  # fmt: skip
     if not out.numel():
         return raw_grad, d_directions.zero_(), d_amount, delta
     with _on(out):
         run(uncut_kernel, n_batch * n_chunks * heads, arguments, warps=_warps(sizes))
-        run(add_kernel, heads * n_directions, together, warps=4)
+        run(add_kernel, -(-directions.numel() // COLUMNS), together, warps=4)
     return raw_grad, d_directions, d_amount, delta
 
 

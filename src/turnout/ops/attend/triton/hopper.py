@@ -28,7 +28,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from turnout.ops.attend.triton.configs import Tile
-from turnout.ops.attend.triton.hopper_directions import LANES, put_amounts, put_directions, remove_directions
+from turnout.ops.attend.triton.hopper_directions import (
+    LANES,
+    load_amounts,
+    load_directions,
+    put_down,
+    remove_directions,
+)
 
 # One warpgroup multiplies 64 rows at a time.
 BM = gl.constexpr(64)
@@ -316,9 +322,9 @@ def _compute_tiles(
             # One head a tile: its directions are the same for every row.
             cut_place = first_packed + gl.arange(0, BM, gl.SliceLayout(1, COEFFICIENTS))
             cut_row = (batch.to(gl.int64) * n_rows + cut_place) * HEADS + packed_head
-            put_amounts(suppress_ptr, r_tile.index(HALF), cut_row, cut_place < n_rows, COEFFICIENTS, DIRECTIONS)
-            put_directions(directions_ptr, d_tile.index(HALF), packed_head, WIDE, DIRECTIONS, D)
-        if DIRECTIONS > 0 or not Q_COPIED:
+            amounts = load_amounts(suppress_ptr, cut_row, cut_place < n_rows, COEFFICIENTS, DIRECTIONS)
+            directions = load_directions(directions_ptr, packed_head, WIDE, DIRECTIONS, D)
+        if not Q_COPIED:
             fence_async_shared()
             barrier()
         lo, n_blocks, begin, open_lo, open_hi, end = _spans_of(
@@ -361,6 +367,8 @@ def _compute_tiles(
             score, of_key, of_row, row - here, low - here, offset, peak, total, scale, True, DECAY, LOWS
         )
         p = gl.convert_layout(weight.to(ring.dtype), WEIGHTS)
+        if DIRECTIONS > 0:
+            put_down(directions, amounts, d_tile.index(HALF), r_tile.index(HALF))
         acc = gl.zeros([BM, D], gl.float32, OUT)
         if LOWS:
             acc, p, total, peak = _fold(

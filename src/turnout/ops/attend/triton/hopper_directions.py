@@ -2,8 +2,8 @@
 
     c = o d^T [BM, LANES],   o' = o − (r c) d          directions and amounts beyond K are zeros
 
-What has to come from memory is asked for before the loop over keys: behind it both warpgroups would wait for it. In
-shared memory, because the loop leaves no register.
+What has to come from memory is asked for with the first block of keys, because behind the loop both warpgroups would
+wait for it, and put into shared memory, because the loop leaves no register.
 
 Axes: B batch, R rows, H heads, D head dim, K directions, BM rows of a warpgroup.
 """
@@ -12,27 +12,35 @@ from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma, warpgroup_mma_wait
 
 # Directions of a product: what a product takes at least of the axis that it sums over.
 LANES = gl.constexpr(16)
 
 
 @gluon.jit
-def put_directions(directions_ptr, place, head, WIDE: gl.constexpr, K: gl.constexpr, D: gl.constexpr):
-    """The directions of a head into shared memory [LANES, D]; a fence and a barrier have to follow."""
+def load_directions(directions_ptr, head, WIDE: gl.constexpr, K: gl.constexpr, D: gl.constexpr):
+    """The directions of a head [LANES, D]."""
     which = gl.arange(0, LANES, gl.SliceLayout(1, WIDE))
     column = gl.arange(0, D, gl.SliceLayout(0, WIDE))
     at = directions_ptr + (head * K + which)[:, None] * D + column[None, :]
-    place.store(gl.load(at, mask=(which < K)[:, None], other=0.0).to(place.dtype))
+    return gl.load(at, mask=(which < K)[:, None], other=0.0)
 
 
 @gluon.jit
-def put_amounts(suppress_ptr, place, row, inside, COEFFICIENTS: gl.constexpr, K: gl.constexpr):
-    """r into shared memory [BM, LANES], where every thread finds its own again; `row` is (b·R + r)·H + h."""
+def load_amounts(suppress_ptr, row, inside, COEFFICIENTS: gl.constexpr, K: gl.constexpr):
+    """r [BM, LANES]; `row` is (b·R + r)·H + h."""
     which = gl.arange(0, LANES, gl.SliceLayout(0, COEFFICIENTS))
     mask = inside[:, None] & (which < K)[None, :]
-    place.store(gl.load(suppress_ptr + row[:, None] * K + which[None, :], mask=mask, other=0.0).to(place.dtype))
+    return gl.load(suppress_ptr + row[:, None] * K + which[None, :], mask=mask, other=0.0)
+
+
+@gluon.jit
+def put_down(directions, amounts, d_place, r_place):
+    """Both into shared memory, where every thread finds its own amounts again; a barrier has to follow."""
+    d_place.store(directions.to(d_place.dtype))
+    r_place.store(amounts.to(r_place.dtype))
+    fence_async_shared()
 
 
 @gluon.jit
