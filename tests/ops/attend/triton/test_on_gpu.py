@@ -344,3 +344,11 @@ def test_explain_says_which_row_of_the_table_decided() -> None:
         "scattered: 1.00 of the positions have a slot; scattered is faster"
     )
     assert explain(q, k, v, window=3).startswith("triton: not dense")
+
+
+def test_directions_are_removed_in_the_epilogue_unless_a_backward_pass_follows() -> None:
+    q = randn(1, 1024, 4, 128).bfloat16()
+    cut = {"directions": normalize(randn(4, 4, 128), dim=-1).bfloat16(), "suppress": randn(1, 1024, 4, 4).bfloat16()}
+    if torch.cuda.get_device_capability() == (9, 0):
+        assert explain(q, q, q, **cut).startswith("triton: its epilogue")
+    assert explain(q.requires_grad_(), q, q, **cut).startswith("dense")
