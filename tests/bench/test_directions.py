@@ -22,4 +22,4 @@ def test_attention_and_arms_are_timed_and_judged(monkeypatch: pytest.MonkeyPatch
         assert row["best"] == pytest.approx(min(ways) / row["ms"]["attention"])
     assert [row["arm"] for row in record["models"]] == ["baseline", "sequence", "prefix"]
     assert all(row[what] > 0 for row in record["models"] for what in ("train", "forward", "decode"))
-    assert len(costs([record])) == 2
+    assert len(costs([record])) == 2 + 3

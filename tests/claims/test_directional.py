@@ -198,15 +198,30 @@ def test_the_cost_of_training_is_counted_by_gpu(records: dict[str, list[dict[str
     assert found.measured == "+5.3 % time a token" and found.verdict == "does not hold"
 
 
-def test_costs_are_judged_by_the_fastest_way() -> None:
+def test_costs_are_judged_by_the_fastest_way_and_by_what_the_epilogue_adds_to_its_kernel() -> None:
+    profile = {
+        "kernel": [{"name": "a", "us": 5.0}, {"name": "b", "us": 3.0}],
+        "kernel + epilogue": [{"name": "a", "us": 5.1}, {"name": "c", "us": 4.0}],
+    }
     row = {"size": "433m", "what": "forward", "shape": [1, 2, 3, 4], "ms": {"attention": 1.0}, "n": 9}
-    record = {
-        "device_name": "some GPU", "models": [{"arm": "prefix", "text": "train 1"}],
-        "attention": [row | {"best": 1.02}],
-    }  # fmt: skip
+    record: dict[str, Any] = {"device_name": "some GPU", "models": [], "attention": [row | {"best": 1.02}]}
     assert verdicts(rows.costs([record])) == ["holds"]
-    record["attention"] = [row | {"best": 1.04}]
-    assert verdicts(rows.costs([record])) == ["does not hold"]
+    record["attention"] = [row | {"best": 1.02, "epilogue": 1.04, "profile": profile}]
+    (inside, behind) = rows.costs([record])
+    assert (inside.verdict, behind.verdict) == ("does not hold", "holds")
+    assert inside.detail == "us by kernel: b 3.0 -> 0.0, c 0.0 -> 4.0"
+
+
+def test_models_are_judged_by_the_causal_router_and_every_arm_is_named() -> None:
+    models = [
+        {"arm": arm, "size": "gpu", "train": t, "forward": t, "decode": 2 * t, "cache": f"{arm} keeps nothing"}
+        for arm, t in (("baseline", 1.0), ("prefix", 1.05), ("gated", 1.5))
+    ]
+    found = rows.costs([{"device_name": "some GPU", "models": models, "attention": []}])
+    assert [row.measured for row in found] == ["+5.0 % time a token"] * 3
+    assert all("gated" in row.control for row in found) and "gated keeps nothing" in found[2].detail
+    models[1] |= {"train": 1.03}
+    assert verdicts(rows.costs([{"device_name": "some GPU", "models": models, "attention": []}]))[0] == "holds"
 
 
 def test_a_run_folder_becomes_the_record_of_its_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

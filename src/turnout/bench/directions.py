@@ -5,7 +5,9 @@ B batch, T tokens, H heads, D head dim, K directions.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,22 +39,28 @@ SHAPES = {
 DIRECTIONS = 4
 # Calls of one graph: what lies between two of them is what lies between kernels anyway.
 CALLS = {"forward": 10, "forward+backward": 4}
+# What an arm keeps beside keys and values to decode.
+CACHE = {
+    "baseline": "compatible, nothing more is kept", "prefix": "compatible, with one running sum a layer",
+    "sequence": "none: every new token changes all earlier outputs, keys and values, so the sequence is read again",
+}  # fmt: skip
 
 
 def measure_directions(device: str, *, seconds: float = 1.5) -> dict[str, Any]:
     """Milliseconds of attention with and without directions, and microseconds a token of every arm.
 
     Returns:
-        {"attention": rows with "ms" by arm and "best", the fastest way with directions over the fastest without,
-        "models": rows of text by arm, "device_name"}.
+        {"attention": rows with "ms" by arm, "best", the fastest way with directions over the fastest without, on a GPU
+        "epilogue", the kernel with directions over the kernel without, and a profile; "models": rows of text by arm,
+        "device_name"}.
     """
     where = pick_device(device)
     attention = []
     for size, shape in SHAPES[where.type].items():
         for what in ("forward", "forward+backward"):
             attention.append({"size": size, "what": what, "shape": shape, **_attention(shape, what, where, seconds)})
-    small = "gpu" if where.type == "cuda" else "cpu"
-    models = [_model(small, arm, where, seconds / 3) for arm in ARMS]
+    sizes = ("gpu", "433m") if where.type == "cuda" else ("cpu",)
+    models = [measure_arm(size, arm, where, seconds / 3) for size in sizes for arm in ARMS]
     return {"attention": attention, "models": models, "device_name": device_name(where), "rows": attention}
 
 
@@ -111,40 +119,51 @@ def _compared(ms: dict[str, float], n: int) -> dict[str, Any]:
     return row
 
 
-def _model(size: str, arm: str, device: torch.device, seconds: float) -> dict[str, Any]:
-    """Train step, forward and decoding of one arm, with fresh weights; microseconds a token."""
+def measure_arm(size: str, arm: str, device: torch.device, seconds: float) -> dict[str, Any]:
+    """Train step, forward and decoding of one arm, with fresh weights; microseconds a token.
+
+    On a GPU in bf16 and as graphs; the train step of the published size with compiled blocks, as its runs were trained.
+    """
     config = directional_run(size, arm, "x")
     base = SIZES[size]
+    torch.compiler.reset()
+    optim = replace(config.optim, compile=size == "433m")
     model = CausalLM(config.model, vocab=base.vocab).to(device)
     tokens = torch.randint(base.vocab, (base.batch, base.length), device=device)
+    mode = RoutingMode(skip=False)
+
+    @torch.no_grad()
+    def forward() -> Tensor:
+        bf16 = optim.precision == "bf16"
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
+            return model(tokens, mode=mode).logits
+
+    row: dict[str, Any] = {"arm": arm, "size": size, "cache": CACHE.get(arm, CACHE["baseline"])}
+    row["forward"] = _microseconds(graphed(forward, device), device, seconds, tokens.numel())
+    row["decode"] = _decoding(model, arm, device, seconds)
     at = torch.arange(base.length, device=device).repeat(base.batch, 1)
     batch = Batch(tokens=tokens, at=at, targets=tokens, hint=torch.zeros_like(at, dtype=torch.bool), slices={})
-    stepper = Stepper(model, config.optim, generator=torch.Generator(device).manual_seed(0))
-    mode = RoutingMode(skip=False)
+    stepper = Stepper(model, optim, generator=torch.Generator(device).manual_seed(0))
 
     def train() -> None:
         stepper.step([batch], Joint.idle(), mode, 0.0)
 
     for _ in range(4):
         train()
-    bf16 = config.optim.precision == "bf16"
-
-    @torch.no_grad()
-    def forward() -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
-            return model(tokens, mode=mode).logits
-
-    calls = {"train": train, "forward": graphed(forward, device)}
-    found = time_interleaved(calls, device=device, seconds=seconds)
-    row = {name: 1e3 * t.ms / tokens.numel() for name, t in found.items()}
-    row["decode"] = _decoding(model, arm, device, seconds)
+    row["train"] = _microseconds(train, device, seconds, tokens.numel())
     text = f"train {row['train']:.3f}, forward {row['forward']:.3f}, decode {row['decode']:.1f} us/token"
-    return {"arm": arm, "size": size, **row, "text": text}
+    return {**row, "text": text}
+
+
+def _microseconds(call: Callable[[], object], device: torch.device, seconds: float, n_tokens: int) -> float:
+    return 1e3 * time_interleaved({"": call}, device=device, seconds=seconds)[""].ms / n_tokens
 
 
 def _decoding(model: CausalLM, arm: str, device: torch.device, seconds: float) -> float:
     """Microseconds of one more token of one sequence; the published router re-reads the whole sequence for it."""
-    model.eval()
+    model = copy.deepcopy(model).eval()
+    if device.type == "cuda":
+        model = model.bfloat16()
     length = 128
     tokens = torch.zeros(1, length, dtype=torch.int64, device=device)
     if arm == "sequence":
@@ -153,8 +172,7 @@ def _decoding(model: CausalLM, arm: str, device: torch.device, seconds: float) -
         def again() -> Tensor:
             return model(tokens, mode=RoutingMode(skip=False)).logits
 
-        call: Callable[[], object] = graphed(again, device)
-        return 1e3 * time_interleaved({"decode": call}, device=device, seconds=seconds)["decode"].ms
+        return _microseconds(graphed(again, device), device, seconds, 1)
     most = 200
     with torch.no_grad():
         state = model.init_state(1, length + most + 16)

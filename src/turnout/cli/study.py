@@ -111,7 +111,7 @@ def facts(model: Any, task: Any, sequences: int) -> Shown:
 
     if not hasattr(task, "encode"):
         raise ConfigError(f"task {task.config.kind!r} has no text to encode; facts are for runs on text")
-    found = measure(Taps(model), task.encode)
+    found = measure(Taps(model, context=task.length), task.encode)
     rows = [(r["prompt"], r["answer"], f"{r['p']:.2e}", str(r["rank"])) for r in found]
     table = Table(("prompt", "answer", "P(answer)", "rank of its first token"), rows)
     return Shown(found, [table], [(r["prompt"] + r["answer"], r["p"]) for r in found], "P(answer)")

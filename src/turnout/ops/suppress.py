@@ -22,14 +22,21 @@ def suppress(out: Tensor, directions: Tensor, amount: Tensor) -> Tensor:
         c = o d^T,  o' = o − (r c) d;     γ = g d^T,  ∂o = g − (r γ) d,  ∂r = −c γ,  ∂d = −(r c)^T g − (r γ)^T o
 
     Only o, which attention keeps anyway, and on the CPU c are kept for the backward pass. In products every addition is
-    part of one, so that o is read twice and written once. Compiled code keeps the definition, which the compiler fuses
-    itself.
+    part of one, so that o is read twice and written once. Code compiled for a CPU keeps the definition, which the
+    compiler fuses itself.
 
     Args:
         out: [B, T, H, D]; directions: [H, K, D]; amount: r, [B, T, H, K].
     """
     directions, amount = directions.to(out.dtype), amount.to(out.dtype)
-    if torch.compiler.is_compiling() or not out.numel() or not directions.shape[1]:
+    if not out.numel() or not directions.shape[1]:
+        return suppress_directions(out, directions, amount)
+    if out.is_cuda and out.dtype != torch.float64 and not why_not_here("cuda", out.device.index or 0):
+        # Not at the top: `import turnout` does not import Triton.
+        from turnout.ops.suppress_kernel import cut_directions
+
+        return cut_directions(out, directions, amount)
+    if torch.compiler.is_compiling():
         return suppress_directions(out, directions, amount)
     return _Suppress.apply(out, directions, amount)
 
@@ -40,12 +47,6 @@ class _Suppress(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, o: Tensor, d: Tensor, r: Tensor) -> Tensor:
         with torch.autocast(o.device.type, enabled=False):
-            if _has_kernel(o):
-                from turnout.ops.suppress_kernel import cut
-
-                o, d, r = o.contiguous(), d.contiguous(), r.contiguous()
-                ctx.save_for_backward(o, d, r)
-                return cut(o, d, r)
             c = _by_head(o) @ d.transpose(1, 2)
             ctx.save_for_backward(o, d, r, c)
             return _minus(o, _by_head(r) * c, d)
@@ -53,23 +54,14 @@ class _Suppress(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        o, d, r, *along = ctx.saved_tensors
+        o, d, r, c = ctx.saved_tensors
         with torch.autocast(o.device.type, enabled=False):
-            if not along:
-                from turnout.ops.suppress_kernel import uncut
-
-                return uncut(o, grad.contiguous(), d, r)[:3]
-            (c,) = along
             along, share = _by_head(grad) @ d.transpose(1, 2), _by_head(r)
             removed = share * along
             d_directions = (share * c).transpose(1, 2) @ _by_head(grad)
             d_directions += removed.transpose(1, 2) @ _by_head(o)
             d_amount = (-c * along).transpose(0, 1).unflatten(0, o.shape[:2])
             return _minus(grad, removed, d), -d_directions, d_amount
-
-
-def _has_kernel(o: Tensor) -> bool:
-    return o.is_cuda and o.dtype != torch.float64 and not why_not_here("cuda", o.device.index or 0)
 
 
 def _by_head(x: Tensor) -> Tensor:

@@ -10,8 +10,7 @@ Axes: B batch, R rows (N of all sequences), H heads, D head dim (BD padded to a 
 BM rows of a program, C programs a head, F = H / PACK packed heads, P = R · PACK.
 """
 
-from __future__ import annotations
-
+# The operators' schemas are read from their annotations, which therefore are not postponed.
 import contextlib
 from typing import Any
 
@@ -26,8 +25,8 @@ from turnout.ops.attend.triton.job import precision, run
 LANES = tl.constexpr(16)
 # Bytes of outputs of a program, and its most rows: several programs a multiprocessor keep the memory busy.
 TILE_BYTES, MOST_ROWS = 8192, 64
-# Programs' sums that are added up at a time.
-FAN = 64
+# Programs' sums that are added up at a time, and how many columns of them: enough programs that wait at the same time.
+FAN, COLUMNS = 256, 32
 
 
 @triton.jit
@@ -176,33 +175,65 @@ def uncut_kernel(
         tl.store(part_ptr + at[:, None] * D + channel[None, :], -total, mask=(which < K)[:, None] & wide[None, :])
 
 
-@triton.jit(do_not_specialize=["n_parts", "n_directions"])
-def add_kernel(part_ptr, out_ptr, n_parts, n_directions, D: tl.constexpr, BD: tl.constexpr, FAN: tl.constexpr):
-    """out[i] = Σ part[:, i] over all programs, [n_directions, D] of [n_parts, n_directions, D], in one fixed order."""
-    one = tl.program_id(0)
-    channel = tl.arange(0, BD)
-    total = tl.zeros([BD], tl.float32)
+@triton.jit(do_not_specialize=["n_parts", "n_columns"])
+def add_kernel(part_ptr, out_ptr, n_parts, n_columns, FAN: tl.constexpr, COLUMNS: tl.constexpr):
+    """out[i] = Σ part[:, i] over all programs, [n_columns] of [n_parts, n_columns], in one fixed order."""
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros([COLUMNS], tl.float32)
     for first in range(0, n_parts, FAN):
         part = (first + tl.arange(0, FAN)).to(tl.int64)
-        mask = (part < n_parts)[:, None] & (channel < D)[None, :]
-        at = (part * n_directions + one)[:, None] * D + channel[None, :]
-        total += tl.sum(tl.load(part_ptr + at, mask=mask, other=0.0), 0)
-    tl.store(out_ptr + one * D + channel, total.to(out_ptr.dtype.element_ty), mask=channel < D)
+        mask = (part < n_parts)[:, None] & (column < n_columns)[None, :]
+        total += tl.sum(tl.load(part_ptr + part[:, None] * n_columns + column[None, :], mask=mask, other=0.0), 0)
+    tl.store(out_ptr + column, total.to(out_ptr.dtype.element_ty), mask=column < n_columns)
 
 
-def cut(o: Tensor, directions: Tensor, amount: Tensor) -> Tensor:
-    """o' like o.
+@torch.library.custom_op("turnout::cut_directions", mutates_args=())
+def cut_directions(o: Tensor, directions: Tensor, amount: Tensor) -> Tensor:
+    """o' like o, contiguous.
 
     Args:
-        o: [B, R, H, D]; directions: [H, K, D]; amount: r, [B, R, H, K]; all contiguous.
+        o: [B, R, H, D]; directions: [H, K, D]; amount: r, [B, R, H, K].
     """
+    o = o.contiguous()
     n_batch, n_rows, heads, _ = o.shape
     out, sizes = torch.empty_like(o), _sizes(o, directions)
-    arguments = {"o_ptr": o, "d_ptr": directions, "r_ptr": amount, "out_ptr": out, "n_rows": n_batch * n_rows, **sizes}
-    if o.numel():
-        with _on(o):
-            run(cut_kernel, -(-n_batch * n_rows // sizes["BM"]) * heads, arguments, warps=_warps(sizes))
+    arguments = {
+        "o_ptr": o, "d_ptr": directions.contiguous(), "r_ptr": amount.contiguous(), "out_ptr": out,
+        "n_rows": n_batch * n_rows, **sizes,
+    }  # fmt: skip
+    with _on(o):
+        run(cut_kernel, -(-n_batch * n_rows // sizes["BM"]) * heads, arguments, warps=_warps(sizes))
     return out
+
+
+@cut_directions.register_fake
+def _fake_cut(o: Tensor, directions: Tensor, amount: Tensor) -> Tensor:
+    return o.new_empty(o.shape)
+
+
+@torch.library.custom_op("turnout::cut_directions_backward", mutates_args=())
+def cut_directions_backward(
+    o: Tensor, grad: Tensor, directions: Tensor, amount: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """∂o, ∂directions, ∂amount."""
+    return uncut(o.contiguous(), grad.contiguous(), directions.contiguous(), amount.contiguous())[:3]
+
+
+@cut_directions_backward.register_fake
+def _fake_uncut(o: Tensor, grad: Tensor, directions: Tensor, amount: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return o.new_empty(o.shape), directions.new_empty(directions.shape), amount.new_empty(amount.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    o, directions, amount = ctx.saved_tensors
+    return cut_directions_backward(o, grad, directions, amount)
+
+
+cut_directions.register_autograd(_gradients, setup_context=_save)
 
 
 def uncut(
@@ -220,7 +251,7 @@ def uncut(
     n_batch, n_rows, heads, width = out.shape
     n_directions, sizes = directions.shape[1], _sizes(out, directions)
     n_chunks = -(-n_rows // sizes["BM"])
-    raw_grad, d_amount, d_directions = torch.empty_like(grad), torch.empty_like(amount), torch.empty_like(directions)
+    raw_grad, d_amount, d_directions = (torch.empty_like(x) for x in (grad, amount, directions))
     part = out.new_empty(n_batch * n_chunks, heads, n_directions, width, dtype=torch.float32)
     delta = out.new_empty((n_batch, heads // pack, n_rows * pack) if pack else 0, dtype=torch.float32)
     arguments = {
@@ -230,14 +261,14 @@ def uncut(
         **sizes,
     }  # fmt: skip
     together = {
-        "part_ptr": part, "out_ptr": d_directions, "n_parts": part.shape[0], "n_directions": heads * n_directions,
-        "D": width, "BD": sizes["BD"], "FAN": FAN,
+        "part_ptr": part, "out_ptr": d_directions, "n_parts": part.shape[0], "n_columns": directions.numel(),
+        "FAN": FAN, "COLUMNS": COLUMNS,
     }  # fmt: skip
     if not out.numel():
         return raw_grad, d_directions.zero_(), d_amount, delta
     with _on(out):
         run(uncut_kernel, n_batch * n_chunks * heads, arguments, warps=_warps(sizes))
-        run(add_kernel, heads * n_directions, together, warps=4)
+        run(add_kernel, -(-directions.numel() // COLUMNS), together, warps=4)
     return raw_grad, d_directions, d_amount, delta
 
 

@@ -16,7 +16,7 @@ from turnout.claims.registry import load_claims
 from turnout.claims.routing_paradox import GROUP
 from turnout.claims.store import read_json, results_dir, summaries
 from turnout.errors import DataError
-from turnout.report import bench, costs, gatemap, savings
+from turnout.report import bench, costs, directions, gatemap, savings
 from turnout.report.figure import Cell, Data, Figure
 from turnout.report.gates import parse_gates
 from turnout.report.numbers import percent, significant
@@ -321,6 +321,8 @@ PIECES = (
           words="Routing is learned in a jump, with attention before the router and without."),
     Piece(name="leak", draw=_leak,
           words="Only the published router scores better when it may see what comes after."),
+    Piece(name="leak-by-text", draw=directions.by_text,
+          words="The shorter the text, the more the published router seems to gain, and the more it loses without it."),
     Piece(name="language-models", draw=_language_models,
           words="Loss against usage at 124M weights: routed beside a static hybrid, chance, and attention everywhere."),
     Piece(name="savings", draw=_savings, title="What one open gate costs",

@@ -24,13 +24,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TURNOUT_CACHE", str(root / "cache"))
         words = [
-            "train", "directional_cpu", "--task.path", str(root / "text"), "--task.length", "16", "--task.val_frac",
-            "0.25", "--model.layers", "2",
-            "--model.width", "16", "--model.heads", "2", "--schedule.steps", "4", "--optim.batch", "2", "--device",
-            "cpu", "--loop.final_sequences", "4", "--runs", str(root), "--model.directions",
+            "train", "directional_cpu", "--task.path", str(root / "text"), "--task.val_frac", "0.25",
+            "--model.layers", "2", "--model.width", "16", "--model.heads", "2", "--schedule.steps", "4",
+            "--optim.batch", "2", "--device", "cpu", "--loop.final_sequences", "4", "--runs", str(root),
+            "--model.directions",
         ]  # fmt: skip
-        assert main([*words, "prefix:hidden=4", "--name", "a"]) == 0
-        assert main([*words, "none", "--name", "plain"]) == 0
+        assert main([*words, "prefix:hidden=4", "--name", "a", "--task.length", "64"]) == 0
+        assert main([*words, "none", "--name", "plain", "--task.length", "16"]) == 0
     return root
 
 
@@ -95,6 +95,11 @@ def test_every_view_of_a_run_is_a_table_a_figure_and_json(
     assert picture.read_text().count("<rect") == 1 + len(bars) > 1
     code, text, _ = call(capsys, runs, "probe", "a", "--show", view, "--json")
     assert code == 0 and json.loads(text)["show"] == view
+
+
+def test_a_prompt_longer_than_the_windows_of_the_run_is_refused(capsys: pytest.CaptureFixture[str], runs: Path) -> None:
+    code, _, error = call(capsys, runs, "probe", "plain", "--show", "facts")
+    assert code != 0 and re.search(r"prompt of \d+ tokens; the context is 16: shorten it", error)
 
 
 def test_a_view_of_directions_needs_directions(capsys: pytest.CaptureFixture[str], runs: Path) -> None:

@@ -21,6 +21,8 @@ from turnout.ops.attend.reference import reference_attend
 from turnout.ops.attend.triton.support import why_not_triton
 from turnout.ops.suppress import suppress
 
+# Tokens from which on directions are removed in the specialised kernel's epilogue.
+EPILOGUE_FROM = 1024
 IMPLS = ("auto", "reference", "gathered", "triton", "scattered", "dense")
 
 
@@ -136,6 +138,8 @@ def choose(call: Call, impl: str) -> Choice:
 def _choose_fastest(call: Call) -> Choice:
     not_dense = _why_not_dense(call)
     if not not_dense:
+        if _epilogue_pays(call):
+            return Choice("triton", "its epilogue removes directions on the way, dense attention in a pass of its own")
         return Choice("dense", "every row is taken and no option changes the scores")
     if call.q.is_cuda and not why_not_triton(call):
         return _triton_or_scattered(call, not_dense)
@@ -145,14 +149,28 @@ def _choose_fastest(call: Call) -> Choice:
     return Choice("reference", f"the only implementation for this call, because {not_gathered}")
 
 
+def _epilogue_pays(call: Call) -> bool:
+    """Whether directions are cheaper in the kernel's epilogue than behind torch's attention: by the rows of DR12 where
+    the specialised kernel runs, from EPILOGUE_FROM tokens on, and as long as no backward pass follows."""
+    q = call.q
+    if call.directions is None or not call.directions.shape[1] or not q.is_cuda or q.element_size() != 2:
+        return False
+    if _backward_follows(call) or q.shape[1] < EPILOGUE_FROM or q.shape[3] != 128 or why_not_triton(call):
+        return False
+    return torch.cuda.get_device_capability(q.device) == (9, 0)
+
+
+def _backward_follows(call: Call) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in (call.q, call.k, call.v))
+
+
 def _triton_or_scattered(call: Call, not_dense: str) -> Choice:
     """On a GPU: dense attention with scattered queries from the measured break-even on, else the Triton kernels."""
     not_scattered = _why_not_scattered(call)
     if not_scattered:
         return Choice("triton", f"not dense, because {not_dense}")
-    backward = torch.is_grad_enabled() and any(x.requires_grad for x in (call.q, call.k, call.v))
     q = call.q
-    found = break_even(q.device, q.dtype, call.k.shape[1], head_dim=q.shape[3], backward=backward)
+    found = break_even(q.device, q.dtype, call.k.shape[1], head_dim=q.shape[3], backward=_backward_follows(call))
     taken = call.q.shape[1] / max(call.k.shape[1], 1)
     impl = "scattered" if taken >= found.scattered else "triton"
     from_here = "at no fraction" if found.scattered == math.inf else f"from {found.scattered:.2f}"

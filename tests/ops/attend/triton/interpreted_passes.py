@@ -11,25 +11,11 @@ from turnout.ops.gate_kernel import gate_rows
 from turnout.ops.inference_kernels import copies_rows, copy_rows, swiglu_forward
 from turnout.ops.shorten import shorten_plainly
 from turnout.ops.shorten_kernel import shorten_rows
-from turnout.ops.suppress_kernel import cut, uncut
+from turnout.ops.suppress_kernel import cut_directions, uncut
 
 
 def draw(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-class Cut(torch.autograd.Function):
-    """Both passes as autograd calls them on a GPU."""
-
-    @staticmethod
-    def forward(ctx, o, d, r):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(o, d, r)
-        return cut(o, d, r)
-
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        o, d, r = ctx.saved_tensors
-        return uncut(o, grad.contiguous(), d, r)[:3]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -38,14 +24,14 @@ def test_directions_are_removed_as_the_definition_does(shape: tuple[int, ...], d
     batch, rows, heads, k, dim = shape
     d = torch.nn.functional.normalize(draw(heads, k, dim, seed=1), dim=-1)
     inputs = [draw(batch, rows, heads, dim, seed=0), d, draw(batch, rows, heads, k, seed=2).sigmoid()]
-    assert_as_exact_as_eager(Cut.apply, suppress_directions, inputs, reduction=batch * rows * dim, dtype=dtype)
+    assert_as_exact_as_eager(cut_directions, suppress_directions, inputs, reduction=batch * rows * dim, dtype=dtype)
 
 
 def test_rows_without_a_position_count_as_zeros_and_delta_is_the_product_with_the_gradient() -> None:
     o, g = draw(2, 20, 4, 16, seed=0).float(), draw(2, 20, 4, 16, seed=3).float()
     d = torch.nn.functional.normalize(draw(4, 2, 16, seed=1), dim=-1).float()
     r = draw(2, 20, 4, 2, seed=2).sigmoid().float()
-    out, along = cut(o, d, r), (o[..., None, :] * d).sum(-1)
+    out, along = cut_directions(o, d, r), (o[..., None, :] * d).sum(-1)
     # Two lists, of 13 and 20 rows; what the empty slots hold is not to be seen.
     rows = torch.arange(20).expand(2, 2, 20).clone()
     rows[:, 0, 13:] = -1

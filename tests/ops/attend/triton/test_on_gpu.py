@@ -98,10 +98,11 @@ def test_programs_of_the_specialised_kernel_that_take_many_tiles() -> None:
     assert (out - want).abs().max() <= 8 * torch.finfo(torch.bfloat16).eps * want.abs().max()
 
 
-@pytest.mark.parametrize("n_rows", [100, 1500])
-def test_directions_of_heads_of_their_own(n_rows: int) -> None:
-    shape = (B, n_rows, H, 3)
-    directions = normalize(randn(H, 3, 128, seed=4), dim=-1)
+# Amounts of 4 x 4 come by bulk copies, those of 4 x 3 do not fill whole 16 bytes.
+@pytest.mark.parametrize("n_rows,k", [(100, 3), (100, 4), (1500, 4), (1500, 16)])
+def test_directions_of_heads_of_their_own(n_rows: int, k: int) -> None:
+    shape = (B, n_rows, H, k)
+    directions = normalize(randn(H, k, 128, seed=4), dim=-1)
     inputs = (randn(B, n_rows, H, 128), *(randn(B, 1500, H, 128, seed=s) for s in (1, 2)), directions)
 
     def run(impl: str) -> Callable[..., Tensor]:
@@ -110,6 +111,18 @@ def test_directions_of_heads_of_their_own(n_rows: int) -> None:
     inputs = (*inputs, randn(*shape, seed=5).sigmoid())
     reduction = 2 * 1500 * 128 * B
     assert_as_exact_as_eager(run("triton"), run("reference"), inputs, reduction=reduction, dtype=torch.bfloat16)
+
+
+def test_directions_of_programs_that_take_many_tiles() -> None:
+    # 2 x 64 heads x 17 tiles: directions and amounts of the next tile come while this one is computed.
+    q, k, v = (randn(B, 2100, 64, 128, seed=s).bfloat16() for s in range(3))
+    cut = {
+        "directions": normalize(randn(64, 4, 128, seed=4), dim=-1).bfloat16(),
+        "suppress": randn(B, 2100, 64, 4, seed=5).sigmoid().bfloat16(),
+    }
+    out, want = (attend(q, k, v, **cut, impl=impl) for impl in ("triton", "dense"))
+    # Both round their weights, outputs and what they remove to bfloat16.
+    assert (out - want).abs().max() <= 16 * torch.finfo(torch.bfloat16).eps * want.abs().max()
 
 
 @pytest.mark.parametrize("width,k", [(64, 4), (80, 1), (128, 20), (256, 4)])
@@ -331,3 +344,11 @@ def test_explain_says_which_row_of_the_table_decided() -> None:
         "scattered: 1.00 of the positions have a slot; scattered is faster"
     )
     assert explain(q, k, v, window=3).startswith("triton: not dense")
+
+
+def test_directions_are_removed_in_the_epilogue_unless_a_backward_pass_follows() -> None:
+    q = randn(1, 1024, 4, 128).bfloat16()
+    cut = {"directions": normalize(randn(4, 4, 128), dim=-1).bfloat16(), "suppress": randn(1, 1024, 4, 4).bfloat16()}
+    if torch.cuda.get_device_capability() == (9, 0):
+        assert explain(q, q, q, **cut).startswith("triton: its epilogue")
+    assert explain(q.requires_grad_(), q, q, **cut).startswith("dense")

@@ -93,6 +93,8 @@ def _fake_backward(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     o, along, lse = output
     ctx.mark_non_differentiable(along, lse)
+    # Nothing is filled with zeros in place of gradients that these have not.
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs[: len(SAVED)], o, along, lse)
     ctx.numbers = inputs[len(SAVED) :]
 
