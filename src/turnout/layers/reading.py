@@ -264,6 +264,9 @@ def _biased(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor, low: in
     mask = log_weights(reach, rows, keys, q.shape[2], q.dtype)
     if reach.contextual is not None:
         mask = mask + _contextual(q, k, mask, reach.contextual)
+    if mask.requires_grad and not (q.requires_grad or k.requires_grad or v.requires_grad):
+        # torch's fused kernel keeps what the mask's gradient needs only where an input wants one too.
+        q = q.detach().requires_grad_()
     size = q.shape[2] // k.shape[2]
     k, v = k.repeat_interleave(size, 2).transpose(1, 2), v.repeat_interleave(size, 2).transpose(1, 2)
     return scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask).transpose(1, 2)
