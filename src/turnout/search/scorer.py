@@ -45,7 +45,7 @@ class _Explicit(Pattern):
 
 
 class _Decided(Pattern):
-    """A pattern that looks at nothing but the tokens, which are the same few batches all the time: decided once each."""
+    """A pattern that looks at nothing but the tokens: decided once for each of the batches, which stay the same."""
 
     def __init__(self, inner: Pattern) -> None:
         super().__init__(inner.context)
