@@ -122,8 +122,8 @@ def first_keys(log_decay: Tensor, rows: Tensor, groups: int, prune: Prune, head_
     beginning of the sequence. A decay that is the same at every step says how far that is without a sum.
     """
     if prune.spans is not None:
-        spans = prune.spans.unflatten(0, (groups, -1)).amax(1)[:, None]
-        return (rows - spans).clamp(min=0).expand(len(log_decay), -1, -1)
+        spans = prune.spans if len(prune.spans) == groups else prune.spans.unflatten(0, (groups, -1)).amax(1)
+        return (rows - spans[:, None]).clamp(min=0).expand(len(log_decay), -1, -1)
     grown = -log_decay.detach().double().transpose(1, 2).contiguous().cumsum(-1)
     n_batch, heads, _ = grown.shape
     at = rows.expand(n_batch, -1, -1).repeat_interleave(heads // rows.shape[1], 1).clamp(min=0)
