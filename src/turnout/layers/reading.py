@@ -122,8 +122,8 @@ def first_keys(log_decay: Tensor, rows: Tensor, groups: int, prune: Prune, head_
     beginning of the sequence. A decay that is the same at every step says how far that is without a sum.
     """
     if prune.spans is not None:
-        spans = prune.spans.unflatten(0, (groups, -1)).amax(1)[:, None]
-        return (rows - spans).clamp(min=0).expand(len(log_decay), -1, -1)
+        spans = prune.spans if len(prune.spans) == groups else prune.spans.unflatten(0, (groups, -1)).amax(1)
+        return (rows - spans[:, None]).clamp(min=0).expand(len(log_decay), -1, -1)
     grown = -log_decay.detach().double().transpose(1, 2).contiguous().cumsum(-1)
     n_batch, heads, _ = grown.shape
     at = rows.expand(n_batch, -1, -1).repeat_interleave(heads // rows.shape[1], 1).clamp(min=0)
@@ -264,6 +264,9 @@ def _biased(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor, low: in
     mask = log_weights(reach, rows, keys, q.shape[2], q.dtype)
     if reach.contextual is not None:
         mask = mask + _contextual(q, k, mask, reach.contextual)
+    if mask.requires_grad and not (q.requires_grad or k.requires_grad or v.requires_grad):
+        # torch's fused kernel keeps what the mask's gradient needs only where an input wants one too.
+        q = q.detach().requires_grad_()
     size = q.shape[2] // k.shape[2]
     k, v = k.repeat_interleave(size, 2).transpose(1, 2), v.repeat_interleave(size, 2).transpose(1, 2)
     return scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask).transpose(1, 2)

@@ -1,6 +1,6 @@
 """Vectors no longer than a cap, and the gradient of that, in one pass each.
 
-    y = f x,  f = min(1, cap / |x|);     ∂x = f g,  where |x| > cap: f (g − <g, x> x / |x|²)
+    y = f x,  f = min(1, cap / |x|);     ∂x = f g,  where |x| ≥ cap: f (g − <g, x> x / |x|²)
 
 Axes: B batch, T tokens, H heads, D head dim (BD padded to a power of two), N = B·T·H vectors, BM vectors of a program.
 """
@@ -33,11 +33,14 @@ def shorten_kernel(
     place = (batch * x_b + token * x_t + head * x_h)[:, None] + channel[None, :]
     x = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
     square = tl.sum(x * x, 1)
-    factor = cap / tl.maximum(tl.sqrt(square), cap)
+    norm = tl.sqrt(square)
+    # Compared, not divided: the GPU's cap / cap need not be 1.
+    long = norm >= cap
+    factor = tl.where(long, cap / tl.maximum(norm, cap), 1.0)
     if BACKWARD:
         place = (batch * g_b + token * g_t + head * g_h)[:, None] + channel[None, :]
         g = tl.load(grad_ptr + place, mask=inside, other=0.0).to(tl.float32)
-        along = tl.where(factor < 1, tl.sum(g * x, 1) / tl.maximum(square, cap * cap), 0.0)
+        along = tl.where(long, tl.sum(g * x, 1) / tl.maximum(square, cap * cap), 0.0)
         out = factor[:, None] * (g - along[:, None] * x)
     else:
         out = factor[:, None] * x

@@ -175,6 +175,12 @@ def _language_models(root: Path) -> Figure | None:
     return pareto(root)
 
 
+def _data_efficiency(root: Path) -> Figure | None:
+    from turnout.report.data_efficiency import curves_figure
+
+    return curves_figure(root)
+
+
 def _break_even(root: Path) -> Figure | None:
     return bench.dispatch_figure(read_json(DISPATCH) or {})
 
@@ -325,6 +331,8 @@ PIECES = (
           words="The shorter the text, the more the published router seems to gain, and the more it loses without it."),
     Piece(name="language-models", draw=_language_models,
           words="Loss against usage at 124M weights: routed beside a static hybrid, chance, and attention everywhere."),
+    Piece(name="data-efficiency", draw=_data_efficiency,
+          words="What needs fewer tokens memorises in fewer: the dot is where each should have stopped."),
     Piece(name="savings", draw=_savings, title="What one open gate costs",
           words="Time, energy and counted operations of a small model with one open gate, beside dense attention."),
     Piece(name="break-even", draw=_break_even,

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from turnout.errors import ConfigError
 from turnout.layers.attention import AttentionTrack
@@ -18,6 +19,7 @@ from turnout.layers.explicit import explicit_log_weights
 from turnout.models.causal_lm import CausalLM
 from turnout.routers.mode import SKIP, RoutingMode
 from turnout.routers.pattern import PATTERNS, Pattern, PatternContext, Reach
+from turnout.routers.pattern.head_mixture import HeadMixturePattern
 from turnout.search.costs import Costs
 from turnout.search.heads import put_in_order, weights_of
 from turnout.search.space import Choice, Space
@@ -40,6 +42,20 @@ class _Explicit(Pattern):
 
     def reach(self, x: Tensor, *, at: Tensor, length: int, state: Any, mode: RoutingMode) -> Reach:
         return Reach(bias=lambda rows, keys: self.weights[:, rows, keys])
+
+
+class _Decided(Pattern):
+    """A pattern that looks at nothing but the tokens: decided once for each of the batches, which stay the same."""
+
+    def __init__(self, inner: Pattern) -> None:
+        super().__init__(inner.context)
+        self.inner, self.known = inner, dict[int, Reach]()
+
+    def reach(self, x: Tensor, *, at: Tensor, length: int, state: Any, mode: RoutingMode) -> Reach:
+        key = 0 if mode.tokens is None else mode.tokens.data_ptr()
+        if key not in self.known:
+            self.known[key] = self.inner.reach(x, at=at, length=length, state=state, mode=mode)
+        return self.known[key]
 
 
 class Scorer:
@@ -76,7 +92,8 @@ class Scorer:
             width=track.q.in_features, heads=track.heads, kv_heads=track.kv_heads, head_dim=track.head_dim
         )
         self.length = task.length
-        self.built: dict[str, Pattern] = {}
+        self.layers: dict[Choice, Pattern] = {}
+        self.parts: dict[tuple[int, int, int], Pattern] = {}
         patterns = [self._build(action) for action in space.actions]
         learned = [a for a, p in zip(space.actions, patterns, strict=True) if list(p.parameters())]
         if learned:
@@ -128,7 +145,7 @@ class Scorer:
     @torch.no_grad()
     def _loss(self, choice: Choice) -> float:
         for layer, order in enumerate(self.space.orders(choice)):
-            self._put(layer, order, self._build(self.space.layer_pattern(self.space.layer(choice, layer))))
+            self._put(layer, order, self._layer(self.space.layer(choice, layer)))
         return float(self._forward())
 
     def _put(self, layer: int, order: list[int], pattern: Pattern | None) -> None:
@@ -139,10 +156,23 @@ class Scorer:
         track.pattern = pattern
 
     def _build(self, spec: str) -> Pattern:
-        """A layer's pattern, made once: what a search proposes repeats itself, and nothing in it changes."""
-        if spec not in self.built:
-            self.built[spec] = PATTERNS.build(spec, context=self.context).to(self.device).eval()
-        return self.built[spec]
+        pattern: Pattern = PATTERNS.build(spec, context=self.context).to(self.device).eval()
+        return pattern
+
+    def _layer(self, actions: Choice) -> Pattern:
+        """The pattern of a layer whose heads are in order; what a run of heads reads is decided once."""
+        order = tuple(sorted(actions))
+        if order not in self.layers:
+            pattern, first = self._build(self.space.layer_pattern(order)), 0
+            runs = [(a, len(list(group))) for a, group in groupby(order)]
+            members = [*pattern.members] if isinstance(pattern, HeadMixturePattern) else [pattern]
+            for i, (a, n) in enumerate(runs):
+                members[i] = self.parts.setdefault((a, n, first), _Decided(members[i]))
+                first += n
+            if isinstance(pattern, HeadMixturePattern):
+                pattern.members = nn.ModuleList(members)
+            self.layers[order] = pattern if len(runs) > 1 else members[0]
+        return self.layers[order]
 
     def _forward(self) -> Tensor:
         losses = []

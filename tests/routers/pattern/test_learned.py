@@ -144,20 +144,45 @@ def test_pruning_loses_no_more_than_its_share_even_where_far_keys_score_most(los
     assert 0 < float(difference.abs().max()) <= 2 * loss * float(v.abs().max())
 
 
+@pytest.mark.parametrize("loss", [0.3, 1e-2, 1e-6])
 @pytest.mark.parametrize("spec", ["alibi:slope=40", "retnet:shift=0.5", "forget:gate=fixed,shortest=0.3,longest=2"])
-def test_a_constant_decay_knows_its_first_keys_without_a_sum(spec: str) -> None:
+def test_a_constant_decay_skips_what_is_negligible_for_every_input_and_not_a_key_less(spec: str, loss: float) -> None:
+    context = PatternContext(width=WIDTH, heads=HEADS, kv_heads=HEADS, head_dim=DIM)
+    length, cap = 400, 0.7
+    pattern = PATTERNS.build(f"{spec},prune={loss},cap={cap}", context=context)
+    reach = reach_of(pattern, torch.zeros(2, length, WIDTH, dtype=torch.float64))
+    assert reach.prune is not None and reach.log_decay is not None
+    rows = torch.arange(length)[None, None]
+    starts = first_keys(reach.log_decay, rows, HEADS, reach.prune, DIM)
+    assert starts.shape == (2, HEADS, length)
+    # The worst case: all keys that are read score lowest and all that are skipped highest.
+    worst, skipping = cap**2 * DIM**-0.5, 0
+    assert pattern.mean_keys(length) == pytest.approx(float((rows[0] + 1 - starts[0]).double().mean()))
+    for head, rate in enumerate((-reach.log_decay[0, 0]).tolist()):
+        first = int(starts[0, head, -1])
+        skipping += first > 0
+
+        def share(first: int, rate: float = rate) -> float:
+            weight = torch.exp(-rate * torch.arange(length - 1, -1, -1, dtype=torch.float64))
+            far, near = weight[:first].sum() * math.exp(worst), weight[first:].sum() * math.exp(-worst)
+            return float(far / (far + near))
+
+        assert share(first) <= loss
+        # Without end the bound is tight; here what lies before the first token is missing.
+        if first > 0 and math.exp(-rate * (length - 1)) < 1e-9 * loss:
+            assert share(first + 1) > loss * (1 - 1e-6), "one more key could be skipped"
+    assert skipping
+
+
+def test_heads_that_share_keys_read_as_far_as_the_farthest_of_them() -> None:
     context = PatternContext(width=WIDTH, heads=HEADS, kv_heads=KV_HEADS, head_dim=DIM)
-    reach = PATTERNS.build(f"{spec},prune=0.01,cap=0.7", context=context).reach(
-        torch.zeros(2, 90, WIDTH, dtype=torch.float64), at=torch.arange(90), length=90, state=None, mode=SKIP
+    reach = PATTERNS.build("alibi:slope=40,prune=0.01,cap=0.7", context=context).reach(
+        torch.zeros(1, 90, WIDTH), at=torch.arange(90), length=90, state=None, mode=SKIP
     )
-    assert reach.prune is not None and reach.prune.spans is not None
-    rows = torch.arange(90)[None, None]
-    have, want = (
-        first_keys(reach.log_decay, rows, KV_HEADS, prune, DIM)
-        for prune in (reach.prune, Prune(loss=reach.prune.loss, cap=reach.prune.cap))
-    )
-    assert have.shape == want.shape and torch.equal(have, want)
-    assert 0 < int((want > 0).sum()) < want.numel()
+    assert reach.prune is not None and reach.prune.spans is not None and reach.log_decay is not None
+    starts = first_keys(reach.log_decay, torch.arange(90)[None, None], KV_HEADS, reach.prune, DIM)
+    farthest = reach.prune.spans.view(KV_HEADS, -1).amax(1)
+    assert torch.equal(starts[0, :, -1], (89 - farthest).clamp(min=0)) and int(starts.max()) > 0
 
 
 def test_gated_windows_close_the_share_of_heads_that_is_asked_and_keep_the_useful_one() -> None:

@@ -51,11 +51,13 @@ class ConstantDecay(Pattern):
         return Reach(log_decay=rates.expand(x.shape[0], length, -1), prune=prune)
 
     def mean_keys(self, length: int) -> float:
-        if self.pruning is None:
-            return (length + 1) / 2
-        spans = spans_of(self.known, self.pruning, self.context.head_dim).tolist()
-        windows = [min(length, span + 1) for span in spans]
-        return sum((w * length - w * (w - 1) / 2) / length for w in windows) / len(windows)
+        return keys_within(length, spans_of(self.known, self.pruning, self.context.head_dim))
+
+
+def keys_within(length: int, spans: Tensor) -> float:
+    """Keys that a row reads, mean over rows and over heads that read `spans` [H] back."""
+    windows = [min(length, span + 1) for span in spans.tolist()]
+    return sum(w - w * (w - 1) / (2 * length) for w in windows) / len(windows)
 
 
 def check_prune(prune: float, cap: float) -> Prune | None:
@@ -66,13 +68,27 @@ def check_prune(prune: float, cap: float) -> Prune | None:
 
 
 def spans_of(rates: Sequence[float], prune: Prune | None, head_dim: int) -> Tensor:
-    """How far back each head still reads under a constant decay, int64 [H]: the largest d with d · rate <= -delta."""
-    least = math.inf if prune is None else -log_threshold(prune, head_dim**-0.5)
-    return torch.tensor([int(min(MOST_KEYS, least / rate)) if rate > 0 else MOST_KEYS for rate in rates])
+    """How far back each head still reads under a constant decay, int64 [H]; what lies farther is skipped.
+
+    Scores lie within ±U, U = cap² / sqrt(D). With x = exp(-rate (span + 1)) the keys farther than `span` weigh at most
+    exp(U) x / (1 - exp(-rate)) and the nearer ones at least exp(-U) (1 - x) / (1 - exp(-rate)): the share of the far
+    ones is at most `loss` if -log x >= log((1 - loss) exp(2 U) + loss) - log loss, however long the sequence. A row
+    with fewer keys before it than that skips nothing.
+    """
+    if prune is None:
+        return torch.full((len(rates),), MOST_KEYS)
+    bound = 2 * prune.cap**2 * head_dim**-0.5
+    # log((1 - loss) e^bound + loss), where e^bound may have no float.
+    least = bound + math.log1p(prune.loss * math.expm1(-bound)) - math.log(prune.loss)
+    return torch.tensor(
+        [min(MOST_KEYS, max(0, math.ceil(least / rate) - 1)) if rate > 0 else MOST_KEYS for rate in rates]
+    )
 
 
 def log_threshold(prune: Prune, scale: float) -> float:
-    """The decay below which keys are skipped: delta = -(2 U + log S) + log loss (Lin et al. 2025, ACP).
+    """The decay below which keys are skipped where it hangs on the data (Lin et al. 2025, ACP).
+
+        delta = -(2 U + log S) + log loss
 
     A score lies within ±U, U = cap² · scale. A row's own key has weight >= exp(-U), a key decayed below delta at most
     exp(U + delta), and there are fewer than S of them: together at most exp(2 U + delta) S = loss of the row. S is the

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from turnout.errors import ConfigError, nearest
 from turnout.routers.mode import RoutingMode
 from turnout.routers.pattern.base import PATTERNS, Pattern, PatternContext
-from turnout.routers.pattern.decay import check_prune, spans_of
+from turnout.routers.pattern.decay import check_prune, keys_within, spans_of
 from turnout.routers.pattern.reach import Reach
 
 GATES = ("full", "bias", "fixed", "none")
@@ -55,8 +55,9 @@ class ForgetPattern(Pattern):
         if gate == "fixed":
             self.register_buffer("fixed", bias, persistent=False)
             at = (i / steps for i in range(context.first, context.first + context.heads))
-            rates = [1 / (shortest * (longest / shortest) ** share) for share in at]
-            spans = spans_of(rates, self.pruning, context.head_dim)
+            # Also known where tensors have no values.
+            self.rates = [1 / (shortest * (longest / shortest) ** share) for share in at]
+            spans = spans_of(self.rates, self.pruning, context.head_dim)
             self.register_buffer("spans", spans, persistent=False)
         elif gate != "none":
             self.bias = nn.Parameter(bias)
@@ -85,6 +86,11 @@ class ForgetPattern(Pattern):
         if prune is not None and self.gate == "fixed":
             prune = replace(prune, spans=self.spans)
         return Reach(log_decay=log_f, prune=prune)
+
+    def mean_keys(self, length: int) -> float:
+        if self.gate != "fixed":
+            return super().mean_keys(length)
+        return keys_within(length, spans_of(self.rates, self.pruning, self.context.head_dim))
 
     def decay_times(self) -> list[float]:
         """Tokens after which a head's weight has fallen to 1/e, at W = 0; infinite where nothing is forgotten."""
