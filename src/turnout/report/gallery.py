@@ -41,12 +41,14 @@ class Piece:
         words: what to see in it.
         draw: folder of results -> the figure, None when its results are not there.
         title: over it; "" = the figure's own.
+        table: folder of results -> lines of Markdown under it.
     """
 
     name: str
     words: str
     draw: Callable[[Path], Figure | None]
     title: str = ""
+    table: Callable[[Path], list[str]] = lambda root: []
 
 
 def keep(run: Path, name: str, root: Path | None = None, *, length: int | None = None) -> Path:
@@ -110,6 +112,8 @@ def draw(out: Path, root: Path | None = None) -> list[Path]:
         title = piece.title or figure.title
         lines += [f"## {title}", "", f"![{title}]({piece.name}.svg)", "", piece.words, ""]
         lines += [f"{figure.caption} [Data]({piece.name}.csv).", ""]
+        table = piece.table(root)
+        lines += [*table, ""] if table else []
     write_file(out / "README.md", "\n".join(lines).encode())
     return [*written, out / "README.md"]
 
@@ -173,6 +177,12 @@ def _language_models(root: Path) -> Figure | None:
     from turnout.report.language_models import pareto
 
     return pareto(root)
+
+
+def _language_model_table(root: Path) -> list[str]:
+    from turnout.report.language_models import table
+
+    return table(root)
 
 
 def _break_even(root: Path) -> Figure | None:
@@ -321,7 +331,7 @@ PIECES = (
           words="Routing is learned in a jump, with attention before the router and without."),
     Piece(name="leak", draw=_leak,
           words="Only the published router scores better when it may see what comes after."),
-    Piece(name="language-models", draw=_language_models,
+    Piece(name="language-models", draw=_language_models, table=_language_model_table,
           words="Loss against usage at 124M weights: routed beside a static hybrid, chance, and attention everywhere."),
     Piece(name="savings", draw=_savings, title="What one open gate costs",
           words="Time, energy and counted operations of a small model with one open gate, beside dense attention."),
