@@ -204,8 +204,11 @@ class RoutedMixer(nn.Module):
         `taken` [B, N] of a step says that o is 0 elsewhere: where nobody attends Wo is not read.
         """
         weight = weight.to(o.dtype)
-        o = o.unflatten(2, (weight.shape[-1], -1)) * weight[..., None, None]
-        (y,) = few_rows(o.flatten(2), self.attention.out.weight, taken=taken)
+        if taken is not None and weight.shape[-1] == 1:
+            (y,) = few_rows(o.flatten(2), self.attention.out.weight, taken=taken, scale=weight[:, 0, 0])
+        else:
+            o = o.unflatten(2, (weight.shape[-1], -1)) * weight[..., None, None]
+            y = nn.functional.linear(o.flatten(2), self.attention.out.weight)
         mean = weight.mean(dim=-1, keepdim=True)
         if self.attention.out.bias is not None:
             y = y + mean * self.attention.out.bias

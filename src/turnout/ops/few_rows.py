@@ -16,8 +16,10 @@ MOST_ROWS = 16
 COLUMNS = 64
 
 
-def few_rows(x: Tensor, first: Tensor, second: Tensor | None = None, *, taken: Tensor | None = None) -> list[Tensor]:
-    """x first^T and x second^T, in one launch; without `first` being read where nobody asks for it.
+def few_rows(
+    x: Tensor, first: Tensor, second: Tensor | None = None, *, taken: Tensor | None = None, scale: Tensor | None = None
+) -> list[Tensor]:
+    """scale x first^T and x second^T, in one launch; without `first` being read where nobody asks for it.
 
     cuBLAS reads matrices of 8 and 16 MB at 1.4 to 2 TB/s on an H200, one launch each; two of them in one launch take
     8.9 us instead of 12.6 (E = 2,048). A row's result does not depend on the other rows.
@@ -25,14 +27,16 @@ def few_rows(x: Tensor, first: Tensor, second: Tensor | None = None, *, taken: T
     Args:
         x: [B, 1, E]; first, second: [N, E].
         taken: bool [B, G]; where no row is taken at all, the first result is zeros and its weights are not read.
+        scale: [B], of the rows of the first result.
     Returns:
         [B, 1, N] of each matrix that is given. Elsewhere than in half precision on a GPU, and for more than
         `MOST_ROWS` rows, torch's products, of all rows.
     """
     weights = [first] if second is None else [first, second]
     if not _fits(x, weights):
-        return [linear(x, weight) for weight in weights]
-    made = _few_rows(x[:, 0].contiguous(), first, second, taken)
+        wide = [linear(x if scale is None else x * scale[:, None, None].to(x.dtype), first)]
+        return wide if second is None else [*wide, linear(x, second)]
+    made = _few_rows(x[:, 0].contiguous(), first, second, taken, scale)
     return [y[:, None] for y in made[: len(weights)]]
 
 
@@ -45,12 +49,14 @@ def _fits(x: Tensor, weights: list[Tensor]) -> bool:
 
 
 @torch.library.custom_op("turnout::few_rows", mutates_args=())
-def _few_rows(x: Tensor, first: Tensor, second: Tensor | None, taken: Tensor | None) -> list[Tensor]:
+def _few_rows(
+    x: Tensor, first: Tensor, second: Tensor | None, taken: Tensor | None, scale: Tensor | None
+) -> list[Tensor]:
     from turnout.ops.few_rows_kernel import launch
 
-    return launch(x, first, second, taken)
+    return launch(x, first, second, taken, scale)
 
 
 @_few_rows.register_fake
-def _like(x: Tensor, first: Tensor, second: Tensor | None, taken: Tensor | None) -> list[Tensor]:
+def _like(x: Tensor, first: Tensor, second: Tensor | None, taken: Tensor | None, scale: Tensor | None) -> list[Tensor]:
     return [x.new_empty(len(x), len(w)) for w in (first, second) if w is not None]

@@ -123,13 +123,24 @@ def test_products_of_few_rows_are_linear_layers_and_skip_what_nobody_asks_for(
     for taken in (None, torch.arange(rows)[:, None] == rows - 1):
 
         def kernel(x: torch.Tensor, *weights: torch.Tensor, taken: torch.Tensor | None = taken) -> torch.Tensor:
-            return torch.cat(launch(x, weights[0], weights[1] if len(weights) > 1 else None, taken), 1)
+            return torch.cat(launch(x, weights[0], weights[1] if len(weights) > 1 else None, taken, None), 1)
 
         assert_as_exact_as_eager(kernel, both, given, reduction=inputs, dtype=dtype, grads=False)
     # What nobody asks for is not even read.
     half = [t.to(dtype) for t in given]
-    made = launch(half[0], torch.full_like(half[1], float("nan")), *(half[2:] or [None]), torch.zeros(rows, 2) > 0)
+    made = launch(
+        half[0], torch.full_like(half[1], float("nan")), *(half[2:] or [None]), torch.zeros(rows, 2) > 0, None
+    )
     assert not made[0].any()
+    share = draw(rows, seed=4)
+    assert_as_exact_as_eager(
+        lambda x, weight, share: launch(x, weight, None, None, share)[0],
+        lambda x, weight, share: torch.nn.functional.linear(x, weight) * share[:, None],
+        [x, first, share],
+        reduction=inputs,
+        dtype=dtype,
+        grads=False,
+    )
     assert second is None or not made[1].isnan().any()
 
 
