@@ -6,6 +6,7 @@ B sequences, V vocabulary.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -141,7 +142,7 @@ class DecodeStep:
         start = self.position.clone()
         # Warm-up and capture on streams of their own, as torch.cuda.graph does, but without giving the memory that a
         # prompt has just used back to the driver: the next prompt would wait for it, and answers begin 0.2 s later.
-        warm, stream = torch.cuda.Stream(), torch.cuda.Stream()
+        warm, stream = _streams(self.position.device)
         warm.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(warm):
             self._run()
@@ -159,6 +160,12 @@ class DecodeStep:
         self.position.copy_(start)
         _copy(self.buffers, kept)
         return graph
+
+
+@functools.cache
+def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+    """The same two for every capture: libraries keep a workspace for each stream that they have seen."""
+    return torch.cuda.Stream(device), torch.cuda.Stream(device)
 
 
 def compile_calls(model: CausalLM, backend: str) -> list[Any]:
