@@ -19,7 +19,7 @@ from turnout.layers.rope import rotate
 from turnout.ops.attend import attend
 from turnout.ops.attend.gathered import ROW_TILE
 from turnout.ops.attend.reference import suppress_directions
-from turnout.ops.few_rows import few_rows
+from turnout.ops.few_rows import few_rows, plain
 from turnout.routers.direction import Cut, DirectionRouter
 from turnout.routers.mode import RoutingMode
 from turnout.routers.pattern import Pattern, Reach
@@ -62,7 +62,6 @@ class AttentionTrack(nn.Module):
             raise ConfigError(
                 f"head dim {self.head_dim} is odd; rotary positions need an even one: change width or heads"
             )
-        self.biased = bias
         self.q = nn.Linear(width, width, bias=bias)
         self.kv = nn.Linear(width, 2 * kv_heads * self.head_dim, bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
@@ -194,10 +193,10 @@ class AttentionTrack(nn.Module):
         are what is read, and they are read once.
         """
         at = cache.next_positions(1)
-        if self.biased:
-            query, made = self.q(x), self.kv(x)
-        else:
+        if plain(self.q, self.kv):
             query, made = few_rows(x, self.q.weight, self.kv.weight, taken=taken)
+        else:
+            query, made = self.q(x), self.kv(x)
         self._place(made, cache)
         q = query.unflatten(-1, (self.heads, self.head_dim))
         if self.rope:
