@@ -7,10 +7,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from turnout.errors import TurnoutError
+from turnout.errors import ConfigError, TurnoutError
+from turnout.tasks import Batch
+
+if TYPE_CHECKING:
+    from turnout.train.config import RunConfig
 
 KINDS = ("one", "ddp", "fsdp")
 
@@ -52,6 +57,46 @@ def compared(kind: str, one: Sequence[Mapping[str, Any]], several: Sequence[Mapp
         "kind": kind, "steps": len(pairs), "largest_difference": max(abs(a - b) for a, b in pairs),
         "first": pairs[0], "last": pairs[-1], "losses": pairs, "tokens_per_s": pace,
     }  # fmt: skip
+
+
+def halved_lines(config: RunConfig) -> list[dict[str, Any]]:
+    """The training lines of one process that takes each batch in two halves: what adding up in another order changes.
+
+    Sequence by sequence it computes what two processes compute, so what it differs by is no matter of processes.
+    """
+    from turnout.train.loop import Trainer
+
+    class Halved(Trainer):
+        second: Batch | None = None
+
+        def _draw(self, size: int) -> Batch:
+            if self.second is not None:
+                half, self.second = self.second, None
+                return half
+            first, self.second = halves(self.task.train_batch(2 * size))
+            return first
+
+    if config.optim.batch % 2 or config.optim.accumulate > 1:
+        raise ConfigError(f"optim.batch={config.optim.batch}; expected an even batch, without accumulate")
+    seen = _Lines()
+    Halved(replace(config, optim=replace(config.optim, batch=config.optim.batch // 2, accumulate=2)), view=seen).train()
+    return [line for line in seen.lines if line["kind"] == "train"]
+
+
+def halves(batch: Batch) -> tuple[Batch, Batch]:
+    """The first and the second half of the sequences of a training batch."""
+    size = len(batch.tokens) // 2
+    names = ("tokens", "at", "targets", "hint")
+    first, second = ({n: getattr(batch, n)[rows] for n in names} for rows in (slice(size), slice(size, None)))
+    return Batch(**first, slices={}), Batch(**second, slices={})
+
+
+class _Lines:
+    def __init__(self) -> None:
+        self.lines: list[dict[str, Any]] = []
+
+    def update(self, record: dict[str, Any]) -> None:
+        self.lines.append(record)
 
 
 def _one_thread() -> dict[str, str]:

@@ -107,7 +107,8 @@ def two_processes(
     """
     import torch
 
-    from turnout.bench.processes import KINDS, compared, train_lines
+    from turnout.bench.processes import KINDS, compared, halved_lines, train_lines
+    from turnout.recipes import get_recipe
 
     settings: dict[str, Any] = {
         "task.path": text_path(), "schedule.steps": STEPS, "optim.compile": False, "optim.precision": precision,
@@ -126,14 +127,16 @@ def two_processes(
         settings |= {"task.tokenizer": "bytes", "task.vocab": 256}
     elif torch.cuda.device_count() < 2:
         raise TurnoutError("one against two processes needs two GPUs; make two visible, or use device=cpu")
-    jobs = [(layout, kind) for layout in layouts for kind in KINDS]
+    jobs = [(layout, kind) for layout in layouts for kind in (*KINDS, "halves")]
     with tempfile.TemporaryDirectory(prefix="turnout-processes-") as folder, ThreadPoolExecutor(len(jobs)) as pool:
 
         def lines(job: tuple[str, str]) -> list[dict[str, Any]]:
             layout, kind = job
             # Gate noise is each process's own; without it the same batches must give the same losses.
-            extra = {"model.routing.noise": "none"} if layout == "routed" else {}
-            return train_lines(f"lm_124m_{layout}", kind, settings | extra, Path(folder) / layout, timeout=200)
+            own = settings | ({"model.routing.noise": "none"} if layout == "routed" else {})
+            if kind == "halves":
+                return halved_lines(get_recipe(f"lm_124m_{layout}").config(own))
+            return train_lines(f"lm_124m_{layout}", kind, own, Path(folder) / layout, timeout=200)
 
         running = {job: pool.submit(lines, job) for job in jobs} if at_once else {}
         one: list[dict[str, Any]] = []
@@ -156,9 +159,11 @@ def _judge_processes(seen: Summaries) -> list[Finding]:
         for row in record["rows"]:
             if "error" in row:
                 continue
+            if row["kind"] == "halves":
+                continue
             one, two = row["tokens_per_s"]
             rounding = _rounding(row, record["rows"])
-            said = "" if rounding is None else f"bf16 against float32, one process: {rounding:.1e}; "
+            said = "".join(f"{name} {value:.1e}; " for name, value in rounding.items())
             found.append(
                 Finding(
                     statement=f"{row['layout']}: two processes ({row['kind'].upper()}) train what one trains "
@@ -177,23 +182,29 @@ def _judge_processes(seen: Summaries) -> list[Finding]:
     return found
 
 
-def _near(difference: float, rounding: float | None) -> str:
+def _near(difference: float, rounding: dict[str, float]) -> str:
     """Past the limit, but less than rounding itself does: the same training, though not what was asked for."""
     if difference <= NEAR:
         return "holds"
-    return "holds with changes" if rounding is not None and difference <= rounding else "does not hold"
+    return "holds with changes" if difference <= max(rounding.values(), default=0.0) else "does not hold"
 
 
-def _rounding(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> float | None:
-    """How far bf16 moves the losses of one process from those of float32 on the same batches; None where not known.
+def _rounding(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """What rounding alone changes in the losses of one process on the same batches, by what is compared.
 
     Adam's first updates are lr in size however small a gradient is, so that its rounding moves weights by as much; what
     that does to a falling loss is no error of the second process.
     """
-    exact = [r for r in rows if r.get("precision") == "fp32" and r["layout"] == row["layout"] and "losses" in r]
-    if row["precision"] != "bf16" or not exact:
-        return None
-    return max(abs(own[0] - other[0]) for own, other in zip(row["losses"], exact[0]["losses"], strict=False))
+    same = [r for r in rows if r.get("layout") == row["layout"] and "losses" in r]
+    found: dict[str, float] = {}
+    for r in same:
+        if (r["kind"], r["precision"]) == ("halves", row["precision"]):
+            found["one process, each batch in two halves:"] = r["largest_difference"]
+    exact = [r for r in same if r["precision"] == "fp32"]
+    if row["precision"] == "bf16" and exact:
+        pairs = zip(row["losses"], exact[0]["losses"], strict=False)
+        found["one process, bf16 against float32:"] = max(abs(own[0] - other[0]) for own, other in pairs)
+    return found
 
 
 def answers(

@@ -19,6 +19,7 @@ from turnout.layers.rope import rotate
 from turnout.ops.attend import attend
 from turnout.ops.attend.gathered import ROW_TILE
 from turnout.ops.attend.reference import suppress_directions
+from turnout.ops.few_rows import few_rows, plain
 from turnout.routers.direction import Cut, DirectionRouter
 from turnout.routers.mode import RoutingMode
 from turnout.routers.pattern import Pattern, Reach
@@ -89,10 +90,14 @@ class AttentionTrack(nn.Module):
 
     def keys_values(self, x: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
         """Keys and values [B, S, G, D] of the past and of `x` [B, T, E]; S = T without a cache."""
-        k, v = self.kv(x).unflatten(-1, (2, self.kv_heads, self.head_dim)).unbind(-3)
+        return self._place(self.kv(x), cache)
+
+    def _place(self, made: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
+        """Keys and values of the past and of the tokens whose keys and values, side by side, are `made` [B, T, ..]."""
+        k, v = made.unflatten(-1, (2, self.kv_heads, self.head_dim)).unbind(-3)
         if self.rope:
-            length = x.shape[1]
-            k = rotate(k, torch.arange(length, device=x.device) if cache is None else cache.next_positions(length))
+            length = made.shape[1]
+            k = rotate(k, torch.arange(length, device=k.device) if cache is None else cache.next_positions(length))
         if cache is None:
             return k, v
         first = cache.position is None and cache.length == 0 and cache.k.dtype == k.dtype
@@ -184,12 +189,16 @@ class AttentionTrack(nn.Module):
     ) -> Tensor:  # fmt: skip
         """Append one token `x` [B, 1, E] to the cache; outputs [B, 1, H, D] where `taken` [B, N], else exactly 0.
 
-        Nothing is read on the host. `taken=None` attends everywhere. Wq runs for all B tokens: at one token each, its
-        weights are what is read, and they are read once.
+        Nothing is read on the host. `taken=None` attends everywhere. Wq runs for all B tokens or for none: its weights
+        are what is read, and they are read once.
         """
         at = cache.next_positions(1)
-        self.keys_values(x, cache)
-        q = self.q(x).unflatten(-1, (self.heads, self.head_dim))
+        if plain(self.q, self.kv):
+            query, made = few_rows(x, self.q.weight, self.kv.weight, taken=taken)
+        else:
+            query, made = self.q(x), self.kv(x)
+        self._place(made, cache)
+        q = query.unflatten(-1, (self.heads, self.head_dim))
         if self.rope:
             q = rotate(q, at)
         rows = at.expand(x.shape[0], 1) if taken is None else torch.where(taken, at, -1)

@@ -18,6 +18,7 @@ from turnout.layers.local import LocalTrack
 from turnout.ops.attend.breakeven import break_even
 from turnout.ops.attend.decode import has_decode_kernel
 from turnout.ops.compact import compact
+from turnout.ops.few_rows import few_rows
 from turnout.routers.direction import Cut
 from turnout.routers.gate_options import MIXES
 from turnout.routers.mode import RoutingMode
@@ -166,8 +167,7 @@ class RoutedMixer(nn.Module):
             taken = route.taken[:, 0] if mode.skip else None
             cut = _cut(self.attention, x, residual, state)
             o = self.attention.step(x, cache, taken, impl=mode.impl, reach=reach, cut=cut)
-            route.dropped = torch.zeros_like(route.taken[:, 0], dtype=torch.int64)
-            return self._mix(o, local, route.weight), route, state
+            return self._mix(o, local, route.weight, taken=taken), route, state
         nobody = mode.skip and mode.capacity is None and not bool(route.taken.any())
         if nobody and state is None:
             return local, route, state
@@ -198,11 +198,17 @@ class RoutedMixer(nn.Module):
         found = break_even(x.device, dtype, length, head_dim=head_dim, backward=torch.is_grad_enabled())
         return mode.capacity >= found.dense * length
 
-    def _mix(self, o: Tensor, local: Tensor, weight: Tensor) -> Tensor:
-        """Both tracks at every token: heads' outputs `o` [B, T, H, D] by their weights, Wo, and the local track."""
+    def _mix(self, o: Tensor, local: Tensor, weight: Tensor, *, taken: Tensor | None = None) -> Tensor:
+        """Both tracks at every token: heads' outputs `o` [B, T, H, D] by their weights, Wo, and the local track.
+
+        `taken` [B, N] of a step says that o is 0 elsewhere: where nobody attends Wo is not read.
+        """
         weight = weight.to(o.dtype)
-        o = o.unflatten(2, (weight.shape[-1], -1)) * weight[..., None, None]
-        y = nn.functional.linear(o.flatten(2), self.attention.out.weight)
+        if taken is not None and weight.shape[-1] == 1:
+            (y,) = few_rows(o.flatten(2), self.attention.out.weight, taken=taken, scale=weight[:, 0, 0])
+        else:
+            o = o.unflatten(2, (weight.shape[-1], -1)) * weight[..., None, None]
+            y = nn.functional.linear(o.flatten(2), self.attention.out.weight)
         mean = weight.mean(dim=-1, keepdim=True)
         if self.attention.out.bias is not None:
             y = y + mean * self.attention.out.bias

@@ -10,6 +10,7 @@ from turnout.layers import AttentionMixer, LocalMixer, MixerState, RoutedMixer
 from turnout.layers.attention import AttentionTrack
 from turnout.layers.local import LOCAL_TRACKS
 from turnout.models.config import ModelConfig
+from turnout.ops.few_rows import few_rows, plain
 from turnout.ops.one_pass import one_pass
 from turnout.routers.direction import DirectionContext, build_directions
 from turnout.routers.mode import RoutingMode
@@ -39,9 +40,11 @@ class MLP(nn.Module):
             if one_pass(h) and h.is_contiguous():
                 from turnout.ops.inference_kernels import swiglu_forward
 
-                return self.down(swiglu_forward(h))
-            gate, value = h.chunk(2, dim=-1)
-            return self.down(nn.functional.silu(gate) * value)
+                h = swiglu_forward(h)
+            else:
+                gate, value = h.chunk(2, dim=-1)
+                h = nn.functional.silu(gate) * value
+            return few_rows(h, self.down.weight)[0] if plain(self.down) else self.down(h)
         return self.down(nn.functional.gelu(h))
 
     def flops(self, length: int) -> float:

@@ -152,7 +152,7 @@ def generate(
         watched = stop is not None or on_tokens is not None
         alive, made = [True] * len(rows), []
         for step in range(new_tokens):
-            tokens = pick(batch.logits.float(), sampling, draws[:, step])
+            tokens = pick(batch.logits, sampling, draws[:, step])
             made.append(tokens)
             if watched:
                 told = tokens.tolist()

@@ -41,12 +41,14 @@ class Piece:
         words: what to see in it.
         draw: folder of results -> the figure, None when its results are not there.
         title: over it; "" = the figure's own.
+        table: folder of results -> lines of Markdown under it.
     """
 
     name: str
     words: str
     draw: Callable[[Path], Figure | None]
     title: str = ""
+    table: Callable[[Path], list[str]] = lambda root: []
 
 
 def keep(run: Path, name: str, root: Path | None = None, *, length: int | None = None) -> Path:
@@ -110,6 +112,8 @@ def draw(out: Path, root: Path | None = None) -> list[Path]:
         title = piece.title or figure.title
         lines += [f"## {title}", "", f"![{title}]({piece.name}.svg)", "", piece.words, ""]
         lines += [f"{figure.caption} [Data]({piece.name}.csv).", ""]
+        table = piece.table(root)
+        lines += [*table, ""] if table else []
     write_file(out / "README.md", "\n".join(lines).encode())
     return [*written, out / "README.md"]
 
@@ -179,6 +183,12 @@ def _data_efficiency(root: Path) -> Figure | None:
     from turnout.report.data_efficiency import curves_figure
 
     return curves_figure(root)
+
+
+def _language_model_table(root: Path) -> list[str]:
+    from turnout.report.language_models import table
+
+    return table(root)
 
 
 def _break_even(root: Path) -> Figure | None:
@@ -329,7 +339,7 @@ PIECES = (
           words="Only the published router scores better when it may see what comes after."),
     Piece(name="leak-by-text", draw=directions.by_text,
           words="The shorter the text, the more the published router seems to gain, and the more it loses without it."),
-    Piece(name="language-models", draw=_language_models,
+    Piece(name="language-models", draw=_language_models, table=_language_model_table,
           words="Loss against usage at 124M weights: routed beside a static hybrid, chance, and attention everywhere."),
     Piece(name="data-efficiency", draw=_data_efficiency,
           words="What needs fewer tokens memorises in fewer: the dot is where each should have stopped."),

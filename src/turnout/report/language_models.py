@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from turnout.bench.rows import Row, read_rows
 from turnout.claims.store import summaries
 from turnout.report.figure import Cell, Data, Figure
 from turnout.report.numbers import percent
@@ -16,6 +17,10 @@ from turnout.stats import mean_interval
 
 # Arms that have a usage, by the first word of their name, and those that are one line across: mechanism of each.
 CURVES = {"routed": "ema", "early": "frozen", "even": "mlp", "static": "static_hybrid", "random": "random"}
+COLUMNS = (
+    "arm", "usage", "loss, nats a token", "seeds", "M weights", "K tokens/s training", "ms a step",
+    "MB of K and V a step", "mJ a token",
+)  # fmt: skip
 LINES = {"dense": "dense", "dense + local": "always", "window": "local"}
 
 
@@ -42,6 +47,47 @@ def pareto(root: Path) -> Figure | None:
         f"n = {first['n_eval']:,} targets a seed · {first['device_name']} · commit {first['commit'][:10]}.",
         data=Data(name="language_models", columns=["arm", "seed", "usage", "loss", "tokens_per_s"], rows=rows),
     )
+
+
+def table(root: Path) -> list[str]:
+    """Lines of Markdown, an arm each, by loss; the last three columns are a decoding step of 8 sequences of 32K."""
+    seen = summaries("LM1", root)
+    bill = _bill(root)
+    found = []
+    for name, records in seen.items():
+        usage, mean, half = _point(name, records)
+        shown = "" if name in LINES and records[0]["layout"] == "L" else percent(usage)
+        spread = "" if math.isinf(half) else f" ± {half:.3f}"
+        # Some seeds shared their GPU with other work; the fastest of them did so least.
+        pace = max(record["tokens_per_s"] for record in records)
+        row = bill.get(_priced(name))
+        joules = row and row["joule_per_token"]
+        cost = ("", "") if row is None else (f"{row['ms']:.2f}", f"{row['kv_bytes'] / 1e6:,.0f}")
+        cells = (
+            name, shown, f"{mean:.3f}{spread}", len(records), f"{records[0]['params'] / 1e6:.0f}", f"{pace / 1e3:.0f}",
+            *cost, f"{1e3 * joules:.1f}" if joules else "",
+        )  # fmt: skip
+        found.append((mean, f"| {' | '.join(map(str, cells))} |"))
+    return [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|", *(line for _, line in sorted(found))]
+
+
+def _bill(root: Path) -> dict[tuple[str, float], Row]:
+    """Compiled steps of the 124M models, eight sequences of 32K: by arm and usage, the last row of each."""
+    wanted = {"layers": 12, "width": 768, "context": 32768, "batch": 8, "compiled": True, "what": "decode"}
+    rows = (row for row in read_rows(root / "bench") if row["kind"] == "inference" and row["ms"])
+    return {
+        (row["arm"], 0.0 if row["arm"] == "dense" else row["case"]["usage"]): row
+        for row in rows
+        if wanted.items() <= row["case"].items() and row["device_kind"] == "cuda"
+    }
+
+
+def _priced(name: str) -> tuple[str, float]:
+    """Arm and usage of the bill that prices a trained arm: routers are priced as the learned one."""
+    word, _, usage = name.partition(" ")
+    if word in ("dense", "window"):
+        return ("", 0.0) if usage or word == "window" else ("dense", 0.0)
+    return "static_hybrid" if word == "static" else "routed", float(usage)
 
 
 def _point(name: str, records: list[dict[str, Any]]) -> tuple[float, float, float]:

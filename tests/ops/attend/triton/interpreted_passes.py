@@ -7,6 +7,7 @@ import torch
 
 from oracles import assert_as_exact_as_eager
 from turnout.ops.attend.reference import suppress_directions
+from turnout.ops.few_rows_kernel import launch
 from turnout.ops.gate_kernel import gate_rows
 from turnout.ops.inference_kernels import copies_rows, copy_rows, swiglu_forward
 from turnout.ops.shorten import shorten_plainly
@@ -91,6 +92,29 @@ def test_a_gated_hidden_layer_of_one_pass_is_silu_times_value(shape: tuple[int, 
         return torch.nn.functional.silu(gate) * value
 
     assert_as_exact_as_eager(swiglu_forward, eager, [h], reduction=2, dtype=dtype, grads=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("rows", "inputs", "sizes"), [(1, 16, (64, None)), (3, 80, (64, 128)), (16, 600, (128, 64))])
+def test_products_of_few_rows_are_linear_layers_and_skip_what_nobody_asks_for(
+    rows: int, inputs: int, sizes: tuple[int, int | None], dtype: torch.dtype
+) -> None:
+    given = [draw(rows, inputs, seed=0)] + [draw(n, inputs, seed=n) for n in sizes if n is not None]
+
+    def both(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        return torch.cat([torch.nn.functional.linear(x, weight) for weight in weights], 1)
+
+    for taken in (None, torch.arange(rows)[:, None] == rows - 1):
+
+        def kernel(x: torch.Tensor, *weights: torch.Tensor, taken: torch.Tensor | None = taken) -> torch.Tensor:
+            return launch(x, weights[0], weights[1] if len(weights) > 1 else None, taken).sum(0).to(x.dtype)
+
+        assert_as_exact_as_eager(kernel, both, given, reduction=inputs, dtype=dtype, grads=False)
+    # What nobody asks for is not even read.
+    x, first, *second = (t.to(dtype) for t in given)
+    made = launch(x, torch.full_like(first, float("nan")), *(second or [None]), torch.zeros(rows, 2) > 0).sum(0)
+    assert not made[:, : len(first)].any()
+    assert not made.isnan().any()
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 3, 5), (3, 9, 2, 600)])
