@@ -40,6 +40,7 @@ class BedArm:
         scales: where it runs.
         control: what others are compared with.
         quick: False leaves the small size out of quick reproductions.
+        by_name: run by its name alone, in no reproduction.
     """
 
     name: str
@@ -53,6 +54,7 @@ class BedArm:
     scales: tuple[str, ...] = SCALES
     control: bool = False
     quick: bool = True
+    by_name: bool = False
     mqar: bool = False
 
     def config(self, scale: str, seed: int) -> BedRunConfig:
@@ -105,17 +107,19 @@ def both(name: str, **options: Any) -> tuple[BedArm, BedArm]:
 
 
 def frozen_arms(folder: str) -> tuple[BedArm, ...]:
-    """A frozen language model, alone and behind trainable bridges, with its untrained twin; none without a folder."""
-    if not folder:
-        return ()
-    model = {"frozen": folder, "positions": "none"}
+    """A frozen language model, alone and behind trainable bridges, with its untrained twin.
+
+    Without a `folder` nothing runs them, and what was measured before is still read.
+    """
+    model: dict[str, Any] = {"frozen": folder or "frozen", "positions": "none"}
     twin = model | {"frozen_twin": True}
+    options: dict[str, Any] = {"full": BRIEF, "scales": (FULL,), "by_name": not folder}
     return (
-        *both("frozen model", model=model),
-        *both("frozen model, attention bridge", flow="attention", model=model),
-        *both("frozen model, shift bridge", flow="shift", model=model),
-        BedArm(name="untrained twin, key", model=twin, control=True),
-        BedArm(name="untrained twin, attention bridge, key", flow="attention", model=twin, control=True),
+        *both("frozen model", model=model, **options),
+        *both("frozen model, attention bridge", flow="attention", model=model, **options),
+        *both("frozen model, shift bridge", flow="shift", model=model, **options),
+        BedArm(name="untrained twin, key", model=twin, control=True, **options),
+        BedArm(name="untrained twin, attention bridge, key", flow="attention", model=twin, control=True, **options),
     )
 
 

@@ -256,8 +256,9 @@ ROWS = (
             ),
             *frozen_arms(os.environ.get("TURNOUT_FROZEN", "")),
         ),
-        note="no pretrained weights are reachable here; the random-init twin is the control the study lacks; "
-        "TURNOUT_FROZEN names a local folder of a causal language model to measure it",
+        note="no published weights are reachable here: the frozen model is a dense one of ours on bytes (`turnout "
+        "train text_gpu --model.layout A`, `turnout export`, TURNOUT_FROZEN=folder); any folder of Hugging Face can "
+        "take its place; the untrained twin is the control the study lacks",
     ),
     PaperRow(
         claim="RP14",
