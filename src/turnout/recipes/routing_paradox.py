@@ -25,7 +25,6 @@ SHORTER: dict[str, dict[str, Any]] = {
 }
 # What is solved at all is solved within 600 steps at these rates.
 BRIEF: dict[str, Any] = {"steps": 1500, "lrs": (1e-3, 3e-3)}
-TWO_WAY: dict[str, Any] = {"steps": 2000, "lrs": (3e-4, 1e-3, 3e-3)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,7 +112,7 @@ def frozen_arms(folder: str) -> tuple[BedArm, ...]:
     """
     model: dict[str, Any] = {"frozen": folder or "frozen", "positions": "none"}
     twin = model | {"frozen_twin": True}
-    options: dict[str, Any] = {"full": BRIEF, "scales": (FULL,), "by_name": not folder}
+    options: dict[str, Any] = {"scales": (SMALL,), "by_name": not folder}
     return (
         *both("frozen model", model=model, **options),
         *both("frozen model, attention bridge", flow="attention", model=model, **options),

@@ -8,7 +8,6 @@ from turnout.recipes.routing_paradox import (
     BRIEF,
     FULL,
     SEGMENT,
-    TWO_WAY,
     UNTRAINED,
     BedArm,
     PaperRow,
@@ -167,8 +166,8 @@ ROWS = (
         quoted="99.5 % [1.6]",
         published=0.995,
         arms=(
-            BedArm(name="ssm both, key", flow="ssm:form=both", scales=(FULL,), full=TWO_WAY),
-            BedArm(name="ssm both, value", flow="ssm:form=both", label="value", scales=(FULL,), full=TWO_WAY),
+            BedArm(name="ssm both, key", flow="ssm:form=both", scales=(FULL,), full=BRIEF),
+            BedArm(name="ssm both, value", flow="ssm:form=both", label="value", scales=(FULL,), full=BRIEF),
         ),
     ),
     PaperRow(
@@ -182,7 +181,7 @@ ROWS = (
                 flow="ssm:form=both",
                 selector="rank1",
                 scales=(FULL,),
-                full=TWO_WAY,
+                full=BRIEF,
             ),
             BedArm(
                 name="ssm both, rank-1, value",
@@ -190,14 +189,14 @@ ROWS = (
                 selector="rank1",
                 label="value",
                 scales=(FULL,),
-                full=TWO_WAY,
+                full=BRIEF,
             ),
             BedArm(
                 name="ssm both, rank-1 without query, key",
                 flow="ssm:form=both",
                 selector="rank1:query=none",
                 scales=(FULL,),
-                full=TWO_WAY,
+                full=BRIEF,
                 control=True,
             ),
             BedArm(
@@ -206,7 +205,7 @@ ROWS = (
                 selector="rank1",
                 task={"queries": 4},
                 scales=(FULL,),
-                full=TWO_WAY,
+                full=BRIEF,
             ),
         ),
     ),
