@@ -23,6 +23,8 @@ SHORTER: dict[str, dict[str, Any]] = {
     "perceiver": {"steps": 3000, "lrs": (3e-4, 1e-3, 3e-3)},
     "ssm": {"steps": 2000, "lrs": (1e-3, 3e-3)},
 }
+# The same flows at the small size: what they solve, they solve at these two rates as well as at any other.
+DEAR_SMALL: dict[str, Any] = {"lrs": (3e-3, 1e-2)}
 # What is solved at all is solved within 600 steps at these rates.
 BRIEF: dict[str, Any] = {"steps": 1500, "lrs": (1e-3, 3e-3)}
 
@@ -75,7 +77,8 @@ class BedArm:
             lrs=(1e-3, 3e-3, 1e-2) if scale == SMALL else (1e-4, 3e-4, 1e-3, 3e-3),
             steps=800 if scale == SMALL else FULL_STEPS, answer=scale == FULL, evaluations=40,
         )  # fmt: skip
-        shorter = SHORTER.get(self.flow.partition(":")[0], {}) if scale == FULL else {}
+        dear = SHORTER.get(self.flow.partition(":")[0], {})
+        shorter = dear if scale == FULL else DEAR_SMALL if dear else {}
         return replace(base, **{**shorter, **self.run, **(self.full if scale == FULL else {})})
 
 

@@ -97,7 +97,13 @@ ROWS = (
         published=0.984,
         arms=(
             *both("attention", flow="attention"),
-            BedArm(name="attention, value, fresh data", flow="attention", label="value", run={"train_sequences": 0}),
+            BedArm(
+                name="attention, value, fresh data",
+                flow="attention",
+                label="value",
+                run={"train_sequences": 0},
+                quick=False,
+            ),
             BedArm(
                 name="attention, value, fresh data, 16 queries",
                 flow="attention",
@@ -155,6 +161,7 @@ ROWS = (
                 flow="attention:form=sparse,globals=0",
                 label="value",
                 full=BRIEF,
+                quick=False,
                 control=True,
             ),
         ),
