@@ -163,7 +163,9 @@ def run_all(work: list[Job], jobs: int, report: Report) -> list[str]:
                     line = f"failed: {line}"
                 report(f"[{done}/{len(work)}, {time.perf_counter() - began:.0f} s] {name}: {line}")
     finally:
-        for worker in [*idle, *(worker for _, worker in busy.values())]:
+        for worker in idle:
+            worker.dismiss()
+        for _, worker in busy.values():
             worker.stop()
     return failures
 
@@ -193,6 +195,12 @@ class Worker:
             return False, f"its process ended without a word (exit code {code}); it may have run out of memory"
         return bool(good), str(line)
 
+    def dismiss(self) -> None:
+        """Let a process without a job end by itself, so that what it uses is given back."""
+        self.pipe.send(None)
+        self.process.join()
+        self.pipe.close()
+
     def stop(self) -> None:
         """End the process; a job in progress is lost."""
         self.process.terminate()
@@ -203,17 +211,21 @@ class Worker:
 def _serve(jobs: Connection, number: int) -> None:
     """Run what the parent sends, who alone decides what Ctrl-C means."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    while True:
-        try:
-            job = jobs.recv()
-        except EOFError:
-            return
+    while (job := _next(jobs)) is not None:
         try:
             answer = True, _run_one(job, number)
         except Exception as error:
             answer = False, str(error) or type(error).__name__
         _tidy()
         jobs.send(answer)
+
+
+def _next(jobs: Connection) -> Job | None:
+    """The next job; None when there is none, or no parent either."""
+    try:
+        return cast("Job | None", jobs.recv())
+    except EOFError:
+        return None
 
 
 def _tidy() -> None:
