@@ -132,8 +132,12 @@ def source_of(kernel: Any, arguments: dict[str, Any]) -> Any:
 
 def what_does_not_fit(order: Order) -> str:
     """Compile: "" if the kernel keeps to the shared memory of its device and spills no register."""
-    kernel, arguments, options = launch_of(order)
-    target = GPUTarget("cuda", order.capability, 32)
+    return misfit(*launch_of(order), order.capability, str(order))
+
+
+def misfit(kernel: Any, arguments: dict[str, Any], options: dict[str, int], capability: int, name: str) -> str:
+    """The same for a kernel with its arguments."""
+    target = GPUTarget("cuda", capability, 32)
     compiled = triton.compile(source_of(kernel, arguments), target=target, options=options)
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.TemporaryDirectory() as folder:
@@ -143,7 +147,7 @@ def what_does_not_fit(order: Order) -> str:
     found = re.search(r"STACK:(\d+).*LOCAL:(\d+)", report)
     assert found, report
     if found.groups() != ("0", "0"):
-        return f"{order} spills {found.group(1)} bytes a thread"
-    if compiled.metadata.shared > LIMITS[order.capability]:
-        return f"{order} needs {compiled.metadata.shared} bytes of shared memory, above {LIMITS[order.capability]}"
+        return f"{name} spills {found.group(1)} bytes a thread"
+    if compiled.metadata.shared > LIMITS[capability]:
+        return f"{name} needs {compiled.metadata.shared} bytes of shared memory, above {LIMITS[capability]}"
     return ""

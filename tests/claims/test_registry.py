@@ -167,19 +167,21 @@ def test_looking_at_claims_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", words]).returncode == 0
 
 
-def _sleep(job: Any, index: int, answers: Any) -> None:
+def _sleep(job: Any, number: int) -> str:
     if job[1] == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if job[1] == "slow":
         time.sleep(600)
-    answers.send((job[1] == "good", "its line"))
+    if job[1] == "bad":
+        raise ValueError("its line")
+    return f"its line in {os.getpid()}"
 
 
 @pytest.fixture
 def scheduler(monkeypatch: pytest.MonkeyPatch) -> Any:
     """`turnout.claims.reproduce` with jobs that do not train, in processes that start at once."""
     claims = importlib_reproduce()
-    monkeypatch.setattr(claims, "_child", _sleep)
+    monkeypatch.setattr(claims, "_run_one", _sleep)
     monkeypatch.setattr(claims.multiprocessing, "get_context", lambda _: FORK)
     return claims
 
@@ -198,7 +200,14 @@ def test_a_run_that_is_killed_or_fails_takes_no_other_with_it(scheduler: Any) ->
         "T1 bad seed 0: its line",
         "T1 killed seed 0: its process ended without a word (exit code -9); it may have run out of memory",
     ]
-    assert any(line.endswith("T1 good seed 0: its line") for line in lines)
+    assert any("T1 good seed 0: its line" in line for line in lines)
+
+
+def test_a_process_goes_from_job_to_job_and_a_new_one_follows_a_failure(scheduler: Any) -> None:
+    lines: list[str] = []
+    scheduler.run_all([job("good"), job("good"), job("bad"), job("good")], 1, lines.append)
+    first, second, _, last = (line.rpartition(" ")[2] for line in lines)
+    assert first == second != last
 
 
 def test_an_interruption_stops_what_runs_and_what_waits(scheduler: Any) -> None:

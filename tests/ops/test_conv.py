@@ -43,7 +43,7 @@ def test_it_is_the_sum_over_taps(n_taps: int, n_tokens: int, n_kernels: int, dty
 
 
 @pytest.mark.parametrize("n_kernels", [2, 6])
-@pytest.mark.parametrize("n_taps,n_tokens", [(1, 5), (9, 63), (32, 200), (64, 33), (128, 300)])
+@pytest.mark.parametrize("n_taps,n_tokens", [(1, 5), (9, 63), (32, 200), (64, 33), (128, 300), (300, 150)])
 def test_the_matrix_product_for_gpus_is_the_sum_over_taps(n_taps: int, n_tokens: int, n_kernels: int) -> None:
     assert_as_exact_as_eager(
         lambda x, w: conv._as_matrix(torch.nn.functional.pad(x, (0, 0, n_taps - 1, 0)), w),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -10,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, cast
 
@@ -132,26 +132,30 @@ def _jobs(entry: Claim, seeds: int, device: str, root: Path, quick: bool = False
 
 
 def run_all(work: list[Job], jobs: int, report: Report) -> list[str]:
-    """Run all of `work`, `jobs` at a time and each in a process of its own; returns what failed, in words.
+    """Run all of `work` in `jobs` processes, each of which goes from job to job; returns what failed, in words.
 
-    A run may fail in any way, also by being killed: the others go on. Ctrl-C stops those in progress.
+    A run may fail in any way, also by being killed: the others go on, and a new process takes the place of its own.
+    Ctrl-C stops those in progress.
     """
     failures: list[str] = []
     began, done = time.perf_counter(), 0
-    context = multiprocessing.get_context("spawn")
-    waiting, running = list(enumerate(work)), dict[int, tuple[Job, BaseProcess, Connection]]()
+    waiting, idle, busy = work[::-1], list[Worker](), dict[Connection, tuple[Job, Worker]]()
+    numbers = list(range(jobs))
     try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                index, job = waiting.pop(0)
-                ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_child, args=(job, index, theirs))
-                process.start()
-                theirs.close()
-                running[process.sentinel] = job, process, ours
-            for sentinel in wait(list(running)):
-                (claim_id, arm, seeds, *_), ended, answers = running.pop(cast(int, sentinel))
-                good, line = _answer(answers, ended)
+        while waiting or busy:
+            while waiting and len(busy) < jobs:
+                worker, job = idle.pop() if idle else Worker(numbers.pop(0)), waiting.pop()
+                busy[worker.pipe] = job, worker
+                worker.pipe.send(job)
+            for pipe in wait(list(busy)):
+                job, worker = busy.pop(cast(Connection, pipe))
+                claim_id, arm, seeds, *_ = job
+                good, line = worker.answer()
+                if good:
+                    idle.append(worker)
+                else:
+                    worker.stop()
+                    numbers.append(worker.number)
                 name = f"{claim_id} {arm} seed {', '.join(map(str, seeds))}"
                 done += 1
                 if not good:
@@ -159,38 +163,89 @@ def run_all(work: list[Job], jobs: int, report: Report) -> list[str]:
                     line = f"failed: {line}"
                 report(f"[{done}/{len(work)}, {time.perf_counter() - began:.0f} s] {name}: {line}")
     finally:
-        for _, left, _ in running.values():
-            left.terminate()
-        for _, left, _ in running.values():
-            left.join()
+        for worker in idle:
+            worker.dismiss()
+        for _, worker in busy.values():
+            worker.stop()
     return failures
 
 
-def _child(job: Job, index: int, answers: Connection) -> None:
-    """Run one job and tell the parent, who alone decides what Ctrl-C means."""
+class Worker:
+    """A process that runs one job after another: importing and a GPU's context cost seconds, once.
+
+    Args:
+        number: 0 to jobs - 1; on several GPUs it says which one.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, number))
+        self.process.start()
+        theirs.close()
+
+    def answer(self) -> tuple[bool, str]:
+        """Whether the job went well, and a line about it."""
+        try:
+            good, line = self.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self.process.join()
+            code = self.process.exitcode
+            return False, f"its process ended without a word (exit code {code}); it may have run out of memory"
+        return bool(good), str(line)
+
+    def dismiss(self) -> None:
+        """Let a process without a job end by itself, so that what it uses is given back."""
+        self.pipe.send(None)
+        self.process.join()
+        self.pipe.close()
+
+    def stop(self) -> None:
+        """End the process; a job in progress is lost."""
+        self.process.terminate()
+        self.process.join()
+        self.pipe.close()
+
+
+def _serve(jobs: Connection, number: int) -> None:
+    """Run what the parent sends, who alone decides what Ctrl-C means."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        answers.send((True, _run_one(job, index)))
-    except Exception as error:
-        answers.send((False, str(error) or type(error).__name__))
+    while (job := _next(jobs)) is not None:
+        try:
+            answer = True, _run_one(job, number)
+        except Exception as error:
+            answer = False, str(error) or type(error).__name__
+        _tidy()
+        jobs.send(answer)
 
 
-def _answer(answers: Connection, process: BaseProcess) -> tuple[bool, str]:
-    process.join()
+def _next(jobs: Connection) -> Job | None:
+    """The next job; None when there is none, or no parent either."""
     try:
-        good, line = answers.recv()
+        return cast("Job | None", jobs.recv())
     except EOFError:
-        return False, f"its process ended without a word (exit code {process.exitcode}); it may have run out of memory"
-    return bool(good), str(line)
+        return None
 
 
-def _run_one(job: Job, index: int) -> str:
-    """Worker: train one arm at one seed, or at several together, or run one benchmark; write the records."""
+def _tidy() -> None:
+    """Give back what a job held and undo what it set, so that the next one finds a fresh process."""
+    import torch
+
+    gc.collect()
+    torch.set_float32_matmul_precision("highest")
+    torch.set_num_threads(1)
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _run_one(job: Job, number: int) -> str:
+    """Train one arm at one seed, or at several together, or run one benchmark; write the records."""
     claim_id, arm_name, seeds, device, folder = job
     import torch
 
     if torch.cuda.is_available() and torch.cuda.device_count() > 1:
-        torch.cuda.set_device(index % torch.cuda.device_count())
+        torch.cuda.set_device(number % torch.cuda.device_count())
     from turnout import __version__
     from turnout.train.jsonfile import write_json
     from turnout.train.loop import pick_device

@@ -165,7 +165,7 @@ def arms_for(claim_id: str) -> list[Arm]:
         small = "quick" if arm.quick else "named"
         return Arm(
             name=f"{arm.name}, {scale}", config=lambda seed: arm.config(scale, seed), control=arm.control,
-            together=measure, when=small if scale == SMALL else "full",
+            together=measure, when="named" if arm.by_name else small if scale == SMALL else "full",
         )  # fmt: skip
 
     own = [entry(arm, scale) for arm, scale in arms_of(claim_id)]

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, silu, softplus
+from torch.nn.functional import silu, softplus
 
 from turnout.errors import ConfigError
 from turnout.ops.scan import selective_scan
+from turnout.ops.shifted_conv import ShiftedConv
 
 Memory = tuple[Tensor, Tensor]
 
@@ -54,11 +55,11 @@ class SelectiveSSM(nn.Module):
         """Output [B, T, E], and the memory after the last token."""
         u, z, write, read, step = self.into(x).split(self.split, dim=-1)
         length = x.shape[1]
-        padded = pad(u, (0, 0, self.taps - 1, 0)) if memory is None else torch.cat((memory[0], u), dim=1)
-        tail = padded[:, length:]
-        mixed = self.conv[0] * padded[:, :length]
-        for i in range(1, self.taps):
-            mixed = torch.addcmul(mixed, self.conv[i], padded[:, i : i + length])
+        keep = self.taps - 1
+        before = u.new_zeros(u.shape[0], keep, u.shape[2]) if memory is None else memory[0]
+        recent = torch.cat((before, u[:, max(0, length - keep) :]), dim=1)
+        tail = recent[:, recent.shape[1] - keep :]
+        mixed = ShiftedConv.apply(u, None if memory is None else before, self.conv.flip(0).transpose(0, 1))
         u = silu(mixed).unflatten(-1, (self.heads, -1))
         step = softplus(step + self.step_base)
         y, state = selective_scan(

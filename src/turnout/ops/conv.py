@@ -156,9 +156,11 @@ def _as_matrix(context: Tensor, weight: Tensor) -> Tensor:
     # Rows of length L+K−1 cut from a sequence of period L+K: each is the one above, moved one place to the right.
     band = pad(weight.flip(1), (0, length)).repeat(1, length)[:, : length * (length + past)]
     band = band.view(n_kernels, length, length + past)
-    blocks = pad(context, (0, 0, length - past, -n_tokens % length)).unflatten(1, (-1, length))
+    before = -(-past // length)
+    blocks = pad(context, (0, 0, before * length - past, -n_tokens % length)).unflatten(1, (-1, length))
     # Every block with the K−1 tokens before it, [B, N, L+K−1, E] → [H, L+K−1, B, N, E/H].
-    seen = torch.cat([blocks[:, :-1, length - past :], blocks[:, 1:]], 2)
+    last = blocks.shape[1] - before
+    seen = torch.cat([blocks[:, i : i + last] for i in range(before + 1)], 2)[:, :, before * length - past :]
     seen = seen.unflatten(3, (n_kernels, -1)).permute(3, 2, 0, 1, 4)
     y = (band @ seen.flatten(2)).unflatten(2, seen.shape[2:])
     return y.permute(2, 3, 1, 0, 4).flatten(3).flatten(1, 2)[:, :n_tokens]

@@ -54,31 +54,36 @@ def selective_scan(
 def chunked_scan(
     x: Tensor, log_decay: Tensor, write: Tensor, read: Tensor, state: Tensor | None = None, *, chunk: int = 16
 ) -> tuple[Tensor, Tensor]:
-    """`selective_scan` in plain torch, on any device."""
-    length = x.shape[1]
+    """`selective_scan` in plain torch, on any device.
+
+    Products keep heads and channels side by side, so that x is copied for the product inside a chunk alone.
+    """
+    length, heads = x.shape[1:3]
     size = min(chunk, length)
     short = -length % size
     x, write, read = pad(x, (0, 0, 0, 0, 0, short)), pad(write, (0, 0, 0, short)), pad(read, (0, 0, 0, short))
     x, write, read = (t.unflatten(1, (-1, size)) for t in (x, write, read))
     total = pad(log_decay, (0, 0, 0, short)).unflatten(1, (-1, size)).cumsum(2)
     # decay[q, s] = product of the decays after s, up to q.
-    within = _lower(total.movedim(-1, 2))
-    weight = torch.einsum("bcqn,bcsn->bcqs", read, write)[:, :, None] * within
-    y = torch.einsum("bchqs,bcshp->bcqhp", weight, x)
+    weight = (read @ write.transpose(-1, -2))[:, :, None] * _lower(total.movedim(-1, 2))
+    y = (weight @ x.transpose(2, 3)).transpose(2, 3)
     last = total[:, :, -1:]
-    added = torch.einsum("bcsn,bcsh,bcshp->bchpn", write, (last - total).exp(), x)
-    ends = last[:, :, 0].cumsum(1).movedim(-1, 1)
+    fading = x * (last - total).exp()[..., None]
+    # [B, C, N, H, P]: what each chunk adds to the state.
+    added = (write.transpose(-1, -2) @ fading.flatten(3)).unflatten(-1, (heads, -1))
+    ends = last[:, :, 0].cumsum(1)
     # The state before chunk c, and after the last one: those of the chunks before it, decayed by the chunks in between.
-    before = pad(ends, (1, 0))
-    n_chunks = ends.shape[-1]
-    gap = before[..., :, None] - ends[..., None, :]
-    past = torch.ones(n_chunks + 1, n_chunks, dtype=torch.bool, device=x.device).tril(-1)
-    carried = torch.einsum("bhcj,bjhpn->bchpn", gap.masked_fill(~past, -torch.inf).exp(), added)
+    before = pad(ends, (0, 0, 1, 0))
+    n_chunks = ends.shape[1]
+    gap = before[:, :, None] - ends[:, None]
+    past = torch.ones(n_chunks + 1, n_chunks, dtype=torch.bool, device=x.device).tril(-1)[..., None]
+    carried = torch.einsum("bcjh,bjnhp->bcnhp", gap.masked_fill(~past, -torch.inf).exp(), added)
     if state is not None:
-        carried = carried + torch.einsum("bhc,bhpn->bchpn", before.exp(), state)
+        carried = carried + before.exp()[:, :, None, :, None] * state.permute(0, 3, 1, 2)[:, None]
     if state is not None or n_chunks > 1:
-        y = y + torch.einsum("bcqn,bcqh,bchpn->bcqhp", read, total.exp(), carried[:, :-1])
-    return y.flatten(1, 2)[:, :length], carried[:, -1]
+        reached = (read @ carried[:, :-1].flatten(3)).unflatten(-1, (heads, -1))
+        y = torch.addcmul(y, reached, total.exp()[..., None])
+    return y.flatten(1, 2)[:, :length], carried[:, -1].permute(0, 2, 3, 1)
 
 
 def _lower(total: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from turnout.recipes.routing_paradox import BRIEF, BedArm, PaperRow
+from turnout.recipes.routing_paradox import SMALL, BedArm, PaperRow
 
 # Decoys share a half of the key, and four picks would take them all: one pick, no neighbour.
 ONE: dict[str, Any] = {"k": 1, "expand": 0}
@@ -17,12 +17,12 @@ def _rung(match: str, flow: str, name: str, *, control: bool = False) -> BedArm:
     # Two halves and their gap leave no room for a distance at 64 tokens.
     task = {"match": match, "distractors": 0} | ({"min_distance": 12} if match == "gap" else {})
     name = f"{match.replace('_', ' ')}, {name}"
-    return BedArm(name=name, flow=flow, task=task, model=ONE, full=BRIEF, control=control, quick=False)
+    return BedArm(name=name, flow=flow, task=task, model=ONE, scales=(SMALL,), control=control, quick=False)
 
 
 def _before(flow: str, name: str, label: str) -> BedArm:
     name = f"{name}, answer first, {label}"
-    return BedArm(name=name, flow=flow, label=label, task={"direction": "before"}, full=BRIEF, quick=False)
+    return BedArm(name=name, flow=flow, label=label, task={"direction": "before"}, scales=(SMALL,), quick=False)
 
 
 LADDER = (

@@ -23,9 +23,10 @@ SHORTER: dict[str, dict[str, Any]] = {
     "perceiver": {"steps": 3000, "lrs": (3e-4, 1e-3, 3e-3)},
     "ssm": {"steps": 2000, "lrs": (1e-3, 3e-3)},
 }
+# The same flows at the small size: what they solve, they solve at these two rates as well as at any other.
+DEAR_SMALL: dict[str, Any] = {"lrs": (3e-3, 1e-2)}
 # What is solved at all is solved within 600 steps at these rates.
 BRIEF: dict[str, Any] = {"steps": 1500, "lrs": (1e-3, 3e-3)}
-TWO_WAY: dict[str, Any] = {"steps": 2000, "lrs": (3e-4, 1e-3, 3e-3)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +41,7 @@ class BedArm:
         scales: where it runs.
         control: what others are compared with.
         quick: False leaves the small size out of quick reproductions.
+        by_name: run by its name alone, in no reproduction.
     """
 
     name: str
@@ -53,6 +55,7 @@ class BedArm:
     scales: tuple[str, ...] = SCALES
     control: bool = False
     quick: bool = True
+    by_name: bool = False
     mqar: bool = False
 
     def config(self, scale: str, seed: int) -> BedRunConfig:
@@ -74,7 +77,8 @@ class BedArm:
             lrs=(1e-3, 3e-3, 1e-2) if scale == SMALL else (1e-4, 3e-4, 1e-3, 3e-3),
             steps=800 if scale == SMALL else FULL_STEPS, answer=scale == FULL, evaluations=40,
         )  # fmt: skip
-        shorter = SHORTER.get(self.flow.partition(":")[0], {}) if scale == FULL else {}
+        dear = SHORTER.get(self.flow.partition(":")[0], {})
+        shorter = dear if scale == FULL else DEAR_SMALL if dear else {}
         return replace(base, **{**shorter, **self.run, **(self.full if scale == FULL else {})})
 
 
@@ -105,17 +109,19 @@ def both(name: str, **options: Any) -> tuple[BedArm, BedArm]:
 
 
 def frozen_arms(folder: str) -> tuple[BedArm, ...]:
-    """A frozen language model, alone and behind trainable bridges, with its untrained twin; none without a folder."""
-    if not folder:
-        return ()
-    model = {"frozen": folder, "positions": "none"}
+    """A frozen language model, alone and behind trainable bridges, with its untrained twin.
+
+    Without a `folder` nothing runs them, and what was measured before is still read.
+    """
+    model: dict[str, Any] = {"frozen": folder or "frozen", "positions": "none"}
     twin = model | {"frozen_twin": True}
+    options: dict[str, Any] = {"scales": (SMALL,), "by_name": not folder}
     return (
-        *both("frozen model", model=model),
-        *both("frozen model, attention bridge", flow="attention", model=model),
-        *both("frozen model, shift bridge", flow="shift", model=model),
-        BedArm(name="untrained twin, key", model=twin, control=True),
-        BedArm(name="untrained twin, attention bridge, key", flow="attention", model=twin, control=True),
+        *both("frozen model", model=model, **options),
+        *both("frozen model, attention bridge", flow="attention", model=model, **options),
+        *both("frozen model, shift bridge", flow="shift", model=model, **options),
+        BedArm(name="untrained twin, key", model=twin, control=True, **options),
+        BedArm(name="untrained twin, attention bridge, key", flow="attention", model=twin, control=True, **options),
     )
 
 

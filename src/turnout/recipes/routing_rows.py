@@ -8,7 +8,6 @@ from turnout.recipes.routing_paradox import (
     BRIEF,
     FULL,
     SEGMENT,
-    TWO_WAY,
     UNTRAINED,
     BedArm,
     PaperRow,
@@ -98,7 +97,13 @@ ROWS = (
         published=0.984,
         arms=(
             *both("attention", flow="attention"),
-            BedArm(name="attention, value, fresh data", flow="attention", label="value", run={"train_sequences": 0}),
+            BedArm(
+                name="attention, value, fresh data",
+                flow="attention",
+                label="value",
+                run={"train_sequences": 0},
+                quick=False,
+            ),
             BedArm(
                 name="attention, value, fresh data, 16 queries",
                 flow="attention",
@@ -156,6 +161,7 @@ ROWS = (
                 flow="attention:form=sparse,globals=0",
                 label="value",
                 full=BRIEF,
+                quick=False,
                 control=True,
             ),
         ),
@@ -167,8 +173,8 @@ ROWS = (
         quoted="99.5 % [1.6]",
         published=0.995,
         arms=(
-            BedArm(name="ssm both, key", flow="ssm:form=both", scales=(FULL,), full=TWO_WAY),
-            BedArm(name="ssm both, value", flow="ssm:form=both", label="value", scales=(FULL,), full=TWO_WAY),
+            BedArm(name="ssm both, key", flow="ssm:form=both", scales=(FULL,), full=BRIEF),
+            BedArm(name="ssm both, value", flow="ssm:form=both", label="value", scales=(FULL,), full=BRIEF),
         ),
     ),
     PaperRow(
@@ -182,7 +188,7 @@ ROWS = (
                 flow="ssm:form=both",
                 selector="rank1",
                 scales=(FULL,),
-                full=TWO_WAY,
+                full=BRIEF,
             ),
             BedArm(
                 name="ssm both, rank-1, value",
@@ -190,14 +196,14 @@ ROWS = (
                 selector="rank1",
                 label="value",
                 scales=(FULL,),
-                full=TWO_WAY,
+                full=BRIEF,
             ),
             BedArm(
                 name="ssm both, rank-1 without query, key",
                 flow="ssm:form=both",
                 selector="rank1:query=none",
                 scales=(FULL,),
-                full=TWO_WAY,
+                full=BRIEF,
                 control=True,
             ),
             BedArm(
@@ -206,7 +212,7 @@ ROWS = (
                 selector="rank1",
                 task={"queries": 4},
                 scales=(FULL,),
-                full=TWO_WAY,
+                full=BRIEF,
             ),
         ),
     ),
@@ -256,8 +262,9 @@ ROWS = (
             ),
             *frozen_arms(os.environ.get("TURNOUT_FROZEN", "")),
         ),
-        note="no pretrained weights are reachable here; the random-init twin is the control the study lacks; "
-        "TURNOUT_FROZEN names a local folder of a causal language model to measure it",
+        note="no published weights are reachable here: the frozen model is a dense one of ours on bytes (`turnout "
+        "train text_gpu --model.layout A`, `turnout export`, TURNOUT_FROZEN=folder); any folder of Hugging Face can "
+        "take its place; the untrained twin is the control the study lacks",
     ),
     PaperRow(
         claim="RP14",

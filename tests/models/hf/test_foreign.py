@@ -13,9 +13,13 @@ pytest.importorskip("transformers")
 import transformers
 
 from turnout.errors import CheckpointError, ConfigError, DataError
+from turnout.models.causal_lm import CausalLM
+from turnout.models.config import ModelConfig
+from turnout.models.hf.export import export_model
 from turnout.models.hf.foreign import FrozenStates, hidden_states, load_foreign
 from turnout.models.testbed import TestBed
 from turnout.models.testbed_config import TestBedConfig
+from turnout.probe.subspace import activations
 from turnout.tasks import RetrievalConfig
 from turnout.train.stacked import StackedTrainer, train_together
 from turnout.train.stacked_config import BedRunConfig
@@ -59,6 +63,18 @@ def bed_run(model: str, **changes: object) -> BedRunConfig:
         steps=3, batch=4, train_sequences=16, test_sequences=8, evaluations=1,
     )  # fmt: skip
     return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def test_an_exported_model_of_this_library_gives_the_states_that_its_probes_read(tmp_path: Path) -> None:
+    own = CausalLM(ModelConfig(layers=2, width=16, heads=2, layout="A", positions="rope"), vocab=VOCAB, seed=1).eval()
+    folder = export_model(own, tmp_path / "own", length=LENGTH)
+    task = RetrievalConfig(length=LENGTH, vocab=VOCAB, min_distance=12, distractors=0).build(0)
+    batch = next(iter(task.eval_batches(1, 2)))
+    found = hidden_states(load_foreign(folder), batch.tokens)
+    for state, wanted in zip(found, activations(own, batch), strict=True):
+        assert torch.equal(state, wanted)
+    (record,) = train_together([bed_run(str(folder))])
+    assert len(record["runs"]) == 2
 
 
 def test_states_are_those_of_the_model_to_the_bit(folder: str) -> None:

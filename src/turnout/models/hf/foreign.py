@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from turnout.errors import CheckpointError, ConfigError, DataError
+from turnout.models.causal_lm import CausalLM
 from turnout.models.hf.loading import check_files, check_loaded
 
 
@@ -50,8 +51,26 @@ def load_foreign(folder: str | Path, *, twin: bool = False, seed: int = 0) -> nn
 
 def hidden_states(model: nn.Module, tokens: Tensor) -> list[Tensor]:
     """The embeddings and the output of every block, each [B, T, D]."""
+    own = getattr(model, "model", None)
+    if isinstance(own, CausalLM):
+        return _own_states(own, tokens)
     with torch.no_grad():
         return list(model(tokens, output_hidden_states=True, use_cache=False).hidden_states)
+
+
+def _own_states(model: CausalLM, tokens: Tensor) -> list[Tensor]:
+    """A model of this library that was exported: its blocks are asked, because its outputs hold no states."""
+    states: list[Tensor] = []
+    first = model.blocks[0].register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))
+    hooks = [block.register_forward_hook(lambda _, __, out: states.append(out[0])) for block in model.blocks]
+    try:
+        with torch.no_grad():
+            # The head is asked for the last position alone: nobody reads what it says.
+            model(tokens, at=tokens.new_full((len(tokens), 1), tokens.shape[1] - 1))
+    finally:
+        for hook in (first, *hooks):
+            hook.remove()
+    return states
 
 
 class FrozenStates(nn.Module):
