@@ -9,13 +9,14 @@ from xml.etree import ElementTree
 
 from turnout.claims.registry import get_claim
 from turnout.claims.reproduce import judge
-from turnout.report.language_models import pareto
+from turnout.report.language_models import pareto, table
 
 
 def record(arm: str, seed: int, loss: float, usage: float | None, layout: str = "R" * 12) -> dict[str, Any]:
     return {
         "arm_name": arm, "seed": seed, "loss": loss + 0.001 * seed, "usage": usage, "layout": layout, "n_eval": 9,
-        "tokens": 20_000_000, "tokens_per_s": 400_000.0, "length": 1024, "device_name": "test", "commit": "abc",
+        "tokens": 20_000_000, "tokens_per_s": 400_000.0 + seed, "params": 124_000_000, "length": 1024,
+        "device_name": "test", "commit": "abc",
     }  # fmt: skip
 
 
@@ -47,6 +48,31 @@ def test_every_arm_is_in_the_figure_with_its_usage(tmp_path: Path) -> None:
     ElementTree.fromstring(figure.wide)
     for words in ("routed at 25.1", "random at 25", "static at 25", "dense + local 4.001"):
         assert words in figure.wide.replace("\u202f", "")
+
+
+def test_the_table_says_of_every_arm_what_it_loses_and_what_a_step_costs(tmp_path: Path) -> None:
+    written(tmp_path, arms(4.1))
+    case = {
+        "layers": 12, "width": 768, "context": 32768, "batch": 8, "compiled": True, "what": "decode", "usage": 0.25,
+        "local": "conv",
+    }  # fmt: skip
+    row = {
+        "kind": "inference", "case": case, "arm": "static_hybrid", "status": "ok", "ms": 0.5, "ms_p20": 0.5,
+        "ms_p80": 0.5, "n_calls": 3, "kv_bytes": 8e8,
+        "device": "test", "device_kind": "cuda", "commit": "abc",
+    }  # fmt: skip
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "inference.jsonl").write_text(json.dumps(row | {"joule_per_token": 0.031}) + "\n")
+    head, _, *lines = table(tmp_path)
+    assert [line.split(" | ")[0] for line in lines] == [
+        "| dense + local",
+        "| routed 0.25",
+        "| static 0.25",
+        "| random 0.25",
+    ]
+    static = next(line for line in lines if "static" in line)
+    assert static.endswith("| 124 | 400 | 0.50 | 800 | 31.0 |") and "| 4.151 ± 0.002 | 3 |" in static
+    assert all(line.count("|") == head.count("|") for line in lines)
 
 
 def test_the_judgement_asks_for_every_control_and_for_the_margin(tmp_path: Path) -> None:
