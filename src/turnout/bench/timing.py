@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -44,10 +45,12 @@ def time_interleaved(
         call()
         call()
     samples: dict[str, list[float]] = {name: [] for name in calls}
+    shuffle = random.Random(0)
     began = time.perf_counter()
     while min(map(len, samples.values())) < least or time.perf_counter() - began < seconds:
-        for name, call in calls.items():
-            samples[name].append(_once(call, device, wipe))
+        # In another order every round: a call runs slower after one that has heated the device.
+        for name in shuffle.sample(list(calls), len(calls)):
+            samples[name].append(_once(calls[name], device, wipe))
         if min(map(len, samples.values())) >= most:
             break
     return {name: _summary(values) for name, values in samples.items()}

@@ -66,7 +66,9 @@ def _tile_of(turn, n_tiles, n_batch, PACKED_HEADS: gl.constexpr, SPLIT: gl.const
     else:
         tile = n_tiles - 1 - one // PACKED_HEADS // n_batch
         split = 0
-    return tile, one % PACKED_HEADS, one // PACKED_HEADS % n_batch, split
+    # Every head in turn for every program, because heads differ in how far they read.
+    head = (one + one // PACKED_HEADS) % PACKED_HEADS
+    return tile, head, one // PACKED_HEADS % n_batch, split
 
 
 @gluon.jit

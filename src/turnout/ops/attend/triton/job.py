@@ -188,8 +188,11 @@ class Job:
         return {"q_matrix": _matrix(self.q, tile.rows), "grad_matrix": _matrix(grad, tile.rows), "TMA": True}
 
     def q_copied(self) -> Tensor | None:
-        """q if tiles of it can be bulk copies: its rows lie one after another unless heads share a tile."""
-        return self.q if self.pack == 1 and self._bulk_copies(self.q) else None
+        """q if tiles of it can be bulk copies: its rows lie one after another unless heads share a tile.
+
+        Not beside directions, whose epilogue this was not seen to work with.
+        """
+        return self.q if self.pack == 1 and self.directions is None and self._bulk_copies(self.q) else None
 
     def _cut_copies(self) -> bool:
         """Whether directions can come with the rows by bulk copies: few enough, amounts in rows of whole 16 bytes."""
