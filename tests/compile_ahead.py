@@ -26,6 +26,7 @@ from turnout.ops import suppress_kernel
 from turnout.ops.attend.triton import backward, forward
 from turnout.ops.attend.triton.configs import (
     DKDV_WITH_OPTIONS,
+    DKDV_WITH_SUMS,
     DQ_WITH_OPTIONS,
     LOW,
     SPECIALISED,
@@ -93,14 +94,17 @@ def launch_of(order: Order) -> tuple[Any, dict[str, Any], dict[str, int]]:
     tile = order.tile
     # Grouped heads have low tiles of their own, and so have those with several decays.
     tall = tile.tma == SPECIALISED and tile.keys != LOW.keys
-    sole = tile in (*DQ_WITH_OPTIONS.values(), *DKDV_WITH_OPTIONS.values()) and "starts" in order.option
+    sole = (
+        tile in (*DQ_WITH_OPTIONS.values(), *DKDV_WITH_OPTIONS.values(), *DKDV_WITH_SUMS.values())
+        and "starts" in order.option
+    )
     groups = H if order.option == "directions" or tall or sole else G
     q, k = torch.zeros(B, R, H, order.width, dtype=dtype), torch.zeros(B, S, groups, order.width, dtype=dtype)
     tiles = numbers_of(Plan(*[replace(tile, splits=tile.splits or 1)] * 3))
     rows = torch.zeros(B, 1, R, dtype=torch.int64)
     job = Job(q=q, k=k, v=k, rows=rows, **{**ABSENT, **NUMBERS, **options_of(order.option, order.width)}, tiles=tiles)
     _, along, lse = forward.forward(job)
-    backward.backward(job, q, q, along, lse, need_q=True, need_kv=True, need_decay=False)
+    backward.backward(job, q, q, along, lse, need_q=True, need_kv=True, need_decay=job.total is not None)
     return found[0]
 
 

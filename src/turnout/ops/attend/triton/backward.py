@@ -264,7 +264,6 @@ def _dkdv_tile(
         q = tl.load(q_pointer, mask=mask, other=0.0)
         grad = tl.load(grad_pointer, mask=mask, other=0.0)
         lse = tl.load(lse_base + packed, mask=inside, other=float("inf"))
-        delta = tl.load(delta_base + packed, mask=inside, other=0.0)
     else:
         if TMA:
             q = q_matrix.load([q_row + first, q_column])
@@ -276,29 +275,29 @@ def _dkdv_tile(
             q = tl.load(q_pointer)
             grad = tl.load(grad_pointer)
         lse = tl.load(lse_base + packed)
-        delta = tl.load(delta_base + packed)
-    score = tl.dot(k, tl.trans(q), input_precision=PRECISION)
     row = index
     if MASKED or DECAY == 2:
         if LISTED:
             row = tl.load(rows_base + index, mask=inside, other=-1).to(tl.int32)
         else:
             row = tl.where(inside, n_keys - n_rows + index, -1)
+    of_row = lse
+    if DECAY == 2:
+        of_row = first_hi * (row - first_key).to(tl.float32)
+    elif DECAY:
+        row_hi = tl.load(row_hi_base + packed, mask=inside, other=0.0)
+        row_lo = tl.load(row_lo_base + packed, mask=inside, other=0.0)
+        of_row = (row_hi - first_hi) + (row_lo - first_lo)
+    if DECAY and q.dtype != tl.float32:
+        # One number a row from here on.
+        lse = lse - of_row
+    score = tl.dot(k, tl.trans(q), input_precision=PRECISION)
     if DECAY:
-        if DECAY == 2:
-            of_row = first_hi * (row - first_key).to(tl.float32)
-        else:
-            if MASKED:
-                row_hi = tl.load(row_hi_base + packed, mask=inside, other=0.0)
-                row_lo = tl.load(row_lo_base + packed, mask=inside, other=0.0)
-            else:
-                row_hi, row_lo = tl.load(row_hi_base + packed), tl.load(row_lo_base + packed)
-            of_row = (row_hi - first_hi) + (row_lo - first_lo)
         if q.dtype == tl.float32:
             # The sums, which may cancel, meet first, in the order of the forward pass.
             weight = tl.exp2(score * scale + (of_row[None, :] + of_key[:, None]) - lse[None, :])
         else:
-            weight = tl.exp2(score * scale + of_key[:, None] - (lse - of_row)[None, :])
+            weight = tl.exp2(score * scale + of_key[:, None] - lse[None, :])
     else:
         weight = tl.exp2(score * scale - lse[None, :])
     if MASKED:
@@ -308,6 +307,8 @@ def _dkdv_tile(
         seen = visible(row[None, :], key[:, None], low, window, sinks, WINDOW, SINKS, STARTS)
         weight = tl.where(seen, weight, 0.0)
     dv = tl.dot(weight.to(grad.dtype), grad, dv, input_precision=PRECISION)
+    # Not before: it would hold registers while the weights are made.
+    delta = tl.load(delta_base + packed, mask=inside, other=0.0) if MASKED else tl.load(delta_base + packed)
     slope = tl.dot(v, tl.trans(grad), input_precision=PRECISION)
     ds = weight * (slope - delta[None, :])
     if DECAY_GRAD:

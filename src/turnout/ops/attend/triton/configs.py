@@ -98,9 +98,10 @@ SHORT, LOW = 2048, Tile(128, 64, 4, 4, tma=SPECIALISED)
 # Calls with a decay, a window or starts take the specialised kernel from so many packed rows on, in these tiles.
 LEAST_PACKED = 32
 WITH_OPTIONS = {64: Tile(128, 64, 4, 6, tma=SPECIALISED), 128: Tile(128, 64, 4, 4, tma=SPECIALISED)}
-# Their dQ and dK/dV, unless heads of several decays share keys.
+# Their dQ and dK/dV, unless heads of several decays share keys; sums of a decay hold registers in dK/dV.
 DQ_WITH_OPTIONS = {64: Tile(64, 64, 4, 3, tma=1), 128: Tile(128, 64, 8, 3, tma=1)}
-DKDV_WITH_OPTIONS = {64: Tile(64, 64, 4, 2, tma=1), 128: Tile(32, 64, 8, 2, tma=1)}
+DKDV_WITH_OPTIONS = {64: Tile(64, 64, 4, 2, tma=1), 128: Tile(32, 64, 4, 2, tma=1)}
+DKDV_WITH_SUMS = {64: Tile(64, 64, 4, 2, tma=1), 128: Tile(16, 64, 4, 2, tma=1)}
 # From so many tiles a multiprocessor on its programs stay and take one after another.
 STAYS_FROM = 12
 # All others: at most 99 KB, which every part from 8.0 on has.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from turnout.ops.attend.triton.configs import (
     DKDV_WITH_OPTIONS,
+    DKDV_WITH_SUMS,
     DQ_WITH_OPTIONS,
     LEAST,
     LEAST_PACKED,
@@ -116,7 +117,8 @@ class Job:
             plan = replace(plan, forward=self._specialised(plan.forward))
             if self.has_options() and self._few_registers():
                 width = self.q.shape[3]
-                plan = replace(plan, dq=DQ_WITH_OPTIONS[width], dkdv=DKDV_WITH_OPTIONS[width])
+                dkdv = DKDV_WITH_OPTIONS if self.total is None else DKDV_WITH_SUMS
+                plan = replace(plan, dq=DQ_WITH_OPTIONS[width], dkdv=dkdv[width])
         if self.blocks is None:
             return plan
         height = max(LEAST, 1 << (self.row_block * self.pack - 1).bit_length())
