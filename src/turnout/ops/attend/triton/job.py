@@ -218,7 +218,9 @@ class Job:
             tile: what the tables say.
         """
         cut, options = self.directions is not None, self.has_options()
-        if not options and tile.tma != SPECIALISED:
+        # Heads of 64 without an option: only where sequences are short, and the tables say the rest.
+        brief = self.q.shape[3] == 64 and not cut and self.k.shape[1] <= SHORT
+        if not (options or brief or tile.tma == SPECIALISED):
             return tile
         here = self.q.is_cuda and _capability(self.q.device) == (9, 0) and has_gluon()
         copies = self.k.numel() > 0 and self._bulk_copies(self.k) and self._bulk_copies(self.v)
@@ -226,8 +228,8 @@ class Job:
         able = not (self.sinks or self.blocks is not None or (cut and (options or self.pack > 1)))
         able = able and self._cut_copies()
         if not (here and copies and fits and able):
-            return tile if options else ORDINARY
-        if options:
+            return ORDINARY if tile.tma == SPECIALISED else tile
+        if options or brief:
             return WITH_OPTIONS[self.q.shape[3]] if self.n_packed > LEAST_PACKED else tile
         return LOW if self.pack > 1 or self.k.shape[1] <= SHORT else tile
 
