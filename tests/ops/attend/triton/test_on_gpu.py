@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -226,7 +227,7 @@ def test_options_in_the_specialised_kernel(name: str, width: int, share: float) 
 def test_values_are_checked_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = leaves(3)
     rows = torch.tensor([5, 4, 9], device="cuda").expand(B, -1)
-    monkeypatch.setattr("turnout.ops.attend.call.CHECKS_VALUES", True)
+    monkeypatch.setattr(importlib.import_module("turnout.ops.attend.call"), "CHECKS_VALUES", True)
     with pytest.raises(ShapeError, match="rows is not sorted"):
         attend(q, k, v, rows=rows)
 
