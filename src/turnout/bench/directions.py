@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -122,12 +121,11 @@ def _compared(ms: dict[str, float], n: int) -> dict[str, Any]:
 def measure_arm(size: str, arm: str, device: torch.device, seconds: float) -> dict[str, Any]:
     """Train step, forward and decoding of one arm, with fresh weights; microseconds a token.
 
-    On a GPU in bf16 and as graphs; the train step of the published size with compiled blocks, as its runs were trained.
+    On a GPU in bf16 and as graphs, so that launches are not what is timed.
     """
     config = directional_run(size, arm, "x")
     base = SIZES[size]
-    torch.compiler.reset()
-    optim = replace(config.optim, compile=size == "433m")
+    optim = config.optim
     model = CausalLM(config.model, vocab=base.vocab).to(device)
     tokens = torch.randint(base.vocab, (base.batch, base.length), device=device)
     mode = RoutingMode(skip=False)

@@ -20,7 +20,9 @@ def draw(*shape: int, seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("shape", [(2, 9, 3, 4, 8), (1, 1, 1, 1, 1), (2, 65, 2, 3, 20), (1, 5, 1, 20, 24)])
+@pytest.mark.parametrize(
+    "shape", [(2, 9, 3, 4, 8), (1, 1, 1, 1, 1), (2, 65, 2, 3, 20), (1, 5, 1, 20, 24), (2, 9, 2, 7, 16)]
+)
 def test_directions_are_removed_as_the_definition_does(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     batch, rows, heads, k, dim = shape
     d = torch.nn.functional.normalize(draw(heads, k, dim, seed=1), dim=-1)

@@ -246,7 +246,7 @@ class Job:
         return one_matrix and aligned and width == padded(width) and _capability(x.device) >= (9, 0)
 
     def n_sms(self) -> int:
-        return _n_sms(self.q.device)
+        return n_sms(self.q.device)
 
 
 def _matrix(x: Tensor, height: int) -> Any:
@@ -263,7 +263,7 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 
 @lru_cache
-def _n_sms(device: torch.device) -> int:
+def n_sms(device: torch.device) -> int:
     if device.type != "cuda":
         return SMS_WITHOUT_DEVICE
     return torch.cuda.get_device_properties(device).multi_processor_count
