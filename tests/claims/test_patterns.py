@@ -149,12 +149,14 @@ def test_equal_time_is_dense_steps_at_the_measured_rate(monkeypatch: pytest.Monk
     assert steps == {"dense": 800, "forgetting, equal time": 400, "ALiBi, equal time": 1600}
 
 
-def test_a_discovered_pattern_is_the_best_of_all_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_discovered_pattern_is_the_best_of_the_first_searches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     uniform = {"full": {"held_loss": 1.0, "cost": 1.0}, "window:size=8": {"held_loss": 1.5, "cost": 0.4}}
     rows = [{"pattern": name, "held_reward": reward, "cost": 0.5} for name, reward in (("bad", -1.0), ("good", -0.1))]
     assert rival({"uniform": uniform}, 0.5)[0] == "window:size=8"
     assert rival({"uniform": uniform}, 0.1)[0] == "window:size=8"
-    monkeypatch.setattr(
-        "turnout.claims.discovered.summaries", lambda _: {"search": [{"rows": rows, "uniform": uniform}]}
-    )
+    later = {"seed": 3, "rows": [{"pattern": "later", "held_reward": 0.0, "cost": 0.5}], "uniform": uniform}
+    first = {"seed": 0, "rows": rows, "uniform": uniform}
+    monkeypatch.setattr("turnout.claims.discovered.summaries", lambda _: {"search": [first, later]})
     assert discovered() == {"discovered": "good", "uniform at the cost of discovered": "window:size=8"}
