@@ -100,14 +100,17 @@ def test_a_search_must_beat_chance_and_the_uniform_pattern_of_its_cost() -> None
             for m in METHODS
         ]  # fmt: skip
 
-    uniform = {"full": {"held_loss": 1.0, "cost": 1.0}, "window:size=8": {"held_loss": 1.5, "cost": 0.4}}
-    for reward, loss, verdicts in ((0.1, 1.2, ["holds", "holds"]), (0.0, 1.6, ["does not hold", "does not hold"])):
+    uniform = {"full": {"held_loss": 1.0, "cost": 1.0}, "window:size=8": {"held_loss": 1.5, "cost": 0.4},
+               "sinks:size=8,sinks=4": {"held_loss": 1.7, "cost": 0.4}}  # fmt: skip
+    no, yes = "does not hold", "holds"
+    for reward, loss, verdicts in ((0.1, 1.2, [yes, yes, yes]), (0.0, 1.6, [no, no, yes]), (0.0, 1.8, [no, no, no])):
         common = {"uniform": uniform, "evaluations": 16, "held_base": 1.0, "cost_batch": 1, "cost_length": 64,
-                  "config": {"model": {"layers": 2, "heads": 4}}}  # fmt: skip
+                  "config": {"model": {"layers": 2, "heads": 4}, "task": {"length": 64}}}  # fmt: skip
         seen = {"search": [{"seed": s, "rows": rows(s, reward, loss), **common} for s in range(3)]}
         found = [f for f in get_claim("TH5").judge(seen) if "grpo" in f.statement]
         assert [f.verdict for f in found] == verdicts
         assert "window:size=8 1.5000 at 0.400" in found[1].control
+        assert "sinks:size=8,sinks=4 1.7000 at 0.400" in found[2].control
 
 
 def test_a_pattern_slower_than_dense_anywhere_does_not_hold() -> None:
@@ -149,12 +152,14 @@ def test_equal_time_is_dense_steps_at_the_measured_rate(monkeypatch: pytest.Monk
     assert steps == {"dense": 800, "forgetting, equal time": 400, "ALiBi, equal time": 1600}
 
 
-def test_a_discovered_pattern_is_the_best_of_all_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_discovered_pattern_is_the_best_of_the_first_searches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     uniform = {"full": {"held_loss": 1.0, "cost": 1.0}, "window:size=8": {"held_loss": 1.5, "cost": 0.4}}
     rows = [{"pattern": name, "held_reward": reward, "cost": 0.5} for name, reward in (("bad", -1.0), ("good", -0.1))]
     assert rival({"uniform": uniform}, 0.5)[0] == "window:size=8"
     assert rival({"uniform": uniform}, 0.1)[0] == "window:size=8"
-    monkeypatch.setattr(
-        "turnout.claims.discovered.summaries", lambda _: {"search": [{"rows": rows, "uniform": uniform}]}
-    )
+    later = {"seed": 3, "rows": [{"pattern": "later", "held_reward": 0.0, "cost": 0.5}], "uniform": uniform}
+    first = {"seed": 0, "rows": rows, "uniform": uniform}
+    monkeypatch.setattr("turnout.claims.discovered.summaries", lambda _: {"search": [first, later]})
     assert discovered() == {"discovered": "good", "uniform at the cost of discovered": "window:size=8"}

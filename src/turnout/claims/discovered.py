@@ -6,6 +6,8 @@ from typing import Any
 
 from turnout.claims.store import summaries
 
+# Searches that arms of other claims come from: more of them change no arm.
+SEARCHES = 3
 DISCOVERED, UNIFORM = "discovered", "uniform at the cost of discovered"
 
 
@@ -18,8 +20,9 @@ def rival(record: dict[str, Any], cost: float) -> tuple[str, dict[str, float]]:
 
 
 def discovered() -> dict[str, str]:
-    """Arm -> pattern: the best that any search found on any seed, and its rival; nothing before TH5 has run."""
-    pairs = [(row, record) for record in summaries("TH5").get("search", []) for row in record["rows"]]
+    """Arm -> pattern: the best that any method found on the first seeds, and its rival; nothing before TH5 has run."""
+    records = [record for record in summaries("TH5").get("search", []) if record["seed"] < SEARCHES]
+    pairs = [(row, record) for record in records for row in record["rows"]]
     if not pairs:
         return {}
     row, record = max(pairs, key=lambda pair: pair[0]["held_reward"])

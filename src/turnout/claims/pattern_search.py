@@ -153,12 +153,25 @@ def _judge_methods(records: list[dict[str, Any]], what: str) -> list[Finding]:
     return findings
 
 
-def _judge_uniform(records: list[dict[str, Any]], what: str) -> list[Finding]:
-    """What each method found against the best uniform pattern that costs no more, and against itself on other heads."""
+def _own_actions(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with only those uniform patterns that the search could have chosen."""
+    from turnout.search.space import default_actions
+
+    actions = default_actions(record["config"]["task"]["length"])
+    return {"uniform": {spec: one for spec, one in record["uniform"].items() if spec in actions}}
+
+
+def _judge_uniform(records: list[dict[str, Any]], what: str, *, own: bool) -> list[Finding]:
+    """What each method found against the best uniform pattern that costs no more, and against itself on other heads.
+
+    Args:
+        own: only uniform patterns of the search's own actions count; else also windows that it was not offered.
+    """
     findings = []
     for method in METHODS:
         rows = [_row(r, method) for r in records]
-        rivals = [rival(r, row["cost"]) for r, row in zip(records, rows, strict=True)]
+        pools = [_own_actions(r) if own else r for r in records]
+        rivals = [rival(pool, row["cost"]) for pool, row in zip(pools, rows, strict=True)]
         gains = [other["held_loss"] - row["held_loss"] for (_, other), row in zip(rivals, rows, strict=True)]
         moved = [sum(row["shuffled"]) / len(row["shuffled"]) - row["held_loss"] for row in rows]
         (mean, half), (other, wide) = mean_interval(gains), mean_interval(moved)
@@ -166,7 +179,8 @@ def _judge_uniform(records: list[dict[str, Any]], what: str) -> list[Finding]:
         base = sum(r["held_base"] for r in records) / len(records)
         findings.append(
             Finding(
-                statement=f"{what}: the pattern that {method} finds beats the best uniform one that costs no more",
+                statement=f"{what}: the pattern that {method} finds beats the best uniform one that costs no more, of "
+                + ("its own actions" if own else "windows of any size"),
                 quoted="(ours) discovered beats uniform at equal measured cost",
                 measured=f"{mean:+.4f} nats lower: "
                 + ", ".join(f"{row['held_loss']:.4f} at {row['cost']:.3f}" for row in rows),
@@ -186,7 +200,8 @@ def _judge(seen: Summaries) -> list[Finding]:
     for arm in (name for name in ("search", "search, small model") if name in seen):
         model = seen[arm][0]["config"]["model"]
         what = f"{model['layers']} layers of {model['heads']} heads"
-        found += [*_judge_methods(seen[arm], what), *_judge_uniform(seen[arm], what)]
+        found += _judge_methods(seen[arm], what)
+        found += [finding for own in (False, True) for finding in _judge_uniform(seen[arm], what, own=own)]
     return found
 
 

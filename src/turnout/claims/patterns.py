@@ -63,7 +63,9 @@ def text_arm(name: str, pattern: str, **options: Any) -> Arm:
 
         size = os.environ.get("TURNOUT_PATTERN_STEPS")
         if size == "tiny":
+            # Of a model of four layers and of 1,024 tokens are a span and what was discovered.
             short = pattern.replace("longest=960,ramp=64", "longest=96,ramp=8")
+            short = "sinks:size=16,sinks=4" if name in (DISCOVERED, UNIFORM) else short
             small = pattern_cpu(text_path(), pattern=short, seed=seed, steps=20)
             return replace(small, loop=replace(small.loop, eval_sequences=8, final_sequences=32))
         return pattern_gpu(text_path(), pattern=pattern, seed=seed, **options)

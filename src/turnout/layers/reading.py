@@ -51,7 +51,10 @@ def read(
         options |= {"directions": cut.directions, "suppress": cut.amount}
     if reach.prune is not None and reach.log_decay is not None:
         q, k = shorten(q, reach.prune.cap), shorten(k, reach.prune.cap)
-        options["starts"] = first_keys(reach.log_decay, positions(q, k, rows), k.shape[2], reach.prune, q.shape[-1])
+        known = reach.prune.starts if rows is None else None
+        if known is None or known.shape[1:] != (k.shape[2], q.shape[1]):
+            known = first_keys(reach.log_decay, positions(q, k, rows), k.shape[2], reach.prune, q.shape[-1])
+        options["starts"] = known
     if reach.starts is not None:
         options["starts"] = reach.starts if rows is None else _at_rows(reach.starts, rows)
     if reach.blocks is not None:

@@ -78,7 +78,7 @@ def pattern_cpu(path: str, pattern: str = "full", seed: int = 0, steps: int = 60
 @recipe("pattern_retrieval", "one association among noise, several, or MQAR: which patterns lose which")
 def pattern_retrieval(
     task: str = "needles", pattern: str = "full", seed: int = 0, length: int = 512, steps: int = 800,
-    compiled: bool = True,
+    compiled: bool = False,
 ) -> RunConfig:  # fmt: skip
     """Convolution over four tokens, attention, convolution, attention; width 128, 32,768 tokens a step.
 
@@ -87,7 +87,7 @@ def pattern_retrieval(
     Args:
         task: "needles" (8 pairs at random places, as many distractors and questions), "MQAR" (32 pairs at the start,
             questions at uniform gaps) or "recall" (one pair at the start, one question at the end).
-        compiled: blocks are compiled.
+        compiled: blocks are compiled, which takes longer than a short stage.
     """
     tasks: dict[str, RecallHardConfig | MQARConfig | RecallConfig] = {
         "needles": RecallHardConfig(length=length, pairs=8, queries=8, distractors=8),

@@ -185,6 +185,26 @@ def test_heads_that_share_keys_read_as_far_as_the_farthest_of_them() -> None:
     assert torch.equal(starts[0, :, -1], (89 - farthest).clamp(min=0)) and int(starts.max()) > 0
 
 
+@pytest.mark.parametrize("spec", ["alibi:slope=40", "forget:gate=fixed,shortest=0.3,longest=2"])
+def test_first_keys_that_a_pattern_keeps_are_those_of_the_call(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("turnout.routers.pattern.decay.may_keep", lambda x: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    pattern = build(spec + (",prune=0.1,cap=0.7" if ":" in spec else ":prune=0.1,cap=0.7"))
+    for batch, length in ((2, 19), (2, 19), (1, 19), (2, 11)):
+        reach = reach_of(pattern, torch.zeros(batch, length, WIDTH, dtype=torch.float64))
+        assert reach.prune is not None and reach.prune.starts is not None and reach.log_decay is not None
+        rows = torch.arange(length)[None, None]
+        want = first_keys(reach.log_decay, rows, KV_HEADS, reach.prune, DIM)
+        assert torch.equal(reach.prune.starts, want) and int(want.max()) > 0
+        q, k, v = (t[:batch, :length] for t in tensors())
+        k, v = k[:, :, :KV_HEADS], v[:, :, :KV_HEADS]
+        plain = Prune(loss=reach.prune.loss, cap=reach.prune.cap, spans=reach.prune.spans)
+        have, other = (read(q, k, v, Reach(log_decay=reach.log_decay, prune=p)) for p in (reach.prune, plain))
+        assert torch.equal(have, other)
+    again = reach_of(pattern, torch.zeros(2, 11, WIDTH, dtype=torch.float64)).prune
+    assert again is not None and again.starts is reach.prune.starts
+
+
 def test_gated_windows_close_the_share_of_heads_that_is_asked_and_keep_the_useful_one() -> None:
     """Head 0 must copy a far value, head 1 a near one: the budget of one window goes to head 1."""
     torch.manual_seed(0)

@@ -32,13 +32,17 @@ class ConstantDecay(Pattern):
     """
 
     rates: Tensor
+    step: Tensor
     spans: Tensor
 
     def __init__(self, context: PatternContext, rates: Sequence[float], *, prune: float, cap: float) -> None:
         super().__init__(context)
         if min(rates) < 0:
             raise ConfigError(f"decay rates {list(rates)}; expected >= 0: a decay never grows with distance")
-        self.register_buffer("rates", torch.tensor(rates, dtype=torch.float64), persistent=False)
+        exact = torch.tensor(rates, dtype=torch.float64)
+        self.register_buffer("rates", exact, persistent=False)
+        # What one step adds, ready to be used.
+        self.register_buffer("step", -exact.float(), persistent=False)
         # Also known where tensors have no values, as on the device that counts operations.
         self.known = tuple(rates)
         self.pruning = check_prune(prune, cap)
@@ -46,12 +50,37 @@ class ConstantDecay(Pattern):
         self.register_buffer("spans", spans, persistent=False)
 
     def reach(self, x: Tensor, *, at: Tensor, length: int, state: Any, mode: RoutingMode) -> Reach:
-        rates = -self.rates.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-        prune = self.pruning and replace(self.pruning, spans=self.spans)
+        rates = -self.rates.double() if x.dtype == torch.float64 else self.step.float()
+        prune = self.pruning and with_spans(self, self.pruning, self.spans, x, length)
         return Reach(log_decay=rates.expand(x.shape[0], length, -1), prune=prune)
 
     def mean_keys(self, length: int) -> float:
         return keys_within(length, spans_of(self.known, self.pruning, self.context.head_dim))
+
+
+def with_spans(owner: Pattern, prune: Prune, spans: Tensor, x: Tensor, length: int) -> Prune:
+    """`prune` with `spans` and, on a GPU, the first keys of the tokens x [B, T, E], the last of `length` positions.
+
+    They are the same at every step of a training, so the pattern keeps those that it has seen last.
+    """
+    if not may_keep(x):
+        return replace(prune, spans=spans)
+    key, kept = (*x.shape[:2], length, x.device), vars(owner).get("kept_starts")
+    if kept is None or kept[0] != key:
+        groups = owner.context.kv_heads
+        farthest = spans.unflatten(0, (groups, -1)).amax(1)
+        rows = torch.arange(length - x.shape[1], length, device=x.device)
+        kept = key, (rows - farthest[:, None]).clamp(min=0).expand(x.shape[0], -1, -1).contiguous()
+        # While a graph is captured, memory belongs to it.
+        if not torch.cuda.is_current_stream_capturing():
+            vars(owner)["kept_starts"] = kept
+    return replace(prune, spans=spans, starts=kept[1])
+
+
+def may_keep(x: Tensor) -> bool:
+    """Whether `x` is an ordinary tensor on a GPU, seen by no compiler: what is made from its shape may be kept."""
+    ordinary = type(x) is Tensor and not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled()
+    return x.is_cuda and ordinary
 
 
 def keys_within(length: int, spans: Tensor) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from turnout.errors import ConfigError, nearest
 from turnout.routers.mode import RoutingMode
 from turnout.routers.pattern.base import PATTERNS, Pattern, PatternContext
-from turnout.routers.pattern.decay import check_prune, keys_within, spans_of
+from turnout.routers.pattern.decay import check_prune, keys_within, spans_of, with_spans
 from turnout.routers.pattern.reach import Reach
 
 GATES = ("full", "bias", "fixed", "none")
@@ -84,7 +83,7 @@ class ForgetPattern(Pattern):
             log_f = state[:, :length]
         prune = self.pruning
         if prune is not None and self.gate == "fixed":
-            prune = replace(prune, spans=self.spans)
+            prune = with_spans(self, prune, self.spans, x, length)
         return Reach(log_decay=log_f, prune=prune)
 
     def mean_keys(self, length: int) -> float:

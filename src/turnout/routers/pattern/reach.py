@@ -48,12 +48,14 @@ class Dilation:
 class Prune:
     """Skip what the decay has made negligible: at most `loss` of a row's weight, at norms <= cap.
 
-    `spans` is int64 [H], where the decay is the same at every step: how far back a head still reads.
+    `spans` is int64 [H], where the decay is the same at every step: how far back a head still reads; `starts` what
+    follows from it for the last R positions, int64 [B, G, R], where that is known already.
     """
 
     loss: float
     cap: float
     spans: Tensor | None = None
+    starts: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
