@@ -5,7 +5,7 @@ Axes: B rows, E inputs, N outputs, S parts of the inputs.
 
 # The operator's schema is read from its annotations, which therefore are not postponed.
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear
 
 from turnout.ops.attend.triton.support import why_not_here
@@ -40,18 +40,6 @@ def few_rows(
     if factor is not None:
         found[0] = found[0] * factor
     return [y.to(x.dtype) for y in found]
-
-
-def plain(*layers: nn.Module) -> bool:
-    """Whether these are linear layers without a bias and nothing else: no adapter, quantisation, offloading or hook."""
-    return all(
-        type(layer) is nn.Linear
-        and layer._parameters.get("bias") is None
-        and "forward" not in layer.__dict__
-        and not layer._forward_hooks
-        and not layer._forward_pre_hooks
-        for layer in layers
-    )
 
 
 def _fits(x: Tensor, weights: list[Tensor]) -> bool:
