@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from oracles import assert_as_exact_as_eager, joined, scan_inputs
+from turnout.layers.kv_cache import KVCache
 from turnout.layers.rope import rotate
 from turnout.ops import attend, causal_conv, causal_ema, compact, explain
+from turnout.ops.few_rows import few_rows
+from turnout.ops.inference_kernels import swiglu_forward
 from turnout.ops.scan import chunked_scan
 from turnout.ops.scan_kernel import scan
 from turnout.ops.shorten import shorten, shorten_plainly
@@ -154,3 +157,42 @@ def test_the_scan_kernel_is_as_exact_as_the_chunked_products(length: int, n_stat
         [tensor.cuda() for tensor in inputs],
         reduction=5 * length * 16,
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("inputs", "outputs"), [(2048, 2048), (2048, 4096), (5464, 2048), (96, 64)])
+def test_products_of_a_step_are_those_of_linear_layers(dtype: torch.dtype, inputs: int, outputs: int) -> None:
+    x, first, second = randn(8, 1, inputs), randn(outputs, inputs, seed=1), randn(128, inputs, seed=2)
+    taken = torch.arange(8, device="cuda")[:, None] == 3
+
+    def both(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        return torch.cat(few_rows(x, first, second, taken=taken), -1)
+
+    def eager(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        return torch.nn.functional.linear(x, torch.cat([first, second]))
+
+    assert_as_exact_as_eager(
+        torch.no_grad()(both), eager, [x, first, second], reduction=inputs, dtype=dtype, grads=False
+    )
+    with torch.no_grad(), no_synchronisation():
+        half = [t.to(dtype) for t in (x, first, second)]
+        closed, rest = few_rows(*half, taken=torch.zeros_like(taken))
+        _, same = few_rows(*half, taken=taken)
+    assert not closed.any()
+    assert torch.equal(rest, same)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_prompt_is_gated_and_cached_in_one_pass(dtype: torch.dtype) -> None:
+    h = randn(2, 37, 2 * 1000)
+
+    def gated(h: Tensor) -> Tensor:
+        gate, value = h.chunk(2, dim=-1)
+        return torch.nn.functional.silu(gate) * value
+
+    assert_as_exact_as_eager(swiglu_forward, gated, [h], reduction=2, dtype=dtype, grads=False)
+    made = randn(2, 37, 2, 3, 40).to(dtype)
+    cache = KVCache(2, 50, 3, 40, device=torch.device("cuda"), dtype=dtype)
+    with torch.no_grad():
+        k, v = cache.append(made[:, :, 0], made[:, :, 1])
+    assert torch.equal(k, made[:, :, 0]) and torch.equal(v, made[:, :, 1])

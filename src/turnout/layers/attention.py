@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from turnout.errors import ConfigError, UnsupportedError
 from turnout.layers.gate import OutputGate
@@ -19,7 +20,8 @@ from turnout.layers.rope import rotate
 from turnout.ops.attend import attend
 from turnout.ops.attend.gathered import ROW_TILE
 from turnout.ops.attend.reference import suppress_directions
-from turnout.ops.few_rows import few_rows, plain
+from turnout.ops.few_rows import few_rows
+from turnout.ops.untouched import plain, untouched
 from turnout.routers.direction import Cut, DirectionRouter
 from turnout.routers.mode import RoutingMode
 from turnout.routers.pattern import Pattern, Reach
@@ -137,9 +139,7 @@ class AttentionTrack(nn.Module):
         if groups == 1:
             q = self.q(x_rows[:, 0]).unflatten(-1, (self.heads, self.head_dim))
         else:
-            q = torch.einsum("bnre,nfe->bnrf", x_rows, self.q.weight.unflatten(0, (groups, -1)).to(x_rows.dtype))
-            if self.q.bias is not None:
-                q = q + self.q.bias.view(groups, 1, -1)
+            q = self._queries_by_group(x_rows)
             q = q.unflatten(-1, (per_group, self.head_dim)).transpose(1, 2).flatten(2, 3)
         if self.rope:
             at = rows.transpose(1, 2)
@@ -147,6 +147,15 @@ class AttentionTrack(nn.Module):
         o = self._read(q, k, v, rows[:, 0] if groups == 1 else rows, reach, cut, impl)
         o = self._finish(o, x_rows[:, 0] if groups == 1 else x_rows)
         return o.unflatten(2, (groups, per_group)).flatten(3).transpose(1, 2)
+
+    def _queries_by_group(self, x_rows: Tensor) -> Tensor:
+        """Each list's own heads of Wq: [B, N, R, E] -> [B, N, R, H/N · D]."""
+        groups = x_rows.shape[1]
+        if not untouched(self.q):
+            wide = self.q(x_rows).unflatten(-1, (groups, -1))
+            return torch.stack([wide[:, n, :, n] for n in range(groups)], 1)
+        q = torch.einsum("bnre,nfe->bnrf", x_rows, self.q.weight.unflatten(0, (groups, -1)).to(x_rows.dtype))
+        return q if self.q.bias is None else q + self.q.bias.view(groups, 1, -1)
 
     def absorbed_rows(self, groups: int) -> int:
         """How many rows of a sequence are cheaper to attend to the inputs than to projected keys and values.
@@ -156,7 +165,7 @@ class AttentionTrack(nn.Module):
         pays for both. 0 where positions are rotated, because the rotation stands between the query and Wk, and where a
         pattern says what is read.
         """
-        if self.rope or groups > 1 or self.pattern is not None:
+        if self.rope or groups > 1 or self.pattern is not None or not untouched(self.kv):
             return 0
         return self.kv_heads * self.head_dim // (2 * self.heads) // ROW_TILE * ROW_TILE
 
@@ -210,8 +219,18 @@ class AttentionTrack(nn.Module):
         """Wo, group by group and without bias: [B, N, R, H/N · D] -> [B, N, R, E]."""
         groups = o.shape[1]
         if groups == 1:
-            return nn.functional.linear(o, self.out.weight)
+            return self.merge(o)
+        if not untouched(self.out):
+            apart = [pad(o[:, n], (n * o.shape[-1], (groups - 1 - n) * o.shape[-1])) for n in range(groups)]
+            return self.merge(torch.stack(apart, 1))
         return torch.einsum("bnrf,enf->bnre", o, self.out.weight.unflatten(1, (groups, -1)).to(o.dtype))
+
+    def merge(self, o: Tensor) -> Tensor:
+        """Wo of all heads without its bias, [.., E] -> [.., E]; by the layer itself where somebody changed it."""
+        if untouched(self.out):
+            return nn.functional.linear(o, self.out.weight)
+        y = self.out(o)
+        return y if self.out.bias is None else y - self.out.bias
 
     def flops(self, length: int, rows: float | None = None, absorbed: int = 0) -> float:
         """Forward multiply-adds × 2 of one sequence; `rows` taken at uniform positions, None = all.

@@ -19,6 +19,7 @@ from turnout.ops.attend.breakeven import break_even
 from turnout.ops.attend.decode import has_decode_kernel
 from turnout.ops.compact import compact
 from turnout.ops.few_rows import few_rows
+from turnout.ops.untouched import untouched
 from turnout.routers.direction import Cut
 from turnout.routers.gate_options import MIXES
 from turnout.routers.mode import RoutingMode
@@ -204,11 +205,11 @@ class RoutedMixer(nn.Module):
         `taken` [B, N] of a step says that o is 0 elsewhere: where nobody attends Wo is not read.
         """
         weight = weight.to(o.dtype)
-        if taken is not None and weight.shape[-1] == 1:
+        if taken is not None and weight.shape[-1] == 1 and untouched(self.attention.out):
             (y,) = few_rows(o.flatten(2), self.attention.out.weight, taken=taken, scale=weight[:, 0, 0])
         else:
             o = o.unflatten(2, (weight.shape[-1], -1)) * weight[..., None, None]
-            y = nn.functional.linear(o.flatten(2), self.attention.out.weight)
+            y = self.attention.merge(o.flatten(2))
         mean = weight.mean(dim=-1, keepdim=True)
         if self.attention.out.bias is not None:
             y = y + mean * self.attention.out.bias

@@ -10,8 +10,9 @@ from turnout.layers import AttentionMixer, LocalMixer, MixerState, RoutedMixer
 from turnout.layers.attention import AttentionTrack
 from turnout.layers.local import LOCAL_TRACKS
 from turnout.models.config import ModelConfig
-from turnout.ops.few_rows import few_rows, plain
+from turnout.ops.few_rows import few_rows
 from turnout.ops.one_pass import one_pass
+from turnout.ops.untouched import plain
 from turnout.routers.direction import DirectionContext, build_directions
 from turnout.routers.mode import RoutingMode
 from turnout.routers.pattern import PATTERNS, Pattern, PatternContext

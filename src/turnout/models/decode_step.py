@@ -141,7 +141,7 @@ class DecodeStep:
         kept = [_clone(pair) for pair in self.buffers]
         start = self.position.clone()
         # Warm-up and capture on streams of their own, as torch.cuda.graph does, but without giving the memory that a
-        # prompt has just used back to the driver: the next prompt would wait for it, and answers begin 0.2 s later.
+        # prompt has just used back to the driver, which takes time, and more when the next prompt asks for it again.
         warm, stream = _streams(self.position.device)
         warm.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(warm):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from turnout.errors import ConfigError
 from turnout.ops.gate import linear_gate
+from turnout.ops.untouched import untouched
 from turnout.routers.query.base import QUERY_ROUTERS, QueryRouter, RouterContext
 
 
@@ -33,4 +34,6 @@ class LinearRouter(QueryRouter):
             nn.init.normal_(self.proj.weight, std=std)
 
     def score(self, x: Tensor, state: Any, hint: Tensor | None) -> tuple[Tensor, Any]:
+        if not untouched(self.proj):
+            return self.proj(x), state
         return linear_gate(x, self.proj.weight, self.proj.bias), state
