@@ -38,7 +38,8 @@ def changed(model: CausalLM, change: Callable[[nn.Module, str, nn.Linear, Tensor
 
 def assert_rounded(have: Tensor, want: Tensor) -> None:
     """Two sums instead of one in some sixteen products, one behind the other, of at most 86 terms each."""
-    assert float((have - want).abs().max()) <= torch.finfo(want.dtype).eps * 16 * 86**0.5 * max(1, want.abs().max())
+    error, size = (have - want).detach().abs().max(), want.detach().abs().max()
+    assert error <= torch.finfo(want.dtype).eps * 16 * 86**0.5 * max(1, size)
 
 
 @pytest.mark.parametrize("form", ["gpt", "llama"])
