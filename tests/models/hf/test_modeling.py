@@ -107,6 +107,26 @@ def test_padding_changes_neither_logits_nor_routes(side: str, local: str) -> Non
                 assert not route.taken[b, ~real].any()
 
 
+def test_hidden_states_are_what_passes_between_the_blocks_in_the_places_of_their_tokens() -> None:
+    model = build()
+    ids, mask = torch.zeros(2, 7, dtype=torch.int64), torch.zeros(2, 7, dtype=torch.int64)
+    for b, n in enumerate((4, 7)):
+        ids[b, 7 - n :], mask[b, 7 - n :] = tokens(n, seed=b), 1
+    with torch.no_grad():
+        padded = model(ids, attention_mask=mask, use_cache=False, output_hidden_states=True)
+        for b, n in enumerate((4, 7)):
+            alone = model(tokens(n, seed=b)[None], output_hidden_states=True)
+            assert len(alone.hidden_states) == SMALL.layers + 1
+            assert torch.equal(model.model.head(alone.hidden_states[-1]), alone.logits)
+            for whole, single in zip(padded.hidden_states, alone.hidden_states, strict=True):
+                close(whole[b, 7 - n :], single[0], 4 * SMALL.width)
+        assert model(ids).hidden_states is None
+        with pytest.raises(UnsupportedError, match="use_cache=False"):
+            model(ids, attention_mask=mask, output_hidden_states=True)
+        with pytest.raises(UnsupportedError, match="output_routes=True"):
+            model(ids, output_attentions=True)
+
+
 def test_a_padded_batch_generates_what_each_prompt_generates_alone() -> None:
     model = build()
     ids, mask = torch.zeros(3, 7, dtype=torch.int64), torch.zeros(3, 7, dtype=torch.int64)
@@ -198,6 +218,15 @@ def test_the_loss_is_the_cross_entropy_of_the_next_token_and_the_price_of_open_g
     gates = torch.stack([route.gate for route in out.routes]).mean()
     close(free(ids, labels=ids).loss, plain, 61)
     close(out.loss, plain + 0.5 * gates, 61)
+
+
+def test_parts_of_a_batch_add_up_to_its_loss_as_trainers_with_accumulation_ask() -> None:
+    model = build(routing_cost=0.5)
+    ids = tokens(4, 9)
+    labels = torch.where(torch.arange(9) < 5, -100, ids)
+    count = int((labels[:, 1:] != -100).sum())
+    parts = [model(ids[i : i + 2], labels=labels[i : i + 2], num_items_in_batch=count).loss for i in (0, 2)]
+    close(parts[0] + parts[1], model(ids, labels=labels).loss, 4 * 61)
 
 
 def test_embeddings_may_be_given_instead_of_tokens() -> None:

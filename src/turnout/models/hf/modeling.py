@@ -5,7 +5,9 @@ B sequences, T tokens, E width, V vocabulary, G routing groups.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import Tensor
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from turnout.errors import ConfigError, ShapeError
+from turnout.errors import ConfigError, ShapeError, UnsupportedError
 from turnout.models.causal_lm import CausalLM
 from turnout.models.hf.cache import TurnoutCache
 from turnout.models.hf.configuration import TurnoutConfig
@@ -36,7 +38,8 @@ class TurnoutOutput(ModelOutput):
         past_key_values: the cache after these tokens.
         routes: with `output_routes=True`, one `Route` a layer (None for a layer without a router): `gate` and `taken`
             are [B, T, G], False at padding.
-        hidden_states: always None; here for code that looks for it.
+        hidden_states: with `output_hidden_states=True`, [B, T, E] of the embeddings, behind every block but the last,
+            and behind the last norm; zeros at padding, but for the last.
     """
 
     loss: Tensor | None = None
@@ -112,6 +115,9 @@ class TurnoutForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         output_routes: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         return_dict: bool | None = None,
         **_: Any,
     ) -> TurnoutOutput | tuple[Any, ...]:
@@ -126,9 +132,17 @@ class TurnoutForCausalLM(PreTrainedModel, GenerationMixin):
             use_cache: return a cache, which no gradient passes; default: of the config, off where autograd records.
             logits_to_keep: only the last so many places (0 = all), or these places.
             output_routes: return who attended.
+            output_hidden_states: return what passes between the blocks.
+            output_attentions: cannot be had: weights of attention never exist.
+            num_items_in_batch: targets of the whole batch, of which this is a part; the loss is then this part's share.
         Raises:
             ShapeError: no or two kinds of input, padding between real tokens, a cache of another prompt.
+            UnsupportedError: `output_attentions`; hidden states of padded sequences or single steps behind a cache.
         """
+        if output_attentions:
+            raise UnsupportedError(
+                "attention weights never exist as a matrix here; output_routes=True says who attended"
+            )
         if (input_ids is None) == (inputs_embeds is None):
             raise ShapeError("pass either input_ids or inputs_embeds")
         x = self.model.embed(input_ids) if inputs_embeds is None else inputs_embeds
@@ -137,12 +151,17 @@ class TurnoutForCausalLM(PreTrainedModel, GenerationMixin):
         cache = past_key_values
         if cache is None and use_cache:
             cache = TurnoutCache()
-        if cache is None:
-            y, routes = self._whole(x, input_ids, attention_mask)
-        else:
-            # The cache is written in place, which autograd cannot follow.
-            with torch.no_grad():
-                y, routes = self._cached(x, input_ids, attention_mask, cache)
+        passed: list[Tensor] | None = None
+        if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
+            passed = []
+        with _watched(self.model, passed):
+            if cache is None:
+                y, routes = self._whole(x, input_ids, attention_mask)
+            else:
+                # The cache is written in place, which autograd cannot follow.
+                with torch.no_grad():
+                    y, routes = self._cached(x, input_ids, attention_mask, cache)
+        hidden = None if passed is None else self._hidden(x, passed, y, attention_mask)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else None
         if isinstance(logits_to_keep, Tensor):
             y = y[:, logits_to_keep]
@@ -151,11 +170,30 @@ class TurnoutForCausalLM(PreTrainedModel, GenerationMixin):
         logits = self.model.head(self.model.norm(y))
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
-            loss = loss + self._routing_cost(routes, attention_mask)
+            items = num_items_in_batch
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, num_items_in_batch=items
+            )
+            share = 1.0 if items is None else (labels[:, 1:] != -100).sum() / items
+            loss = loss + share * self._routing_cost(routes, attention_mask)
         shown = tuple(routes) if output_routes else None
-        out = TurnoutOutput(loss=loss, logits=logits, past_key_values=cache if use_cache else None, routes=shown)
+        kept = cache if use_cache else None
+        out = TurnoutOutput(loss=loss, logits=logits, past_key_values=kept, routes=shown, hidden_states=hidden)
         return out.to_tuple() if return_dict is False else out
+
+    def _hidden(self, x: Tensor, passed: list[Tensor], y: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
+        """What passed between the blocks, of all sequences and in their places."""
+        between = passed[:-1]
+        if len(passed) != len(self.model.blocks) or any(part.shape != x.shape for part in between):
+            raise UnsupportedError(
+                "hidden states of padded sequences or of single steps behind a cache are not kept; pass use_cache=False"
+            )
+        mask = None if mask is None else mask[:, -x.shape[1] :]
+        if mask is not None and not bool(mask.all()):
+            first, count = spans(mask)
+            between = [to_back(part, first, count) for part in between]
+            x = x * mask[..., None].to(x.dtype)
+        return (x, *between, self.model.norm(y))
 
     def _mode(self, device: torch.device) -> RoutingMode:
         if not self.training:
@@ -302,6 +340,24 @@ class TurnoutForCausalLM(PreTrainedModel, GenerationMixin):
         elif generation_config.use_cache is not False:
             room = max(max_cache_length, generation_config.max_cache_len or 0) if kind == "static" else None
             model_kwargs["past_key_values"] = TurnoutCache(room)
+
+
+@contextlib.contextmanager
+def _watched(model: CausalLM, passed: list[Tensor] | None) -> Iterator[None]:
+    """Notes what each block returns, unless nobody asks."""
+    if passed is None:
+        yield
+        return
+
+    def note(block: torch.nn.Module, given: Any, made: Any) -> None:
+        passed.append(made[0])
+
+    handles = [block.register_forward_hook(note) for block in model.blocks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _merged(whole: Route | None, part: Route, rows: Tensor, shape: torch.Size) -> Route:
