@@ -224,7 +224,7 @@ class Job:
             return ORDINARY if tile.tma == SPECIALISED else tile
         if options or brief:
             return WITH_OPTIONS[self.q.shape[3]] if self.n_packed > LEAST_PACKED else tile
-        return LOW if self.pack > 1 or self.k.shape[1] <= SHORT else tile
+        return LOW if cut or self.pack > 1 or self.k.shape[1] <= SHORT else tile
 
     def _few_registers(self) -> bool:
         """Whether a backward pass with options has room for tall tiles: half precision, no lists, one decay a head."""
