@@ -51,7 +51,7 @@ NUMBERS = {"window": 0, "sinks": 0, "scale": 0.1, "key_block": 1, "row_block": 1
 
 
 class Order(NamedTuple):
-    """One kernel ("forward", "dq", "dkdv", "uncut_few") to compile: a tile, an option or "", a capability."""
+    """One kernel ("forward", "dq", "dkdv", "uncut") to compile: a tile, an option or "", a capability."""
 
     kernel: str
     tile: Tile

@@ -19,15 +19,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from turnout.ops.attend.triton.job import n_sms, precision, run
+from turnout.ops.attend.triton.job import precision, run
 
 # Directions of one product: the least that it takes.
 LANES = tl.constexpr(16)
 # Bytes of outputs of a program, forward and backward: the tallest of a sweep on an H200 that do not spill.
 TILE_BYTES, TILE_BYTES_BACKWARD = 16384, 8192
-# Up to FEW directions the backward pass sums them one by one: rows of a step, two a warp, how many of these are on the
-# way from memory, and programs of a multiprocessor.
-FEW, FEW_ROWS, STAGES, PROGRAMS_PER_SM = 4, 8, 3, 4
 # Programs' sums that are added up at a time, and how many columns of them: enough programs that wait at the same time.
 FAN, COLUMNS = 256, 32
 
@@ -178,68 +175,6 @@ def uncut_kernel(
         tl.store(part_ptr + at[:, None] * D + channel[None, :], -total, mask=(which < K)[:, None] & wide[None, :])
 
 
-@triton.jit(do_not_specialize=["n_rows", "n_chunks", "n_steps"])
-def uncut_few_kernel(
-    out_ptr, grad_ptr, d_ptr, r_ptr, along_ptr, rows_ptr, raw_grad_ptr, dr_ptr, part_ptr, delta_ptr, n_rows, n_chunks,
-    n_steps,
-    HEADS: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, PACK: tl.constexpr,
-    ROW_LISTS: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """What `uncut_kernel` computes, for few directions: plain sums over a row, and their gradients kept over many rows.
-
-    Products would need the rows in another order; here a row stays where it was loaded, and the next ones are on the
-    way. `part` [B, C, H, K, D] holds the sums of n_steps · BM rows.
-    """
-    head = tl.program_id(0) % HEADS
-    chunk = tl.program_id(0) // HEADS % n_chunks
-    batch = (tl.program_id(0) // HEADS // n_chunks).to(tl.int64)
-    channel = tl.arange(0, BD)
-    wide = channel < D
-    dtype: tl.constexpr = grad_ptr.dtype.element_ty
-    directions, totals = (), ()
-    for k in tl.static_range(K):
-        direction = tl.load(d_ptr + (head * K + k) * D + channel, mask=wide, other=0.0).to(dtype)
-        directions += (direction.to(tl.float32),)  # type: ignore[assignment]
-        totals += (tl.zeros([BM, BD], tl.float32),)  # type: ignore[assignment]
-    for step in tl.range(0, n_steps, num_stages=STAGES):
-        row = (chunk * n_steps + step) * BM + tl.arange(0, BM)
-        inside = row < n_rows
-        valid = inside
-        if ROW_LISTS > 0:
-            lists = rows_ptr + (batch * ROW_LISTS + head // (HEADS // ROW_LISTS)) * n_rows
-            valid = inside & (tl.load(lists + row, mask=inside, other=-1) >= 0)
-        index = (batch * n_rows + row) * HEADS + head
-        place = index[:, None] * D + channel[None, :]
-        given = tl.load(out_ptr + place, mask=valid[:, None] & wide[None, :], other=0.0).to(tl.float32)
-        grad = tl.load(grad_ptr + place, mask=valid[:, None] & wide[None, :], other=0.0).to(tl.float32)
-        o, raw = given, grad
-        removed, taken, sums = (), (), ()
-        for k in tl.static_range(K):
-            d = directions[k][None, :]  # type: ignore[var-annotated]
-            r = tl.load(r_ptr + index * K + k, mask=valid, other=0.0).to(tl.float32)
-            along_grad = tl.sum(grad * d, 1)
-            if along_ptr is not None:
-                c = tl.load(along_ptr + index * K + k, mask=valid, other=0.0)
-                o += (r * c)[:, None] * d
-            else:
-                c = tl.sum(given * d, 1)
-            tl.store(dr_ptr + index * K + k, (-c * along_grad).to(dr_ptr.dtype.element_ty), mask=inside)
-            raw -= (r * along_grad)[:, None] * d
-            removed += (r * along_grad,)  # type: ignore[assignment]
-            taken += (r * c,)  # type: ignore[assignment]
-        rounded = raw.to(dtype)
-        tl.store(raw_grad_ptr + place, rounded, mask=inside[:, None] & wide[None, :])
-        if delta_ptr is not None:
-            base = (batch * (HEADS // PACK) + head // PACK) * n_rows * PACK + head % PACK
-            tl.store(delta_ptr + base + row * PACK, tl.sum(o * rounded.to(tl.float32), 1), mask=inside)
-        for k in tl.static_range(K):
-            sums += (totals[k] + removed[k][:, None] * o + taken[k][:, None] * grad,)  # type: ignore[assignment]
-        totals = sums
-    for k in tl.static_range(K):
-        at = ((batch * n_chunks + chunk) * HEADS + head) * K + k
-        tl.store(part_ptr + at * D + channel, -tl.sum(totals[k], 0), mask=wide)
-
-
 @triton.jit(do_not_specialize=["n_parts", "n_columns"])
 def add_kernel(part_ptr, out_ptr, n_parts, n_columns, FAN: tl.constexpr, COLUMNS: tl.constexpr):
     """out[i] = Σ part[:, i] over all programs, [n_columns] of [n_parts, n_columns], in one fixed order."""
@@ -314,13 +249,10 @@ def uncut(
         pack: query heads that share a place of δ.
     """
     n_batch, n_rows, heads, width = out.shape
-    few = directions.shape[1] <= FEW
-    sizes = _sizes(out, directions, TILE_BYTES_BACKWARD)
-    n_chunks, n_steps = -(-n_rows // sizes["BM"]), 1
-    if few:
-        n_chunks, n_steps = _chunks(out)
+    n_directions, sizes = directions.shape[1], _sizes(out, directions, TILE_BYTES_BACKWARD)
+    n_chunks = -(-n_rows // sizes["BM"])
     raw_grad, d_amount, d_directions = (torch.empty_like(x) for x in (grad, amount, directions))
-    part = out.new_empty(n_batch * n_chunks, heads, directions.shape[1], width, dtype=torch.float32)
+    part = out.new_empty(n_batch * n_chunks, heads, n_directions, width, dtype=torch.float32)
     delta = out.new_empty((n_batch, heads // pack, n_rows * pack) if pack else 0, dtype=torch.float32)
     arguments = sizes | {
         "out_ptr": out, "grad_ptr": grad, "d_ptr": directions, "r_ptr": amount, "along_ptr": along, "rows_ptr": rows,
@@ -334,12 +266,7 @@ def uncut(
     if not out.numel():
         return raw_grad, d_directions.zero_(), d_amount, delta
     with _on(out):
-        if few:
-            arguments |= {"n_steps": n_steps, "BM": FEW_ROWS, "STAGES": STAGES}
-            del arguments["PRECISION"]
-            run(uncut_few_kernel, n_batch * n_chunks * heads, arguments, warps=FEW_ROWS // 2)
-        else:
-            run(uncut_kernel, n_batch * n_chunks * heads, arguments, warps=4)
+        run(uncut_kernel, n_batch * n_chunks * heads, arguments, warps=4)
         run(add_kernel, -(-directions.numel() // COLUMNS), together, warps=4)
     return raw_grad, d_directions, d_amount, delta
 
@@ -351,14 +278,6 @@ def _sizes(out: Tensor, directions: Tensor, n_bytes: int) -> dict[str, Any]:
     rows = min(64, max(16, n_bytes // (padded * out.element_size())))
     known = {"HEADS": heads, "K": directions.shape[1], "D": width, "BD": padded, "BM": rows}
     return known | {"PRECISION": precision(out.dtype)}
-
-
-def _chunks(out: Tensor) -> tuple[int, int]:
-    """Programs a sequence and head, and steps each: a few programs a multiprocessor, so that few sums are left."""
-    n_batch, n_rows, heads, _ = out.shape
-    tiles = -(-n_rows // FEW_ROWS)
-    steps = max(1, n_batch * heads * tiles // (PROGRAMS_PER_SM * n_sms(out.device)))
-    return -(-tiles // steps), steps
 
 
 def _on(tensor: Tensor) -> contextlib.AbstractContextManager[object]:

@@ -137,8 +137,7 @@ def test_decay_with_its_gradient(splits: int) -> None:
     agree(35, rows.shape[-1], rows=rows, splits=splits, log_decay=-randn(B, 35, H, seed=3).abs())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize("splits,dtype", [(1, torch.float32), (2, torch.float16)])
 def test_one_decay_for_every_step(splits: int, dtype: torch.dtype) -> None:
     rates = -torch.tensor([0.0, 0.3])
     agree(35, 35, splits=splits, dtype=dtype, rates=rates)

@@ -61,11 +61,10 @@ def test_the_specialised_kernel_fits_with_splits_grouped_heads_and_directions(mo
         (LOW, ""),
         (replace(LOW, splits=2), ""),
         (LOW, "directions"),
-        (tall, "directions"),
         (ORDINARY, ""),
     )
     orders = [("forward", tile, 2, 128, option, 90) for tile, option in tiles]
-    check([*orders, ("uncut_few", LOW, 2, 128, "directions", 80)], monkeypatch)
+    check([*orders, ("uncut", LOW, 2, 128, "directions", 80)], monkeypatch)
 
 
 def test_one_decay_a_head_has_room_in_the_specialised_kernel_and_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:

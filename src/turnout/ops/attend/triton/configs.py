@@ -93,7 +93,7 @@ WIDTHS, MOST_PACKED = (64, 128), 64
 ORDINARY = Tile(128, 128, 8, 3, tma=1)
 # Directions of one head that its epilogue removes in one product.
 MOST_DIRECTIONS = 16
-# Up to SHORT keys, and where grouped heads hold registers, blocks of keys are lower.
+# Up to SHORT keys, and where directions or grouped heads hold registers, blocks of keys are lower.
 SHORT, LOW = 2048, Tile(128, 64, 4, 4, tma=SPECIALISED)
 # Calls with a decay, a window or starts, and short ones of head dim 64, take the specialised kernel from so many packed
 # rows on, in these tiles.
