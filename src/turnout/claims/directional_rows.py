@@ -391,11 +391,16 @@ def _attention_costs(record: Record) -> list[Finding]:
             holds = row[key] <= 1.03
             found.append(Finding(
                 statement=f"{statement} ({where})", quoted="not reported", n=row["n"],
-                measured=f"{100 * (row[key] - 1):+.1f} %", interval="median of interleaved calls",
+                measured=f"{100 * (row[key] - 1):+.1f} %", interval=f"median of interleaved calls{_when(row)}",
                 control=", ".join(f"{arm} {t:.3f} ms" for arm, t in row["ms"].items()), verdict=judged(holds),
                 detail="" if holds or key == "best" else _where_it_goes(row.get("profile", {})),
             ))  # fmt: skip
     return found
+
+
+def _when(row: dict[str, Any]) -> str:
+    """The commit of a row that is not of the record's own run."""
+    return f", commit {row['commit'][:7]}" if "commit" in row else ""
 
 
 def _where_it_goes(profile: dict[str, list[dict[str, Any]]]) -> str:

@@ -99,7 +99,6 @@ def test_programs_of_the_specialised_kernel_that_take_many_tiles() -> None:
     assert (out - want).abs().max() <= 8 * torch.finfo(torch.bfloat16).eps * want.abs().max()
 
 
-# Amounts of 4 x 4 come by bulk copies, those of 4 x 3 do not fill whole 16 bytes.
 @pytest.mark.parametrize("n_rows,k", [(100, 3), (100, 4), (1500, 4), (1500, 16)])
 def test_directions_of_heads_of_their_own(n_rows: int, k: int) -> None:
     shape = (B, n_rows, H, k)
@@ -115,7 +114,7 @@ def test_directions_of_heads_of_their_own(n_rows: int, k: int) -> None:
 
 
 def test_directions_of_programs_that_take_many_tiles() -> None:
-    # 2 x 64 heads x 17 tiles: directions and amounts of the next tile come while this one is computed.
+    # 2 x 64 heads x 17 tiles: directions and amounts of one tile take the place of those of the tile before.
     q, k, v = (randn(B, 2100, 64, 128, seed=s).bfloat16() for s in range(3))
     cut = {
         "directions": normalize(randn(64, 4, 128, seed=4), dim=-1).bfloat16(),
