@@ -149,7 +149,19 @@ def test_equal_time_is_dense_steps_at_the_measured_rate(monkeypatch: pytest.Monk
         "turnout.claims.pattern_time.step_times", lambda: {"dense": 4.0, "forgetting": 8.0, "ALiBi": 2.0}
     )
     steps = {arm.name: arm.config(0).schedule.steps for arm in get_claim("TH6").arms()}
-    assert steps == {"dense": 800, "forgetting, equal time": 400, "ALiBi, equal time": 1600}
+    same = {"dense": 800, "forgetting": 800, "ALiBi": 800}
+    assert steps == {**same, "forgetting, equal time": 400, "ALiBi, equal time": 1600}
+
+
+def test_a_pattern_that_is_ahead_in_less_time_is_ahead_in_the_same() -> None:
+    def runs(loss: float) -> list[dict[str, Any]]:
+        return [{"seed": s, "loss": loss + 0.01 * s, "steps": 800, "slices": {}} for s in range(3)]
+
+    seen = {"bench": [{"ms": {"dense": 4.0, "window 64": 3.0, "ALiBi": 2.0, "forgetting": 5.0}}], "dense": runs(1.4),
+            "window 64": runs(1.3), "ALiBi": runs(1.5), "forgetting": runs(1.2)}  # fmt: skip
+    said = {f.statement.partition(":")[0]: f for f in get_claim("TH6").judge(seen)}
+    assert {name: f.verdict for name, f in said.items()} == {"ALiBi": "does not hold", "window 64": "holds"}
+    assert "75% of the time" in said["window 64"].measured
 
 
 def test_a_discovered_pattern_is_the_best_of_the_first_searches(
