@@ -161,7 +161,7 @@ def test_a_pattern_that_is_ahead_in_less_time_is_ahead_in_the_same() -> None:
             "window 64": runs(1.3), "ALiBi": runs(1.5), "forgetting": runs(1.2)}  # fmt: skip
     said = {f.statement.partition(":")[0]: f for f in get_claim("TH6").judge(seen)}
     assert {name: f.verdict for name, f in said.items()} == {"ALiBi": "does not hold", "window 64": "holds"}
-    assert "75% of the time" in said["window 64"].measured
+    assert "75 % of the time" in said["window 64"].measured
 
 
 def test_a_discovered_pattern_is_the_best_of_the_first_searches(
