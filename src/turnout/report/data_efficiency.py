@@ -16,7 +16,7 @@ from turnout.report.svg import linear_scale, log_scale
 SHOWN = {
     "dense": "dense", "forgetting": "ema", "learned constant decay": "threshold", "fixed decay": "linear",
     "ALiBi": "mlp", "window 64": "local", "dilated": "random", "convolution + dense": "static_hybrid",
-    "dense, dropout 0.3": "always", "forgetting, dropout 0.3": "oracle",
+    "dense, weight decay 1": "always", "forgetting, weight decay 1": "oracle", "dense, dropout 0.3": "frozen",
 }  # fmt: skip
 Curve = list[tuple[float, float]]
 
