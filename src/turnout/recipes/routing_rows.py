@@ -174,7 +174,7 @@ ROWS = (
         published=0.995,
         arms=(
             BedArm(name="ssm both, key", flow="ssm:form=both", scales=(FULL,), full=BRIEF),
-            BedArm(name="ssm both, value", flow="ssm:form=both", label="value", scales=(FULL,), full=BRIEF),
+            BedArm(name="ssm both, value", flow="ssm:form=both", label="value", full=BRIEF, quick=False),
         ),
     ),
     PaperRow(
@@ -195,8 +195,8 @@ ROWS = (
                 flow="ssm:form=both",
                 selector="rank1",
                 label="value",
-                scales=(FULL,),
                 full=BRIEF,
+                quick=False,
             ),
             BedArm(
                 name="ssm both, rank-1 without query, key",
