@@ -120,9 +120,9 @@ def _rates(runs: dict[float, list[dict[str, Any]]]) -> str:
 
 
 def _judge_bill(seen: Summaries) -> list[Finding]:
-    """Bills of the routed runs: each run's trained model with its own decisions beside a dense one."""
+    """Bills of the routed runs, the longest first: the trained model with its own decisions beside a dense one."""
     findings = []
-    for place, mixers in sorted(sweeps(seen).items(), key=lambda item: by_length(item[0])):
+    for place, mixers in sorted(sweeps(seen).items(), key=lambda item: by_length(item[0]), reverse=True):
         records = best(mixers.get("routed", {0.0: []}))[1]
         bills = [(r["savings_cpu"], r) for r in records if "savings_cpu" in r]
         for device in dict.fromkeys(bill["device"] for bill, _ in bills):
@@ -151,7 +151,7 @@ def _bill(place: str, device: str, bills: list[tuple[dict[str, Any], dict[str, A
         control="ms static hybrid: "
         + ", ".join(f"{what.replace('_', ' ')} {ms(what, 'static_hybrid'):.3g}" for what in kinds),
         verdict="holds" if all(faster) else "holds with changes" if any(faster) else "does not hold",
-        detail=f"two layers, batch {rows[0]['batch']}; the trained routed model with its own decisions, accuracy "
+        detail=f"two layers, batch {rows[0]['batch']}, one core; trained weights and their decisions, accuracy "
         + "/".join(f"{100 * r['accuracy']:.1f}" for _, r in bills),
     )
 
