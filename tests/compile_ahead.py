@@ -22,7 +22,7 @@ from triton.experimental.gluon._runtime import GluonASTSource
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from turnout.ops import suppress_kernel
+from turnout.ops import scan_kernel, suppress_kernel
 from turnout.ops.attend.triton import backward, forward
 from turnout.ops.attend.triton.configs import (
     DKDV_WITH_OPTIONS,
@@ -155,3 +155,16 @@ def misfit(kernel: Any, arguments: dict[str, Any], options: dict[str, int], capa
     if compiled.metadata.shared > LIMITS[capability]:
         return f"{name} needs {compiled.metadata.shared} bytes of shared memory, above {LIMITS[capability]}"
     return ""
+
+
+def scan_misfits(capability: int) -> list[str]:
+    """What does not fit of the selective scan's kernels, in either precision of products."""
+    found = []
+    sizes = {"H": 16, "P": 16, "N": 16, "Q": scan_kernel.CHUNK, "T": 512, "first_ptr": None, "dfirst_ptr": None}
+    for kernel in (scan_kernel._forward, scan_kernel._backward):
+        for precision in ("ieee", "tf32"):
+            known = {**sizes, "PRECISION": precision}
+            arguments = {p.name: known[p.name] if p.name in known else torch.zeros(1) for p in kernel.params}
+            options = {"num_warps": scan_kernel.WARPS, "num_stages": 3}
+            found.append(misfit(kernel, arguments, options, capability, f"{kernel.__name__} {precision}"))
+    return [words for words in found if words]
