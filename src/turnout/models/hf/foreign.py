@@ -42,7 +42,8 @@ def load_foreign(folder: str | Path, *, twin: bool = False, seed: int = 0) -> nn
             path, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"transformers cannot read {path} as a causal language model: {error}") from error
+        advice = "give a folder that save_pretrained or turnout export wrote"
+        raise DataError(f"transformers cannot read {path} as a causal language model: {error}; {advice}") from error
     except RuntimeError as error:
         raise CheckpointError(f"the weights in {path} do not fit its config: {error}") from error
     check_loaded(model, info, str(path), forgiving=False)
