@@ -86,8 +86,8 @@ def dispatch_figure(table: Mapping[str, Any]) -> Figure | None:
         title="Where routing pays: the break-even of the kernels",
         wide=wide,
         narrow=narrow,
-        caption="Below a line the routed kernel is faster than the fastest dense attention, with what a mixer spends on "
-        "gathering and scattering rows where `turnout bench dispatch` measured it; above it dense attention is, and "
+        caption="Below a line the routed kernel is faster than the fastest dense attention, with what a mixer spends "
+        "on gathering and scattering rows where `turnout bench dispatch` measured it; above it dense attention is, and "
         "`attend` takes it. Measured by `turnout bench breakeven`; the table ships with the library.",
         data=Data(name="break_even", columns=["device, dtype, pass", "keys", "break_even"], rows=rows),
     )
