@@ -38,6 +38,17 @@ def test_without_its_own_the_time_of_another_device_or_arm_is_taken_and_said(tmp
     assert plan_work([job("b", 1)], 1, "cuda", tmp_path).runs[0].basis == "other arms of this claim on H200"
 
 
+def test_one_seed_of_a_stack_takes_its_share_on_a_cpu_and_all_of_it_on_a_gpu(tmp_path: Path) -> None:
+    for kind, seconds in (("cpu", 18.0), ("cuda", 6.0)):
+        # Three seeds at two rates that trained as one stacked model.
+        stack = {"runs_together": 6, "config": {"lrs": [1e-3, 3e-3]}, "train_s": seconds, "device": kind}
+        record(tmp_path, kind, 0, **stack)
+        record(tmp_path, kind, 1, **stack)
+    plan = plan_work([job("cpu", 0), job("cpu", 0, 1, 2)], 1, "cpu", tmp_path)
+    assert [run.seconds for run in plan.runs] == [6.0, 18.0]
+    assert plan_work([job("cuda", 0)], 1, "cuda", tmp_path).runs[0].seconds == 6.0
+
+
 def test_what_was_never_measured_is_counted_and_not_guessed(tmp_path: Path) -> None:
     record(tmp_path, "a", 0, train_s=3600.0, device="cpu", device_name="EPYC")
     plan = plan_work([job("a", 1), job("x", 0, claim="RA2")], 1, "cpu", tmp_path)

@@ -17,6 +17,14 @@ def test_a_plain_table_is_aligned_and_has_no_trailing_blanks() -> None:
     )
 
 
+def test_a_sentence_goes_on_in_the_next_line_of_its_column() -> None:
+    sentence = " ".join(["word"] * 40)
+    lines = plain_table(Table(("id", "measured", "n"), [("a", sentence, "3"), ("b", "x" * 100, "4")])).splitlines()
+    assert [line[:1] for line in lines] == ["i", "a", " ", " ", "b"]
+    assert sum(line.split().count("word") for line in lines) == 40 and max(map(len, lines[:4])) < 120
+    assert "x" * 100 in lines[4], "a path is never broken"
+
+
 def test_json_is_one_document_with_null_for_what_is_not_finite(capsys: pytest.CaptureFixture[str]) -> None:
     emit(Result({"loss": math.nan, "run": Path("runs/a")}, ["text"]), as_json=True)
     assert json.loads(capsys.readouterr().out) == {"loss": None, "run": "runs/a"}

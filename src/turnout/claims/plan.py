@@ -77,7 +77,7 @@ def plan_work(work: Sequence[Job], jobs: int, kind: str, root: Path | None = Non
     for claim, arm, seeds, _, _ in work:
         if claim not in known:
             known[claim] = summaries(claim, root or results_dir())
-        seconds, basis = _expected(known[claim], arm, kind)
+        seconds, basis = _expected(known[claim], arm, kind, len(seeds))
         runs.append(PlannedRun(claim=claim, arm=arm, seeds=seeds, seconds=seconds, basis=basis))
     times = [run.seconds for run in runs if not math.isnan(run.seconds)]
     return Plan(
@@ -105,8 +105,8 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _expected(seen: dict[str, list[dict[str, Any]]], arm: str, kind: str) -> tuple[float, str]:
-    """Seconds of a job, and where the number comes from.
+def _expected(seen: dict[str, list[dict[str, Any]]], arm: str, kind: str, seeds: int = 1) -> tuple[float, str]:
+    """Seconds of a job of so many `seeds`, and where the number comes from.
 
     A job is one seed, or several seeds that train as one stacked model; the records of those hold the time of all.
     """
@@ -117,5 +117,13 @@ def _expected(seen: dict[str, list[dict[str, Any]]], arm: str, kind: str) -> tup
         for chosen, where in ((here, ""), (records, ", on another kind of device")):
             if chosen:
                 device = str(chosen[0].get("device_name", chosen[0].get("device")))
-                return median(float(r["train_s"]) for r in chosen), f"{words} on {device}{where}"
+                return median(_seconds(record, seeds) for record in chosen), f"{words} on {device}{where}"
     return math.nan, "never measured"
+
+
+def _seconds(record: dict[str, Any], seeds: int) -> float:
+    """What a record's run would take with so many seeds: a CPU computes stacked models one after another, a GPU together."""
+    seconds = float(record["train_s"])
+    rates = len(record.get("config", {}).get("lrs", ())) or 1
+    stacked = int(record.get("runs_together", 0)) / rates
+    return seconds * seeds / stacked if stacked >= 1 and record.get("device") == "cpu" else seconds

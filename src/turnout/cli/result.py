@@ -5,7 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
+from textwrap import wrap
 from typing import Any
+
+# Characters of a column in plain text; what a claim measured runs to a thousand.
+WIDEST = 72
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +54,9 @@ def emit(result: Result, *, as_json: bool) -> None:
 
 
 def plain_table(table: Table) -> str:
-    """Aligned columns, two spaces apart."""
-    rows = [[str(cell) for cell in row] for row in (table.columns, *table.rows)]
+    """Aligned columns, two spaces apart; a sentence of more than `WIDEST` characters goes on in the next line."""
+    cells = [[wrap(str(cell), WIDEST, break_long_words=False) for cell in row] for row in (table.columns, *table.rows)]
+    rows = [line for row in cells for line in zip_longest(*row, fillvalue="")]
     widths = [max(len(row[i]) for row in rows) for i in range(len(table.columns))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([table.title, *lines] if table.title else lines)
