@@ -122,7 +122,7 @@ def _expected(seen: dict[str, list[dict[str, Any]]], arm: str, kind: str, seeds:
 
 
 def _seconds(record: dict[str, Any], seeds: int) -> float:
-    """What a record's run would take with so many seeds: a CPU computes stacked models one after another, a GPU together."""
+    """What a record's run would take with so many seeds: stacked models take turns on a CPU, none on a GPU."""
     seconds = float(record["train_s"])
     rates = len(record.get("config", {}).get("lrs", ())) or 1
     stacked = int(record.get("runs_together", 0)) / rates
