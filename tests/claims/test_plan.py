@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnout.claims.plan import Job, duration, makespan, plan_work
+from turnout.claims.plan import Job, dearest_first, duration, makespan, plan_work
 
 
 def record(root: Path, arm: str, seed: int, **values: Any) -> None:
@@ -58,6 +58,14 @@ def test_what_was_never_measured_is_counted_and_not_guessed(tmp_path: Path) -> N
         == "2 runs to do, 1 at a time: about 60 min, 1.00 core-hours of compute, and 1 whose time is not known"
     )
     assert "nothing to run" in plan_work([], 1, "cpu", tmp_path).words
+
+
+def test_benchmarks_come_first_and_then_what_takes_longest(tmp_path: Path) -> None:
+    for arm, seconds in (("short", 1.0), ("long", 9.0), ("usual", 4.0)):
+        record(tmp_path, arm, 0, train_s=seconds, device="cpu", device_name="EPYC")
+    new = job("new", 0, claim="RA2")
+    work = [job("short", 1), job("long", 1), new, job("usual", 1), job("bench", 0, claim="RPC")]
+    assert [arm for _, arm, *_ in dearest_first(work, "cpu", tmp_path)] == ["bench", "long", "new", "usual", "short"]
 
 
 @given(st.lists(st.integers(1, 100).map(float), min_size=1, max_size=12), st.integers(1, 6))

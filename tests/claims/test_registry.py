@@ -210,6 +210,26 @@ def test_a_process_goes_from_job_to_job_and_a_new_one_follows_a_failure(schedule
     assert first == second != last
 
 
+def test_nothing_runs_beside_a_benchmark(scheduler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    spans: list[str] = []
+    monkeypatch.setattr(scheduler, "_run_one", _span)
+    scheduler.run_all([job("good"), job("bench"), job("good"), job("good")], 3, lambda line: spans.append(line))
+    (bench,) = [line for line in spans if "bench" in line]
+    began, ended = _began_and_ended(bench)
+    others = [_began_and_ended(line) for line in spans if line != bench]
+    assert len(others) == 3 and all(end <= began or start >= ended for start, end in others)
+
+
+def _span(job: Any, number: int) -> str:
+    began = time.monotonic()
+    time.sleep(0.05)
+    return f"{began} {time.monotonic()}"
+
+
+def _began_and_ended(line: str) -> tuple[float, ...]:
+    return tuple(float(word) for word in line.split()[-2:])
+
+
 def test_an_interruption_stops_what_runs_and_what_waits(scheduler: Any) -> None:
     def stop(line: str) -> None:
         raise KeyboardInterrupt

@@ -27,7 +27,7 @@ def record(seed: int, *precisions: float, expand: int = 1) -> dict[str, Any]:
 
 def test_the_group_name_stands_for_all_its_claims() -> None:
     found = find_claims(["routing-paradox"])
-    assert {entry.id for entry in found} == {f"RP{i}" for i in range(1, 21)} | {"RPC", "RPL", "BL1"}
+    assert {entry.id for entry in found} == {f"RP{i}" for i in range(1, 21)} | {"RPC", "RPL"}
     assert [entry.id for entry in find_claims(["RP3", "RP3", "RA1"])] == ["RP3", "RA1"]
     with pytest.raises(ConfigError):
         find_claims(["routing"])

@@ -90,6 +90,17 @@ def plan_work(work: Sequence[Job], jobs: int, kind: str, root: Path | None = Non
     )
 
 
+def dearest_first(work: Sequence[Job], kind: str, root: Path | None = None) -> list[Job]:
+    """Jobs in the order in which several processes are done soonest: what takes longest begins first.
+
+    Benchmarks come before all of them. What was never measured counts as the median of what was.
+    """
+    known = [run.seconds for run in plan_work(work, 1, kind, root).runs]
+    usual = median([seconds for seconds in known if not math.isnan(seconds)] or [0.0])
+    cost = {job: usual if math.isnan(seconds) else seconds for job, seconds in zip(work, known, strict=True)}
+    return sorted(work, key=lambda job: (job[1] != "bench", -cost[job]))
+
+
 def makespan(seconds: Sequence[float], workers: int) -> float:
     """When the last job ends if each worker takes the next job as soon as it is free."""
     free = [0.0] * workers

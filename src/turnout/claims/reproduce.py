@@ -98,10 +98,12 @@ def judged(entry: Claim, root: Path) -> list[dict[str, Any]]:
 def jobs_of(
     claims: list[Claim], root: Path, *, quick: bool = False, device: str = "auto", seeds: int | None = None
 ) -> list[Job]:
-    """The runs that claims still need; those that claims share are there once."""
-    return list(
-        dict.fromkeys(j for c in claims for j in _jobs(c, seeds or (1 if quick else c.seeds), device, root, quick))
-    )
+    """The runs that claims still need, the dearest first; those that claims share are there once."""
+    from turnout.claims.plan import dearest_first
+    from turnout.train.loop import pick_device
+
+    wanted = dict.fromkeys(j for c in claims for j in _jobs(c, seeds or (1 if quick else c.seeds), device, root, quick))
+    return dearest_first(list(wanted), pick_device(device).type)
 
 
 def run_arm(claim_id: str, arm: str, seed: int, *, device: str = "auto", out: str | Path | None = None) -> str:
@@ -134,8 +136,8 @@ def _jobs(entry: Claim, seeds: int, device: str, root: Path, quick: bool = False
 def run_all(work: list[Job], jobs: int, report: Report) -> list[str]:
     """Run all of `work` in `jobs` processes, each of which goes from job to job; returns what failed, in words.
 
-    A run may fail in any way, also by being killed: the others go on, and a new process takes the place of its own.
-    Ctrl-C stops those in progress.
+    A benchmark has the machine to itself. A run may fail in any way, also by being killed: the others go on, and a new
+    process takes the place of its own. Ctrl-C stops those in progress.
     """
     failures: list[str] = []
     began, done = time.perf_counter(), 0
@@ -143,7 +145,7 @@ def run_all(work: list[Job], jobs: int, report: Report) -> list[str]:
     numbers = list(range(jobs))
     try:
         while waiting or busy:
-            while waiting and len(busy) < jobs:
+            while waiting and _may_begin(waiting[-1], [job for job, _ in busy.values()], jobs):
                 worker, job = idle.pop() if idle else Worker(numbers.pop(0)), waiting.pop()
                 busy[worker.pipe] = job, worker
                 worker.pipe.send(job)
@@ -168,6 +170,12 @@ def run_all(work: list[Job], jobs: int, report: Report) -> list[str]:
         for _, worker in busy.values():
             worker.stop()
     return failures
+
+
+def _may_begin(job: Job, beside: list[Job], jobs: int) -> bool:
+    """Whether `job` may run beside those; times mean nothing when something else computes."""
+    alone = any(arm == "bench" for _, arm, *_ in (job, *beside))
+    return len(beside) < (1 if alone else jobs)
 
 
 class Worker:
@@ -283,7 +291,11 @@ def _measure(entry: Claim, arm_name: str, seeds: tuple[int, ...], device: str) -
         torch.set_num_threads(1)
         began = time.perf_counter()
         records = arm.together(configs, device)
-        told = [r | {"config": to_dict(c)} | named for r, c in zip(records, configs, strict=True)]
+        # Untrained arms count too when a reproduction is planned.
+        told = [
+            {"train_s": time.perf_counter() - began} | r | {"config": to_dict(c)} | named
+            for r, c in zip(records, configs, strict=True)
+        ]
         return told, f"{len(told)} seed{'' if len(told) == 1 else 's'} in {time.perf_counter() - began:.0f} s"
     config = replace(configs[0], device=device, threads=1)
     trainer = Trainer(config)

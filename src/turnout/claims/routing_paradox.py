@@ -184,7 +184,8 @@ def measure(configs: list[Any], device: str) -> list[dict[str, Any]]:
         import torch
 
         torch.set_float32_matmul_precision("high")
-    precision = "tf32" if chosen.type == "cuda" else "float32"
+    rounded = "tf32, bfloat16 in attention" if configs[0].model.flow.startswith("attention") else "tf32"
+    precision = rounded if chosen.type == "cuda" else "float32"
     return [record | {"matmul": precision} for record in train_together(configs, chosen)]
 
 

@@ -112,6 +112,5 @@ def _finding(title: str, mine: Summaries) -> list[Finding]:
 claim(
     Claim(
         id="BL1", source="this library", title="a Bloom filter as query router", arms=_arms, judge=_judge, seeds=3,
-        group="routing-paradox",
     )
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -87,6 +88,35 @@ def test_impossible_settings_are_refused(spec: str, words: str) -> None:
 def _products(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
     score = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     return (score if allowed is None else score.masked_fill(~allowed, -torch.inf)).softmax(-1) @ v
+
+
+@pytest.fixture
+def rounded_products() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("rounded_products")
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_that_may_be_rounded_is_as_exact_as_bfloat16(masked: bool, causal: bool) -> None:
+    n_keys = 512
+    past = torch.ones(n_keys, n_keys, dtype=torch.bool).tril()
+    allowed = past.triu(-16) if masked and not causal else past if causal else None
+    mask = None if allowed is None or (causal and not masked) else allowed.cuda()
+    source = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(2, 4, n_keys, 32, generator=source, dtype=torch.float64) for _ in range(3)]
+
+    def fast(*parts: Tensor) -> Tensor:
+        stacked = vmap(lambda *t: StackedAttention.apply(*t, mask, causal))
+        out: Tensor = stacked(*(part.float().cuda()[None] for part in parts))[0]
+        assert out.dtype == torch.float32
+        return out.to(parts[0])
+
+    assert_as_exact_as_eager(fast, lambda *t: _products(*t, allowed), inputs, reduction=n_keys, dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize("masked", [False, True])

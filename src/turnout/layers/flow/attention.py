@@ -17,31 +17,51 @@ from turnout.layers.flow.base import FLOWS, Flow, FlowBlock, FlowContext
 ABLATIONS = ("", "uniform", "no_value", "mlp_only", "previous")
 
 
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, causal: bool) -> Tensor:
+    """PyTorch's fused attention over the pairs of `allowed`, which are those of the past where it is `causal`.
+
+    Where float32 products may be rounded (`torch.set_float32_matmul_precision`), a GPU computes it in bfloat16: its
+    kernel for float32 rounds three times to keep what the products before and behind it have dropped.
+    """
+    if not q.is_cuda or torch.get_float32_matmul_precision() == "highest":
+        return scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+    q, k, v = (part.bfloat16() for part in (q, k, v))
+    mask = None if causal else allowed
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal).float()
+
+
 class StackedAttention(torch.autograd.Function):
-    """PyTorch's fused attention with the batching rule that it lacks: stacked models become more sequences.
+    """`fused_attention` with the batching rule that it lacks: stacked models become more sequences.
 
     Under `torch.func.vmap` only `vmap` runs, on plain tensors, so that the gradient is the fused kernel's own.
     """
 
     @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
-        return scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+    def forward(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, causal: bool = False) -> Tensor:
+        return fused_attention(q, k, v, allowed, causal)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+        *tensors, ctx.causal = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         *saved, allowed = ctx.saved_tensors
         with torch.enable_grad():
             q, k, v = (t.detach().requires_grad_() for t in saved)
-            out = scaled_dot_product_attention(q, k, v, attn_mask=allowed)
-        return *torch.autograd.grad(out, (q, k, v), grads[0]), None
+            out = fused_attention(q, k, v, allowed, ctx.causal)
+        return *torch.autograd.grad(out, (q, k, v), grads[0]), None, None
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[int | None, ...], q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        allowed: Tensor | None,
+        causal: bool = False,
     ) -> tuple[Tensor, int]:
         def folded(part: Tensor, dim: int | None) -> Tensor:
             stacked = part.expand(info.batch_size, *part.shape) if dim is None else part.movedim(dim, 0)
@@ -50,11 +70,11 @@ class StackedAttention(torch.autograd.Function):
         # Copies of one model carry copies of one mask.
         mask = allowed if allowed is None or in_dims[3] is None else allowed.select(in_dims[3], 0)
         q, k, v = (folded(part, dim) for part, dim in zip((q, k, v), in_dims, strict=False))
-        return scaled_dot_product_attention(q, k, v, attn_mask=mask).unflatten(0, (info.batch_size, -1)), 0
+        return fused_attention(q, k, v, mask, causal).unflatten(0, (info.batch_size, -1)), 0
 
 
 class SelfAttention(nn.Module):
-    """Softmax attention over the pairs that `allowed` [T, T] admits.
+    """Softmax attention over the pairs that `allowed` [T, T] admits; `causal` says that those are all of the past.
 
     o_t = Σ_j softmax_j(<q_t, k_j> / sqrt(D)) v_j
 
@@ -63,11 +83,13 @@ class SelfAttention(nn.Module):
 
     allowed: Tensor | None
 
-    def __init__(self, width: int, heads: int, allowed: Tensor | None, ablate: str = "") -> None:
+    def __init__(
+        self, width: int, heads: int, allowed: Tensor | None, ablate: str = "", *, causal: bool = False
+    ) -> None:
         super().__init__()
         if width % heads:
             raise ConfigError(f"flow attention: width={width} is not a multiple of heads={heads}")
-        self.heads, self.ablate = heads, ablate
+        self.heads, self.ablate, self.causal = heads, ablate, causal
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.register_buffer("allowed", allowed, persistent=False)
 
@@ -77,7 +99,7 @@ class SelfAttention(nn.Module):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if self.ablate in ("uniform", "previous"):
             q = q * 0
-        out: Tensor = StackedAttention.apply(q, k, v, self.allowed)
+        out: Tensor = StackedAttention.apply(q, k, v, self.allowed, self.causal)
         return self.out(out.transpose(1, 2).flatten(-2))
 
 
@@ -116,9 +138,10 @@ class AttentionFlow(Flow):
         allowed = self._allowed(context.length, form, window, globals)
         if ablate == "previous":
             allowed = torch.ones(context.length, context.length).tril().triu(-1).bool()
+        past = form == "causal" and not ablate
         self.blocks = nn.Sequential(
             *(
-                FlowBlock(context.width, SelfAttention(context.width, context.heads, allowed, ablate))
+                FlowBlock(context.width, SelfAttention(context.width, context.heads, allowed, ablate, causal=past))
                 for _ in range(layers)
             )
         )
