@@ -56,7 +56,7 @@ def table(root: Path) -> list[str]:
     found = []
     for name, records in seen.items():
         usage, mean, half = _point(name, records)
-        shown = "" if name in LINES and records[0]["layout"] == "L" else percent(usage)
+        shown = "" if set(records[0]["layout"]) == {"L"} else percent(usage)
         spread = "" if math.isinf(half) else f" ± {half:.3f}"
         # Some seeds shared their GPU with other work; the fastest of them did so least.
         pace = max(record["tokens_per_s"] for record in records)
