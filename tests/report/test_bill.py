@@ -53,7 +53,7 @@ def test_a_row_counts_the_bytes_that_its_open_gates_read(folder: Path) -> None:
 
 
 def test_the_page_repeats_the_numbers_of_the_rows(folder: Path, tmp_path: Path) -> None:
-    page = write_bill(tmp_path / "page.html", folder / "bench", folder / "lm").read_text()
+    page = write_bill(tmp_path / "page.html", folder).read_text()
     assert page.count("<figure>") == 3 and not re.search(r"(src|href)=\"https?:", page)
     assert "&lt;x&gt;" in page and "<x>" not in page
     rows = {(r["arm"], r["case"]["context"]): r for r in read_rows(folder / "bench") if r["case"]["what"] == "decode"}
@@ -65,6 +65,23 @@ def test_the_page_repeats_the_numbers_of_the_rows(folder: Path, tmp_path: Path) 
         assert float(line["ms"]) == pytest.approx(rows[line["arm"], int(line["context"])]["ms"], rel=1e-5)
     with (data / "pareto.csv").open() as file:
         assert [(line["arm"], line["usage"]) for line in csv.DictReader(file)] == [("dense", "1"), ("routed", "0.3")]
+
+
+def test_dense_attention_has_one_usage_and_the_curve_of_the_trained_models_stands_beside_the_bill(
+    folder: Path, tmp_path: Path
+) -> None:
+    rows = [row for row in read_rows(folder / "bench") if row["case"]["what"] == "decode"]
+    elsewhere = [row | {"case": row["case"] | {"usage": 0.25}} for row in rows if row["arm"] != "dense"]
+    append_rows(tmp_path / "bench", [*rows, *elsewhere])
+    run = {
+        "arm_name": "routed 0.25", "seed": 0, "loss": 4.0, "usage": 0.25, "layout": "RR", "n_eval": 9, "tokens": 9,
+        "tokens_per_s": 1.0, "length": 8, "device_name": "test", "commit": "abc",
+    }  # fmt: skip
+    (tmp_path / "runs/LM1").mkdir(parents=True)
+    (tmp_path / "runs/LM1/routed 0.25-0.json").write_text(json.dumps(run))
+    page = write_bill(tmp_path / "page.html", tmp_path).read_text()
+    assert "What routing costs a language model" in page
+    assert page.count("×</td>") == len(rows) + len(elsewhere)
 
 
 def test_without_rows_it_says_what_to_measure(tmp_path: Path) -> None:

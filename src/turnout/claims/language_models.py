@@ -5,6 +5,7 @@ The text is what the variable TURNOUT_TEXT names (default `data/corpus`): a fold
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -25,6 +26,9 @@ LEARNED = {
 }
 # Nats a token that a routed model may lose to attention in every slot and still count as equal, interval included.
 MARGIN = 0.01
+SEEDS = 3
+# How much more of its usage another arm may take and still count as no more.
+NEAR = 0.05
 
 
 def text_path() -> str:
@@ -71,7 +75,8 @@ def _numbers(trainer: Any) -> dict[str, Any]:
 def _words(records: Sequence[dict[str, Any]]) -> str:
     mean, half = mean_interval([r["loss"] for r in records])
     usage = [r["usage"] for r in records if r["usage"] is not None]
-    return f"{mean:.3f} ± {half:.3f}" + (f" at {100 * sum(usage) / len(usage):.1f} %" if usage else "")
+    spread = f" ± {half:.3f}" if math.isfinite(half) else ""
+    return f"{mean:.3f}{spread}" + (f" at {100 * sum(usage) / len(usage):.1f} %" if usage else "")
 
 
 def _gap(control: Sequence[dict[str, Any]], learned: Sequence[dict[str, Any]]) -> tuple[float, float, int]:
@@ -91,7 +96,43 @@ def _judge(seen: Summaries) -> list[Finding]:
                 found.append(_beside(seen, f"usage {100 * usage:g} %{words}", learned, equal))
             if learned and EVERYWHERE in seen and kind == "routed":
                 found.append(_price(seen, usage, learned))
-    return found
+    return found + _front(seen)
+
+
+def usage_of(records: Sequence[dict[str, Any]]) -> float:
+    """Share of the (token, layer) slots that attend to everything; a layer without a router is all or nothing."""
+    measured = [r["usage"] for r in records if r["usage"] is not None]
+    layout = records[0]["layout"]
+    return sum(measured) / len(measured) if measured else layout.count("A") / len(layout)
+
+
+def _front(seen: Summaries) -> list[Finding]:
+    """Whether a learned arm is on the Pareto front: whatever attends as little or less has a higher mean loss."""
+    arms = {name: records for name, records in seen.items() if len(records) >= SEEDS}
+    learned = [name for name in arms if name.split()[0] in LEARNED]
+    if not learned or len(arms) == len(learned):
+        return []
+    usage = {name: usage_of(records) for name, records in arms.items()}
+    loss = {name: mean_interval([r["loss"] for r in records])[0] for name, records in arms.items()}
+    front = [
+        name
+        for name in sorted(arms, key=usage.__getitem__)
+        # A budget is met to a few per cent of itself: that much less is not less.
+        if all(loss[name] <= loss[other] for other in arms if usage[other] <= (1 + NEAR) * usage[name])
+    ]
+    few = [f"{name} {_words(records)}" for name, records in seen.items() if name not in arms]
+    return [
+        Finding(
+            statement="124M weights, 20M tokens: a learned arm is on the Pareto front of usage and loss",
+            quoted="(ours) which loses how much at which usage",
+            measured="on it: " + ", ".join(front),
+            n=min(len(records) for records in arms.values()),
+            interval="means of the seeds",
+            control="; ".join(f"{name} {_words(records)}" for name, records in arms.items()),
+            verdict="holds" if set(front) & set(learned) else "does not hold",
+            detail=f"fewer seeds, not counted: {', '.join(few)}" if few else "",
+        )
+    ]
 
 
 def _beside(
@@ -138,6 +179,6 @@ def _price(seen: Summaries, usage: float, learned: list[dict[str, Any]]) -> Find
 claim(
     Claim(
         id="LM1", source=SOURCE, title="a language model of 124M weights: loss against usage", arms=_arms,
-        judge=_judge, seeds=3,
+        judge=_judge, seeds=SEEDS,
     )
 )  # fmt: skip

@@ -109,7 +109,7 @@ class CausalLM(nn.Module):
         """
         if tokens.ndim != 2:
             raise ShapeError(f"tokens {tuple(tokens.shape)}; expected [batch, length]")
-        self._check_vocab(tokens)
+        self.check_vocab(tokens)
         mode = replace(mode, tokens=tokens)
         x, routes = self.features(self.embed(tokens), mode=mode, state=state, hint=hint)
         if at is not None:
@@ -192,7 +192,7 @@ class CausalLM(nn.Module):
             block.compile(dynamic=False)
         self.compiled = True
 
-    def _check_vocab(self, tokens: Tensor) -> None:
+    def check_vocab(self, tokens: Tensor) -> None:
         if tokens.device.type != "cpu" or torch.compiler.is_compiling() or not tokens.numel():
             return
         low, high = (int(value) for value in tokens.aminmax())

@@ -1,6 +1,7 @@
 """The page of language models: what inference costs by context and batch, and what routing costs in loss.
 
-Drawn from the rows of `turnout bench inference` under results/bench and the trained arms under results/lm.
+Drawn from the rows of `turnout bench inference` under results/bench, the trained arms under results/lm and the runs of
+claim LM1.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 from turnout.bench.rows import Row, machine, read_rows
 from turnout.claims.store import results_dir
 from turnout.errors import DataError
+from turnout.report import language_models
 from turnout.report.figure import Cell, Data, Figure
 from turnout.report.palette import ink
 from turnout.report.plot import Box, Panel, both_sizes, picture
@@ -26,22 +28,23 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def write_bill(out: Path, folder: Path | None = None, arms: Path | None = None) -> Path:
+def write_bill(out: Path, root: Path | None = None) -> Path:
     """Write the page `out` and the CSV files of its figures beside it.
 
     Args:
-        folder: rows of the bill; None = results/bench.
-        arms: trained arms, one JSON a run; None = results/lm.
+        root: of the results; None = the checkout's or the wheel's.
     Raises:
         DataError: no row is there.
         UnsupportedError: jinja2 is not installed.
     """
-    rows = newest([row for row in read_rows(folder) if row["kind"] == "inference" and row["case"]["what"] == "decode"])
+    root = root or results_dir()
+    measured = (row for row in read_rows(root / "bench") if row["kind"] == "inference")
+    rows = newest([row for row in measured if row["case"]["what"] == "decode"])
     if not rows:
         raise DataError("no row of the inference bill is there; measure some: turnout bench inference RECIPE")
     figures = [figure for size in sizes(rows) for figure in (times(size), answers(size)) if figure is not None]
-    quality = pareto(read_arms(arms or results_dir() / "lm"))
-    figures += [] if quality is None else [quality]
+    quality = (language_models.pareto(root), pareto(read_arms(root / "lm")))
+    figures += [figure for figure in quality if figure is not None]
     return write_page(out, "bill.html.j2", figures, columns=COLUMNS, rows=table(rows), provenance=_provenance(rows))
 
 
@@ -102,8 +105,8 @@ def compiled(row: Row) -> str:
 
 
 def _ratio(row: Row, rows: Sequence[Row]) -> float | None:
-    """Tokens a second of a whole answer, over those of the dense model in the same place."""
-    same = ("layers", "width", "context", "batch", "usage", "compiled")
+    """Tokens a second of a whole answer, over those of the dense model in the same place, which has one usage."""
+    same = ("layers", "width", "context", "batch", "compiled")
     for other in rows:
         where = all(other["case"].get(name, False) == row["case"].get(name, False) for name in same) and machine(
             other

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from turnout.bench.rows import Row, read_rows
+from turnout.claims.language_models import usage_of
 from turnout.claims.store import summaries
 from turnout.report.figure import Cell, Data, Figure
 from turnout.report.numbers import percent
@@ -56,7 +57,7 @@ def table(root: Path) -> list[str]:
     found = []
     for name, records in seen.items():
         usage, mean, half = _point(name, records)
-        shown = "" if name in LINES and records[0]["layout"] == "L" else percent(usage)
+        shown = "" if set(records[0]["layout"]) == {"L"} else percent(usage)
         spread = "" if math.isinf(half) else f" ± {half:.3f}"
         # Some seeds shared their GPU with other work; the fastest of them did so least.
         pace = max(record["tokens_per_s"] for record in records)
@@ -93,10 +94,7 @@ def _priced(name: str) -> tuple[str, float]:
 def _point(name: str, records: list[dict[str, Any]]) -> tuple[float, float, float]:
     """Usage, mean loss, half its interval; a static hybrid's usage is that of its layout."""
     mean, half = mean_interval([r["loss"] for r in records])
-    measured = [r["usage"] for r in records if r["usage"] is not None]
-    layout = records[0]["layout"]
-    usage = sum(measured) / len(measured) if measured else layout.count("A") / len(layout)
-    return usage, mean, half
+    return usage_of(records), mean, half
 
 
 def _draw(curves: dict[str, list[tuple[float, float, float]]], lines: dict[str, tuple[float, float]],

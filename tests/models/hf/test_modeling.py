@@ -229,6 +229,16 @@ def test_parts_of_a_batch_add_up_to_its_loss_as_trainers_with_accumulation_ask()
     close(parts[0] + parts[1], model(ids, labels=labels).loss, 4 * 61)
 
 
+def test_resized_embeddings_know_the_new_tokens() -> None:
+    model = build()
+    before = model(tokens(1, 5)).logits
+    model.resize_token_embeddings(70)
+    assert model(torch.tensor([[1, 69]])).logits.shape[-1] == 70
+    assert torch.equal(model(tokens(1, 5)).logits[..., :61], before)
+    with pytest.raises(ShapeError, match="another tokenizer"):
+        model(torch.tensor([[1, 70]]))
+
+
 def test_embeddings_may_be_given_instead_of_tokens() -> None:
     model = build()
     with torch.no_grad():
@@ -267,8 +277,16 @@ def test_misuse_of_prompts_and_caches_is_refused() -> None:
         greedy(model, tokens(1, 9), new=1)
     cache = TurnoutCache()
     greedy(model, tokens(1, 5), past_key_values=cache)
-    with pytest.raises(ShapeError, match="another prompt"):
-        greedy(model, tokens(1, 12, seed=3), past_key_values=cache)
+    for shorter_equal_longer in (3, 5, 12):
+        with pytest.raises(ShapeError, match="another prompt"):
+            greedy(model, tokens(1, shorter_equal_longer, seed=3), past_key_values=cache)
+        filled_by_hand = TurnoutCache()
+        with torch.no_grad():
+            model(tokens(1, 5), past_key_values=filled_by_hand)
+        with pytest.raises(ShapeError, match="another prompt"):
+            greedy(model, tokens(1, shorter_equal_longer, seed=3), past_key_values=filled_by_hand)
+    with pytest.raises(ShapeError, match="another tokenizer"):
+        model(torch.tensor([[1, 61]]))
     with pytest.raises(ShapeError, match="holds 1 sequences, got 3"):
         model(tokens(3, 1), past_key_values=cache)
     with pytest.raises(ShapeError, match="between real tokens"):

@@ -148,12 +148,12 @@ def _prompts(options: Options) -> list[bytes]:
 
 
 class _Stream:
-    """Writes tokens as they come; a character appears once all its bytes are there."""
+    """Writes tokens as they come, the prompt before the first; a character appears once all its bytes are there."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: bytes) -> None:
         self.tokenizer = tokenizer
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._write(prompt.decode("utf-8", "replace"))
+        self.prompt = prompt.decode("utf-8", "replace")
 
     def __call__(self, rows: list[int], tokens: list[int]) -> None:
         kept = [token for token in tokens if token != self.tokenizer.separator]
@@ -163,6 +163,8 @@ class _Stream:
         self._write(self.decoder.decode(b"", final=True) + "\n")
 
     def _write(self, text: str) -> None:
+        # What refuses the prompt has had its say by now.
+        text, self.prompt = self.prompt + text, ""
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
         sys.stdout.flush()

@@ -40,6 +40,8 @@ class TurnoutCache(Cache):
     Attributes:
         pieces: what is held, by sequence length; empty before the first token.
         padded_length: tokens seen with padding, what `generate` counts.
+        prompt: the first tokens that it holds, int64 [B, T]; None before any or with embeddings in their place.
+        checked: whether this call of `generate` has compared its prompt with what is held.
         stepping: one-token calls leave nothing to the host, so that they can be compiled (static and unpadded only).
     """
 
@@ -49,6 +51,7 @@ class TurnoutCache(Cache):
         self.pieces: list[Piece] = []
         self.padded_length = 0
         self.prompt: Tensor | None = None
+        self.checked = False
         self.stepping = False
 
     @property
@@ -89,7 +92,8 @@ class TurnoutCache(Cache):
 
     def reset(self) -> None:
         """Forget everything."""
-        self.pieces, self.padded_length, self.prompt, self.stepping = [], 0, None, False
+        self.pieces, self.padded_length, self.prompt = [], 0, None
+        self.checked = self.stepping = False
 
     def split(self, model: CausalLM, new: Tensor, like: Tensor) -> list[tuple[Piece, int]]:
         """Pieces, cut so that all sequences of one get the same number of tokens, with that number; room is made.
@@ -195,6 +199,7 @@ class TurnoutCache(Cache):
         self.end_steps()
         order = beam_idx.to("cpu")
         self.pieces = [_reordered(piece, order) for piece in self.pieces]
+        self.prompt = _of_rows(self.prompt, order)
         if was_stepping:
             self.begin_steps()
 
@@ -225,7 +230,7 @@ class TurnoutCache(Cache):
                 part = _select(piece, torch.tensor([place[int(source[i])] for i in new]))
                 part.rows = torch.tensor(new)
                 taken.append(part)
-        self.pieces = taken
+        self.pieces, self.prompt = taken, _of_rows(self.prompt, source)
 
     def _caches(self) -> list[KVCache]:
         return [memory.cache for piece in self.pieces for memory in piece.state if memory.cache is not None]

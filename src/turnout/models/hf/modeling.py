@@ -81,6 +81,8 @@ class TurnoutForCausalLM(PreTrainedModel, GenerationMixin):
 
     def set_input_embeddings(self, value: torch.nn.Module) -> None:
         self.model.embed = value  # type: ignore[assignment]
+        # Embeddings may have been resized.
+        self.model.vocab = getattr(value, "num_embeddings", self.model.vocab)
 
     def get_output_embeddings(self) -> torch.nn.Module:
         return self.model.head
@@ -136,7 +138,8 @@ class TurnoutForCausalLM(PreTrainedModel, GenerationMixin):
             output_attentions: cannot be had: weights of attention never exist.
             num_items_in_batch: targets of the whole batch, of which this is a part; the loss is then this part's share.
         Raises:
-            ShapeError: no or two kinds of input, padding between real tokens, a cache of another prompt.
+            ShapeError: no or two kinds of input, tokens of another tokenizer (seen on a CPU), padding between real
+                tokens, a cache of another prompt.
             UnsupportedError: `output_attentions`; hidden states of padded sequences or single steps behind a cache.
         """
         if output_attentions:
@@ -145,6 +148,8 @@ class TurnoutForCausalLM(PreTrainedModel, GenerationMixin):
             )
         if (input_ids is None) == (inputs_embeds is None):
             raise ShapeError("pass either input_ids or inputs_embeds")
+        if input_ids is not None:
+            self.model.check_vocab(input_ids)
         x = self.model.embed(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache is None:
             use_cache = self.config.use_cache and labels is None and not torch.is_grad_enabled()
@@ -223,6 +228,8 @@ class TurnoutForCausalLM(PreTrainedModel, GenerationMixin):
         if cache.stepping and length == 1 and torch.compiler.is_compiling():
             return cache.step(self.model, x, mode=mode)
         past = cache.get_seq_length()
+        if past == 0 and cache.prompt is None and ids is not None:
+            cache.prompt = ids.detach().clone()
         if mask is not None and mask.shape[1] not in (length, past + length):
             raise ShapeError(
                 f"attention_mask covers {mask.shape[1]} tokens, but the cache holds {past} and {length} are new; the "
@@ -284,13 +291,10 @@ class TurnoutForCausalLM(PreTrainedModel, GenerationMixin):
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Adds the checks of a prompt; see `GenerationMixin`."""
-        cache = kwargs.get("past_key_values")
         if kwargs.get("is_first_iteration", False):
-            mask = kwargs.get("attention_mask")
-            # All tokens so far, or only the next chunk of them? `generate` drops a mask of ones.
-            known = cache.padded_length if cache is not None else 0
-            whole = input_ids.shape[1] > known if mask is None else mask.shape[1] == input_ids.shape[1]
-            self._check_prompt(input_ids, cache, whole=whole)
+            cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+            # A mask that covers more says that these are the tokens behind the cache, and not the whole text.
+            self._check_prompt(input_ids, cache, whole=mask is None or mask.shape[1] == input_ids.shape[1])
         return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
 
     def _check_prompt(self, ids: Tensor, cache: TurnoutCache | None, *, whole: bool) -> None:
@@ -305,14 +309,17 @@ class TurnoutForCausalLM(PreTrainedModel, GenerationMixin):
                 f"the prompt has {ids.shape[1]} tokens; the model was trained on {self.config.max_position_embeddings}",
                 stacklevel=4,
             )
-        if cache is None or not whole:
+        if cache is None or cache.checked or not whole:
             return
-        if cache.prompt is not None and cache.padded_length and ids.shape[1] >= cache.prompt.shape[1]:
-            same = ids[: len(cache.prompt), : cache.prompt.shape[1]]
-            if same.shape != cache.prompt.shape or not torch.equal(same, cache.prompt.to(ids.device)):
+        # Further chunks of the same prompt come here too.
+        cache.checked = True
+        held = cache.padded_length
+        if held and cache.prompt is not None:
+            old = cache.prompt.to(ids.device)
+            if ids.shape[1] <= held or not torch.equal(ids[:, : old.shape[1]], old):
                 raise ShapeError(
-                    "the cache holds another prompt than the one given; pass a new TurnoutCache(), or the old prompt "
-                    "followed by the new tokens"
+                    f"the cache holds {held} tokens of another prompt than the one given ({ids.shape[1]} tokens); pass "
+                    "a new TurnoutCache(), or the old prompt followed by the new tokens"
                 )
         cache.prompt = ids.detach().clone()
 
@@ -336,7 +343,7 @@ class TurnoutForCausalLM(PreTrainedModel, GenerationMixin):
         if given is not None:
             if not isinstance(given, TurnoutCache):
                 raise ConfigError(f"past_key_values is a {type(given).__name__}; expected a TurnoutCache, or none")
-            given._is_user_defined = True
+            given._is_user_defined, given.checked = True, False
         elif generation_config.use_cache is not False:
             room = max(max_cache_length, generation_config.max_cache_len or 0) if kind == "static" else None
             model_kwargs["past_key_values"] = TurnoutCache(room)
