@@ -18,7 +18,11 @@ LOCAL: dict[str, dict[str, Any]] = {
     "state space": {"layout": "L", "local": "ssm"},
     "convolution + dense": {"layout": "LALA"},
     "state space + dense": {"layout": "LALA", "local": "ssm"},
+    # Uncompiled: the gate noise has a generator of its own.
+    "routed": {"layout": "R", "local": "conv:kernel=16,project=false", "compiled": False},
 }
+# Of the arm that is routed: open gates at the end.
+USAGE = 0.25
 REGULARISED: dict[str, dict[str, Any]] = {
     "weight decay 1": {"weight_decay": 1.0},
     "dropout 0.1": {"dropout": 0.1},
@@ -41,13 +45,27 @@ def _arm(name: str, **options: Any) -> Arm:
         from turnout.recipes.patterns import pattern_cpu, pattern_gpu
 
         if os.environ.get("TURNOUT_PATTERN_STEPS") == "tiny":
-            small = pattern_cpu(text_path(), pattern=options.get("pattern", "full"), seed=seed, steps=8)
+            pattern = options.get("pattern", "full").replace("longest=960,ramp=64", "longest=96,ramp=8")
+            small = pattern_cpu(text_path(), pattern=pattern, seed=seed, steps=8)
             model = replace(small.model, dropout=options.get("dropout", 0.0))
             return replace(small, model=model, loop=replace(small.loop, log_every=4, eval_every=4, eval_sequences=8))
         run = pattern_gpu(text_path(), seed=seed, max_mb=1.0, **{"steps": PASSES * PASS, **options})
+        if options.get("layout") == "R":
+            run = _routed(run)
         return replace(run, loop=replace(run.loop, log_every=11, eval_every=22))
 
     return Arm(name=name, config=config, control=name in (BASE, "no decay, no positions"), together=curves)
+
+
+def _routed(run: Any) -> Any:
+    """The convolution for every token, attention added for those that an "ema" router sends there."""
+    from turnout.models.config import RoutingConfig
+    from turnout.train.config import BudgetConfig
+
+    return replace(
+        run, model=replace(run.model, routing=RoutingConfig(router="ema", mix="add")),
+        schedule=BudgetConfig(usage=USAGE, steps=run.schedule.steps), loop=replace(run.loop, skip_below=0.0),
+    )  # fmt: skip
 
 
 def arms() -> list[Arm]:

@@ -25,6 +25,8 @@ from turnout.routers.pattern.reach import Blend, Blocks, Prune, Reach, Routed, T
 HIDDEN = -3e4
 # Rows of one chunk where keys out of reach are left out, at least.
 LEAST_CHUNK = 128
+# Log weights of a sequence that are held at a time, at most: heads x rows x keys.
+MOST_WEIGHTS = 2**28
 
 
 def read(
@@ -81,7 +83,9 @@ def _around(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor | None, 
     if reach.dilation is not None:
         return _blank(dilated(q, k, v, reach.dilation, positions(q, k, rows), whole=rows is None), rows)
     if rows is None and reach.window is not None and not reach.sinks and reach.contextual is None:
-        return _trimmed(q, k, v, reach, reach.window)
+        return _trimmed(q, k, v, reach, max(reach.window, LEAST_CHUNK))
+    if rows is None and q.shape[1] * q.shape[2] * k.shape[1] > MOST_WEIGHTS:
+        return _trimmed(q, k, v, reach, max(LEAST_CHUNK, MOST_WEIGHTS // (q.shape[2] * k.shape[1])))
     return _blank(_biased(q, k, v, reach, positions(q, k, rows)), rows)
 
 
@@ -250,9 +254,10 @@ def log_weights(reach: Reach, rows: Tensor, keys: Tensor, heads: int, dtype: tor
     return torch.where(visible, bias.clamp(min=HIDDEN), HIDDEN)
 
 
-def _trimmed(q: Tensor, k: Tensor, v: Tensor, reach: Reach, window: int) -> Tensor:
-    """The last R positions in chunks, each against the keys in its windows."""
-    outs, before, chunk = [], k.shape[1] - q.shape[1], max(window, LEAST_CHUNK)
+def _trimmed(q: Tensor, k: Tensor, v: Tensor, reach: Reach, chunk: int) -> Tensor:
+    """The last R positions in chunks, each against the keys up to its own, in its windows where there are no sinks."""
+    outs, before = [], k.shape[1] - q.shape[1]
+    window = k.shape[1] if reach.window is None or reach.sinks else reach.window
     for start in range(0, q.shape[1], chunk):
         part = q[:, start : start + chunk]
         low, high = max(0, before + start - window + 1), before + start + part.shape[1]

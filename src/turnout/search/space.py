@@ -92,6 +92,7 @@ def space_of(config: ModelConfig, actions: Sequence[str]) -> Space:
         raise ConfigError(
             f"search starts from a model with layout A and pattern {actions[0]!r}; this one has layout "
             f"{config.layer_kinds} and pattern {config.pattern!r}"
+            + (f"; begin the actions with {config.pattern!r}" if set(config.layer_kinds) == {"A"} else "")
         )
     if config.directions != "none" or config.output_gate != "none":
         raise ConfigError(

@@ -12,6 +12,7 @@ from oracles import assert_as_exact_as_eager
 from pattern_laws import HEADS, KV_HEADS, WIDTH, build, lively, oracle_attend
 from routing_laws import VOCAB, assert_same, awake, in_pieces, sequences, terms_of, tiny
 from turnout.errors import ConfigError, UnsupportedError
+from turnout.layers import reading
 from turnout.layers.reading import read
 from turnout.models import CausalLM, DecodeStep
 from turnout.probe.causality import certify
@@ -55,6 +56,27 @@ def test_a_fixed_pattern_is_softmax_attention_under_its_mask_and_bias(
         return oracle_attend(q, k, v, spec)
 
     assert_as_exact_as_eager(fast, eager, tensors(length), reduction=length * WIDTH, dtype=dtype)
+
+
+@pytest.mark.parametrize("name", ["power_law", "kerple", "fire", "cope"])
+def test_log_weights_of_a_long_sequence_are_made_in_chunks_to_the_same_attention(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reach, made = reach_of(spec_of(name), LENGTH), []
+    monkeypatch.setattr(reading, "LEAST_CHUNK", 4)
+    plain = reading.log_weights
+    monkeypatch.setattr(reading, "log_weights", lambda *given: made.append(plain(*given)) or made[-1])
+
+    def outcome(most: int) -> list[torch.Tensor]:
+        monkeypatch.setattr(reading, "MOST_WEIGHTS", most)
+        inputs = [tensor.requires_grad_() for tensor in tensors()]
+        out = read(inputs[0], inputs[1], inputs[2], reach)
+        return [out, *torch.autograd.grad(out.square().sum(), inputs)]
+
+    whole, parts = outcome(2**28), outcome(1)
+    assert [tuple(one.shape[-2:]) for one in made] == [(LENGTH, LENGTH), *((4, n) for n in range(4, 21, 4)), (1, 21)]
+    for one, other in zip(whole, parts, strict=True):
+        assert_same(other, one, terms=LENGTH * WIDTH)
 
 
 def test_the_published_merge_of_branches_has_the_same_output_and_no_gradient_of_its_weights() -> None:
@@ -224,6 +246,10 @@ BAD = [
     ("sinks:sinks=0", r"sinks=0; expected both >= 1"),
     ("alibi:slope=-1", r"slope=-1.0; expected > 0"),
     ("alibi:prune=1", r"prune=1.0, cap=6.0; expected 0 <= prune < 1"),
+    ("alibi:cap=4", "cap=4.0 without prune shortens nothing"),
+    ("forget:gate=fixed,cap=4", "cap=4.0 without prune shortens nothing"),
+    ("forget:gate=none,prune=0.1", "gate=none never forgets"),
+    ("forget:gate=none,longest=9", "gate=none never forgets"),
     ("retnet:shift=0", r"shift=0.0; expected > 0"),
     ("power_law:low=-1", r"low=-1.0.*expected 0 < low <= high"),
     ("strided:stride=1", r"stride=1; expected block >= 1, near >= 0 and stride >= 2"),

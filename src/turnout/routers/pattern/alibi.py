@@ -14,12 +14,14 @@ class AlibiPattern(ConstantDecay):
     Args:
         slope: factor on every m_h, > 0.
         prune: largest share of a row's weight that may be skipped; 0 skips nothing.
-        cap: with `prune`, norm to which queries and keys are shortened.
+        cap: with `prune`, norm to which queries and keys are shortened; none = 6.
     """
 
     # paper: the formula for any H; the published code interpolates where H is no power of two.
 
-    def __init__(self, context: PatternContext, *, slope: float = 1.0, prune: float = 0.0, cap: float = 6.0) -> None:
+    def __init__(
+        self, context: PatternContext, *, slope: float = 1.0, prune: float = 0.0, cap: float | None = None
+    ) -> None:
         if not slope > 0:
             raise ConfigError(f"pattern alibi: slope={slope}; expected > 0 (a negative one would grow with distance)")
         total = context.total or context.heads

@@ -18,6 +18,8 @@ from turnout.routers.mode import RoutingMode
 from turnout.routers.pattern.base import Pattern, PatternContext
 from turnout.routers.pattern.reach import Prune, Reach
 
+CAP = 6.0
+"""Norm to which a pruned pattern shortens where nothing else is said."""
 MOST_KEYS = 2**20
 """Longest sequence for which the share lost to pruning is bounded."""
 
@@ -28,14 +30,14 @@ class ConstantDecay(Pattern):
     Args:
         rates: of each head, >= 0.
         prune: largest share of a row's weight that may be skipped, in [0, 1); 0 skips nothing.
-        cap: with `prune`, norm to which queries and keys are shortened; this is what bounds the share.
+        cap: with `prune`, norm to which queries and keys are shortened (`CAP`); this is what bounds the share.
     """
 
     rates: Tensor
     step: Tensor
     spans: Tensor
 
-    def __init__(self, context: PatternContext, rates: Sequence[float], *, prune: float, cap: float) -> None:
+    def __init__(self, context: PatternContext, rates: Sequence[float], *, prune: float, cap: float | None) -> None:
         super().__init__(context)
         if min(rates) < 0:
             raise ConfigError(f"decay rates {list(rates)}; expected >= 0: a decay never grows with distance")
@@ -89,11 +91,14 @@ def keys_within(length: int, spans: Tensor) -> float:
     return sum(w - w * (w - 1) / (2 * length) for w in windows) / len(windows)
 
 
-def check_prune(prune: float, cap: float) -> Prune | None:
+def check_prune(prune: float, cap: float | None) -> Prune | None:
     """The options of pruning; None where nothing is pruned."""
-    if not 0 <= prune < 1 or not cap > 0:
-        raise ConfigError(f"decay prune={prune}, cap={cap}; expected 0 <= prune < 1 (0 = off) and cap > 0")
-    return Prune(loss=prune, cap=cap) if prune else None
+    norm = CAP if cap is None else cap
+    if not 0 <= prune < 1 or not norm > 0:
+        raise ConfigError(f"decay prune={prune}, cap={norm}; expected 0 <= prune < 1 (0 = off) and cap > 0")
+    if cap is not None and not prune:
+        raise ConfigError(f"decay cap={cap} without prune shortens nothing; leave it out, or add prune=0.0001")
+    return Prune(loss=prune, cap=norm) if prune else None
 
 
 def spans_of(rates: Sequence[float], prune: Prune | None, head_dim: int) -> Tensor:

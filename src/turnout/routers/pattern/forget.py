@@ -28,7 +28,7 @@ class ForgetPattern(Pattern):
             forgets.
         shortest, longest: decay times of the first and the last head in tokens, 0 < shortest <= longest.
         prune: largest share of a row's weight that may be skipped; 0 skips nothing.
-        cap: with `prune`, norm to which queries and keys are shortened.
+        cap: with `prune`, norm to which queries and keys are shortened; none = 6.
     State: log f of the past, [B, S, H].
     """
 
@@ -37,7 +37,7 @@ class ForgetPattern(Pattern):
 
     def __init__(
         self, context: PatternContext, *, gate: str = "full", shortest: float = 2.0, longest: float = 512.0,
-        prune: float = 0.0, cap: float = 6.0,
+        prune: float = 0.0, cap: float | None = None,
     ) -> None:  # fmt: skip
         super().__init__(context)
         if gate not in GATES:
@@ -48,6 +48,8 @@ class ForgetPattern(Pattern):
                 "times in tokens"
             )
         self.gate, self.pruning = gate, check_prune(prune, cap)
+        if gate == "none" and (prune or (shortest, longest) != (2.0, 512.0)):
+            raise ConfigError("pattern forget: gate=none never forgets, so shortest, longest and prune change nothing")
         steps = max(1, (context.total or context.heads) - 1)
         heads = torch.arange(context.first, context.first + context.heads, dtype=torch.float64) / steps
         bias = -torch.log(torch.expm1(1 / (shortest * (longest / shortest) ** heads))).float()

@@ -16,12 +16,14 @@ class RetnetPattern(ConstantDecay):
     Args:
         shift: > 0; 5 as published: the fastest head keeps 1 - 1/32 a step.
         prune: largest share of a row's weight that may be skipped; 0 skips nothing.
-        cap: with `prune`, norm to which queries and keys are shortened.
+        cap: with `prune`, norm to which queries and keys are shortened; none = 6.
     """
 
     # paper: retention has no softmax; here the decay alone is taken over, so that patterns differ in nothing else.
 
-    def __init__(self, context: PatternContext, *, shift: float = 5.0, prune: float = 0.0, cap: float = 6.0) -> None:
+    def __init__(
+        self, context: PatternContext, *, shift: float = 5.0, prune: float = 0.0, cap: float | None = None
+    ) -> None:
         if not shift > 0:
             raise ConfigError(f"pattern retnet: shift={shift}; expected > 0, so that gamma = 1 - 2^-shift is in (0, 1)")
         heads = range(context.first, context.first + context.heads)
