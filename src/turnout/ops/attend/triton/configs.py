@@ -231,6 +231,7 @@ def row_splits(tile: Tile, n_blocks: int, n_sms: int, n_row_tiles: int) -> int:
     return max(min(BACKWARD_PER_SM * n_sms // max(n_blocks, 1), n_row_tiles, MOST_SPLITS), 1)
 
 
-def with_rows(tile: Tile, rows: int, keys: int) -> Tile:
-    """The tile with a height and width that key blocks dictate."""
-    return replace(tile, rows=rows, keys=keys)
+def within_blocks(tile: Tile, rows: int, keys: int) -> Tile:
+    """The tile, cut where a block of `rows` packed rows or of `keys` keys is smaller: a larger one is walked in parts."""
+    height = max(LEAST, 1 << (rows - 1).bit_length())
+    return replace(tile, rows=min(tile.rows, height), keys=min(tile.keys, keys))
