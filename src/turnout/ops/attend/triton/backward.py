@@ -453,7 +453,9 @@ def dkdv_kernel(
                     HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS, False, DECAY_GRAD,
                 )  # fmt: skip
         else:
-            # Whole tiles from the first row on; the tiles that touch a masked row are masked.
+            # Whole tiles from the first row on; the tiles that touch a masked row are masked. The widest in float32 all
+            # are: a second loop would cost registers that there are not, and the mask next to nothing.
+            ONE_LOOP: tl.constexpr = BD > 128 and k.dtype == tl.float32
             start = begin * PACK
             mask_end = start + (full_begin * PACK - start + BM - 1) // BM * BM
             full_stop = mask_end + tl.maximum(full_end * PACK - mask_end, 0) // BM * BM
@@ -464,6 +466,8 @@ def dkdv_kernel(
                 stop = tl.minimum(stop, start + each)
                 mask_end = tl.minimum(tl.maximum(mask_end, start), start + each)
                 full_stop = tl.minimum(tl.maximum(full_stop, mask_end), start + each)
+            if ONE_LOOP:
+                mask_end = stop
             for first in tl.range(start, tl.minimum(mask_end, stop), BM):
                 dk, dv, dc = _dkdv_tile(
                     dk, dv, dc, k, v, key, of_key, first_key, first_hi, first_lo, first, n_packed,
@@ -472,22 +476,23 @@ def dkdv_kernel(
                     n_rows, n_keys, window, sinks, scale,
                     HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS, False, DECAY_GRAD,
                 )  # fmt: skip
-            for first in tl.range(mask_end, tl.minimum(full_stop, stop), BM):
-                dk, dv, dc = _dkdv_tile(
-                    dk, dv, dc, k, v, key, of_key, first_key, first_hi, first_lo, first, n_packed,
-                    rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
-                    lse_base, row_hi_base, row_lo_base, delta_base, stride_qt, stride_qh,
-                    n_rows, n_keys, window, sinks, scale,
-                    HEADS, PACK, D, BD, BM, PRECISION, False, LISTED, DECAY, WINDOW, SINKS, STARTS, TMA, DECAY_GRAD,
-                )  # fmt: skip
-            for first in tl.range(full_stop, stop, BM):
-                dk, dv, dc = _dkdv_tile(
-                    dk, dv, dc, k, v, key, of_key, first_key, first_hi, first_lo, first, n_packed,
-                    rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
-                    lse_base, row_hi_base, row_lo_base, delta_base, stride_qt, stride_qh,
-                    n_rows, n_keys, window, sinks, scale,
-                    HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS, False, DECAY_GRAD,
-                )  # fmt: skip
+            if not ONE_LOOP:
+                for first in tl.range(mask_end, tl.minimum(full_stop, stop), BM):
+                    dk, dv, dc = _dkdv_tile(
+                        dk, dv, dc, k, v, key, of_key, first_key, first_hi, first_lo, first, n_packed,
+                        rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
+                        lse_base, row_hi_base, row_lo_base, delta_base, stride_qt, stride_qh,
+                        n_rows, n_keys, window, sinks, scale,
+                        HEADS, PACK, D, BD, BM, PRECISION, False, LISTED, DECAY, WINDOW, SINKS, STARTS, TMA, DECAY_GRAD,
+                    )  # fmt: skip
+                for first in tl.range(full_stop, stop, BM):
+                    dk, dv, dc = _dkdv_tile(
+                        dk, dv, dc, k, v, key, of_key, first_key, first_hi, first_lo, first, n_packed,
+                        rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
+                        lse_base, row_hi_base, row_lo_base, delta_base, stride_qt, stride_qh,
+                        n_rows, n_keys, window, sinks, scale,
+                        HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS, False, DECAY_GRAD,
+                    )  # fmt: skip
         if DECAY_GRAD:
             dc_base = dc_ptr + ((split.to(tl.int64) * n_batch + batch) * HEADS + packed_head) * n_keys
             tl.store(dc_base + key, dc, mask=key < n_keys)
