@@ -2,6 +2,7 @@
 # make test   lint, types and tests
 # make test-browser   the dashboard's tests in a headless Chromium
 # make test-notebooks   run docs/notebooks
+# make test-tiles   compile every tile of the GPU kernels, for compute capability 8.0 and 9.0, without a GPU
 # make test-gpu   the tests that need an NVIDIA GPU
 # All build .venv first (make install) and need only Python 3.11 or newer with pip.
 
@@ -13,7 +14,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
 PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c '$(NEW_ENOUGH)' 2>/dev/null && echo "$$p" && break; done)
 
-.PHONY: install demo test test-browser test-notebooks test-gpu lint clean
+.PHONY: install demo test test-browser test-notebooks test-tiles test-gpu lint clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -47,6 +48,11 @@ test-browser: install
 # The notebooks of docs/notebooks, from their first cell to their last.
 test-notebooks: install
 	$(BIN)/pytest -q -m notebook
+
+# Every tile of the attention kernels with every option, compiled for GPUs that are not here: none may spill a register
+# or need more shared memory than its device has. Minutes, in as many processes as there are cores.
+test-tiles: install
+	$(BIN)/pytest -q -m tiles
 
 # On a machine with an NVIDIA GPU: the compiled kernels, their memory, graphs and determinism.
 test-gpu: install

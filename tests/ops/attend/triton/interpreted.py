@@ -189,8 +189,9 @@ def test_a_packed_sequence_is_the_same_as_the_sequence_alone() -> None:
         begin += length
 
 
-@pytest.mark.parametrize("key_block,row_block", [(16, 8), (32, 8), (16, 3)])
+@pytest.mark.parametrize("key_block,row_block", [(16, 8), (32, 8), (16, 3), (64, 20)])
 def test_chosen_key_blocks_with_repeats_and_blocks_of_the_future(key_block: int, row_block: int) -> None:
+    # The last: tiles of 16 rows and 16 keys walk blocks of 40 packed rows and 64 keys in parts.
     rows = some_rows(63, 0.5)
     n_blocks = -(-63 // key_block)
     shape = (B, -(-rows.shape[-1] // row_block), G, 3)

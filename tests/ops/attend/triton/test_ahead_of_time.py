@@ -1,13 +1,18 @@
-"""The tiles of the tables compile without a device: shared memory within the limit, no register spilled."""
+"""The kernels compile without a device: shared memory within the limit, no register spilled.
+
+Every tile of the tables with every option is a matter of minutes: those tests have a marker, `make test-tiles`.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
+from typing import Any
 
 import pytest
 
@@ -18,30 +23,39 @@ from turnout.ops.attend.triton.configs import (
     LEAN,
     LOW,
     ORDINARY,
+    SPECIALISED,
     TABLES,
     WITH_OPTIONS,
+    Tile,
 )
 
 pytest.importorskip("triton")
 
 CAPABILITY = {"hopper": 90, "ampere": 80}
 KERNELS = ("forward", "dq", "dkdv")
-EVERY = pytest.mark.skipif(
-    os.environ.get("TURNOUT_EVERY_TILE") != "1", reason="takes minutes on two cores; set TURNOUT_EVERY_TILE=1"
-)
+Check = Callable[[list[tuple[Any, ...]]], None]
 
 
-def check(orders: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def check() -> Iterator[Check]:
     """Compile in processes: one kernel at a time in each, and never where the interpreter is on."""
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     from compile_ahead import Order, what_does_not_fit
 
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        wrong = list(pool.map(what_does_not_fit, [Order(*order) for order in orders]))
-    assert not any(wrong), "\n".join(filter(None, wrong))
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool,
+    ):
+        patch.delenv("TRITON_INTERPRET", raising=False)
+
+        def compile_all(orders: list[tuple[Any, ...]]) -> None:
+            assert orders
+            wrong = list(pool.map(what_does_not_fit, [Order(*order) for order in orders]))
+            assert not any(wrong), "\n".join(filter(None, wrong))
+
+        yield compile_all
 
 
-def test_the_tallest_tiles_fit_their_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tallest_tiles_fit_their_devices(check: Check) -> None:
     # The tile with the most registers of each kernel at the commonest head dim.
     pairs = (("hopper", 128), ("ampere", 128))
     check(
@@ -49,12 +63,11 @@ def test_the_tallest_tiles_fit_their_devices(monkeypatch: pytest.MonkeyPatch) ->
             (kernel, TABLES[name][kernel][2, width][-1], 2, width, "", CAPABILITY[name])
             for name, width in pairs
             for kernel in KERNELS
-        ],
-        monkeypatch,
+        ]
     )
 
 
-def test_the_specialised_kernel_fits_with_splits_grouped_heads_and_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_specialised_kernel_fits_with_splits_grouped_heads_and_directions(check: Check) -> None:
     tall = TABLES["hopper"]["forward"][2, 128][-1]
     tiles = (
         (replace(tall, splits=2), ""),
@@ -64,17 +77,28 @@ def test_the_specialised_kernel_fits_with_splits_grouped_heads_and_directions(mo
         (ORDINARY, ""),
     )
     orders = [("forward", tile, 2, 128, option, 90) for tile, option in tiles]
-    check([*orders, ("uncut", LOW, 2, 128, "directions", 80)], monkeypatch)
+    check([*orders, ("uncut", LOW, 2, 128, "directions", 80)])
 
 
-def test_one_decay_a_head_has_room_in_the_specialised_kernel_and_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_decay_a_head_has_room_in_the_specialised_kernel_and_behind_it(check: Check) -> None:
     forward, dkdv = ("forward", WITH_OPTIONS[128]), ("dkdv", DKDV_WITH_OPTIONS[128])
-    check([(*one, 2, 128, "rates and starts", 90) for one in (forward, dkdv)], monkeypatch)
+    check([(*one, 2, 128, "rates and starts", 90) for one in (forward, dkdv)])
 
 
-@EVERY
+def test_a_decay_has_room_in_the_tiles_for_options(check: Check) -> None:
+    check([(kernel, getattr(LEAN["hopper"][2, 128], kernel), 2, 128, "decay", 90) for kernel in KERNELS])
+
+
+def test_a_tile_that_spills_or_needs_too_much_memory_is_found(check: Check) -> None:
+    with pytest.raises(AssertionError, match="spills"):
+        check([("dq", Tile(16, 32, 1, 1), 4, 128, "", 80)])
+    with pytest.raises(AssertionError, match="shared memory"):
+        check([("forward", Tile(64, 128, 8, 6), 2, 128, "", 80)])
+
+
+@pytest.mark.tiles
 @pytest.mark.parametrize("width", WITH_OPTIONS)
-def test_every_option_has_room_in_the_tiles_for_options(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_option_has_room_in_the_tiles_for_options(width: int, check: Check) -> None:
     tables = {"forward": WITH_OPTIONS, "dq": DQ_WITH_OPTIONS, "dkdv": DKDV_WITH_OPTIONS}
     options = ("rates and starts", "window", "window, sinks and starts")
     orders = [(kernel, table[width], 2, width, option, 90) for kernel, table in tables.items() for option in options]
@@ -82,38 +106,32 @@ def test_every_option_has_room_in_the_tiles_for_options(width: int, monkeypatch:
     orders = [order for order in orders if order[0] != "forward" or "sinks" not in str(order[4])]
     tables["dkdv"] = DKDV_WITH_SUMS
     orders += [(kernel, table[width], 2, width, "decay and starts", 90) for kernel, table in tables.items()]
-    check(orders, monkeypatch)
+    check(orders)
 
 
-def test_a_decay_has_room_in_the_tiles_for_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    check([(kernel, getattr(LEAN["hopper"][2, 128], kernel), 2, 128, "decay", 90) for kernel in KERNELS], monkeypatch)
-
-
-@EVERY
+@pytest.mark.tiles
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("name", TABLES)
-def test_every_tile_fits_its_devices(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_tile_fits_its_devices(name: str, kernel: str, check: Check) -> None:
     check(
         [
             (kernel, tile, itemsize, width, "", CAPABILITY[name])
-            for kernel in KERNELS
             for (itemsize, width), tiles in TABLES[name][kernel].items()
             for tile in tiles
-        ],
-        monkeypatch,
+        ]
     )
 
 
-@EVERY
+@pytest.mark.tiles
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("name", LEAN)
 @pytest.mark.parametrize("option", ["decay", "window, sinks and starts", "blocks"])
-def test_every_tile_for_options_fits_every_device(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_tile_for_options_fits_its_devices(option: str, name: str, kernel: str, check: Check) -> None:
     check(
         [
             (kernel, getattr(plan, kernel), itemsize, width, option, CAPABILITY[name])
-            for kernel in KERNELS
-            for name, plans in LEAN.items()
-            for (itemsize, width), plan in plans.items()
-        ],
-        monkeypatch,
+            for (itemsize, width), plan in LEAN[name].items()
+        ]
     )
 
 

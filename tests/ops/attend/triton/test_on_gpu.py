@@ -198,6 +198,27 @@ def test_every_option_with_its_gradients(name: str) -> None:
     agree(rows.shape[-1], rows=rows, width=128, **options_of(name, rows, 128))
 
 
+@pytest.mark.parametrize("width", [64, 128, 256])
+@pytest.mark.parametrize("name", ["sinks", "decay", "everything"])
+def test_options_in_single_precision(name: str, width: int) -> None:
+    rows = some_rows(0.4)
+    agree(rows.shape[-1], rows=rows, width=width, dtype=torch.float32, **options_of(name, rows, width))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("width", [64, 128, 256])
+@pytest.mark.parametrize("key_block,row_block", [(16, 1), (128, 100), (32, 64)])
+def test_blocks_of_keys_and_rows_that_are_walked_in_parts(
+    key_block: int, row_block: int, width: int, dtype: torch.dtype
+) -> None:
+    rows = some_rows(0.6)
+    shape = (B, -(-rows.shape[-1] // row_block), G, 3)
+    keys = torch.randint(-1, -(-S // key_block), shape, generator=torch.Generator().manual_seed(4)).cuda()
+    agree(
+        rows.shape[-1], rows=rows, width=width, dtype=dtype, keys=keys, key_block=key_block, row_block=row_block
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("width", [64, 128])
 @pytest.mark.parametrize("name", ["decay", "rates", "starts", "window", "decay and starts", "rates and window"])
 @pytest.mark.parametrize("share", [0.3, 1.0])

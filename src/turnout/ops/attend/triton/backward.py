@@ -128,16 +128,19 @@ def dq_kernel(
     PACKED_HEADS: tl.constexpr = HEADS // PACK
     STARTS: tl.constexpr = START_LISTS > 0
     pid = tl.program_id(0)
-    n_tiles = (n_rows * PACK + TILE - 1) // TILE
+    # A block of rows that shares a list is walked in parts; without lists TILE is BM.
+    PARTS: tl.constexpr = (TILE + BM - 1) // BM
+    n_blocks = (n_rows * PACK + TILE - 1) // TILE
     packed_head = pid % PACKED_HEADS
     batch = pid // PACKED_HEADS % n_batch
     order = pid // PACKED_HEADS // n_batch
     split = order % n_splits
-    tile = n_tiles - 1 - order // n_splits
+    tile = n_blocks * PARTS - 1 - order // n_splits
     kv_head = packed_head // (PACKED_HEADS // KV_HEADS)
 
-    place = tl.arange(0, BM)
-    packed = tile * TILE + place
+    row_block = tile // PARTS
+    place = tile % PARTS * BM + tl.arange(0, BM)
+    packed = row_block * TILE + place
     index = packed // PACK
     head = packed_head * PACK + packed % PACK
     inside = (index < n_rows) & (place < TILE)
@@ -194,7 +197,7 @@ def dq_kernel(
 
     if KEY_BLOCK > 0:
         SUB: tl.constexpr = KEY_BLOCK // BN
-        list_row = (batch64 * n_tiles + tile) * KV_HEADS + kv_head
+        list_row = (batch64 * n_blocks + row_block) * KV_HEADS + kv_head
         for one in tl.range(0, tl.load(listed_ptr + list_row) * SUB):
             first_key = tl.load(list_ptr + list_row * n_chosen + one // SUB) * KEY_BLOCK + one % SUB * BN
             acc = _dq_block(
@@ -430,16 +433,18 @@ def dkdv_kernel(
             of_key = first_hi * (first_key - key).to(tl.float32)
         dc = tl.zeros([BN], tl.float32)
         if KEY_BLOCK > 0:
-            # Tiles that chose the block, in ascending order: entries bound[n] to bound[n + 1] of the inverse list.
+            # Row blocks that chose the block, ascending, in parts: entries bound[n] to bound[n + 1] of the inverse list.
+            PARTS: tl.constexpr = (TILE + BM - 1) // BM
             pair = batch64 * KV_HEADS + kv_head
             bound = bound_ptr + pair * (n_blocks + 1) + first_key // KEY_BLOCK
             first_entry, last_entry = tl.load(bound), tl.load(bound + 1)
             each = (last_entry - first_entry + n_splits - 1) // n_splits
             first_entry += split * each
             last_entry = tl.minimum(last_entry, first_entry + each)
-            for entry in tl.range(first_entry, last_entry):
-                first = tl.load(entry_ptr + pair * n_entries + entry) * TILE
+            for part in tl.range(first_entry * PARTS, last_entry * PARTS):
+                first = tl.load(entry_ptr + pair * n_entries + part // PARTS) * TILE
                 stop = tl.minimum(first + TILE, n_packed)
+                first += part % PARTS * BM
                 dk, dv, dc = _dkdv_tile(
                     dk, dv, dc, k, v, key, of_key, first_key, first_hi, first_lo, first, stop,
                     rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
@@ -448,7 +453,9 @@ def dkdv_kernel(
                     HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS, False, DECAY_GRAD,
                 )  # fmt: skip
         else:
-            # Whole tiles from the first row on; the tiles that touch a masked row are masked.
+            # Whole tiles from the first row on; the tiles that touch a masked row are masked. The widest in float32 all
+            # are: a second loop would cost registers that there are not, and the mask next to nothing.
+            ONE_LOOP: tl.constexpr = BD > 128 and k.dtype == tl.float32
             start = begin * PACK
             mask_end = start + (full_begin * PACK - start + BM - 1) // BM * BM
             full_stop = mask_end + tl.maximum(full_end * PACK - mask_end, 0) // BM * BM
@@ -459,6 +466,8 @@ def dkdv_kernel(
                 stop = tl.minimum(stop, start + each)
                 mask_end = tl.minimum(tl.maximum(mask_end, start), start + each)
                 full_stop = tl.minimum(tl.maximum(full_stop, mask_end), start + each)
+            if ONE_LOOP:
+                mask_end = stop
             for first in tl.range(start, tl.minimum(mask_end, stop), BM):
                 dk, dv, dc = _dkdv_tile(
                     dk, dv, dc, k, v, key, of_key, first_key, first_hi, first_lo, first, n_packed,
@@ -467,22 +476,23 @@ def dkdv_kernel(
                     n_rows, n_keys, window, sinks, scale,
                     HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS, False, DECAY_GRAD,
                 )  # fmt: skip
-            for first in tl.range(mask_end, tl.minimum(full_stop, stop), BM):
-                dk, dv, dc = _dkdv_tile(
-                    dk, dv, dc, k, v, key, of_key, first_key, first_hi, first_lo, first, n_packed,
-                    rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
-                    lse_base, row_hi_base, row_lo_base, delta_base, stride_qt, stride_qh,
-                    n_rows, n_keys, window, sinks, scale,
-                    HEADS, PACK, D, BD, BM, PRECISION, False, LISTED, DECAY, WINDOW, SINKS, STARTS, TMA, DECAY_GRAD,
-                )  # fmt: skip
-            for first in tl.range(full_stop, stop, BM):
-                dk, dv, dc = _dkdv_tile(
-                    dk, dv, dc, k, v, key, of_key, first_key, first_hi, first_lo, first, n_packed,
-                    rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
-                    lse_base, row_hi_base, row_lo_base, delta_base, stride_qt, stride_qh,
-                    n_rows, n_keys, window, sinks, scale,
-                    HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS, False, DECAY_GRAD,
-                )  # fmt: skip
+            if not ONE_LOOP:
+                for first in tl.range(mask_end, tl.minimum(full_stop, stop), BM):
+                    dk, dv, dc = _dkdv_tile(
+                        dk, dv, dc, k, v, key, of_key, first_key, first_hi, first_lo, first, n_packed,
+                        rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
+                        lse_base, row_hi_base, row_lo_base, delta_base, stride_qt, stride_qh,
+                        n_rows, n_keys, window, sinks, scale,
+                        HEADS, PACK, D, BD, BM, PRECISION, False, LISTED, DECAY, WINDOW, SINKS, STARTS, TMA, DECAY_GRAD,
+                    )  # fmt: skip
+                for first in tl.range(full_stop, stop, BM):
+                    dk, dv, dc = _dkdv_tile(
+                        dk, dv, dc, k, v, key, of_key, first_key, first_hi, first_lo, first, n_packed,
+                        rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
+                        lse_base, row_hi_base, row_lo_base, delta_base, stride_qt, stride_qh,
+                        n_rows, n_keys, window, sinks, scale,
+                        HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS, False, DECAY_GRAD,
+                    )  # fmt: skip
         if DECAY_GRAD:
             dc_base = dc_ptr + ((split.to(tl.int64) * n_batch + batch) * HEADS + packed_head) * n_keys
             tl.store(dc_base + key, dc, mask=key < n_keys)
@@ -562,7 +572,7 @@ def _run_dq(job: Job, arguments: dict[str, Any]) -> Tensor:
     own = {
         "list_ptr": job.blocks, "listed_ptr": job.n_blocks, "dq_ptr": part, "n_splits": splits, "span": span,
         "n_chosen": 0 if job.blocks is None else job.blocks.shape[3], "scale": job.scale * LOG2E,
-        "out_scale": job.scale, "BM": tile.rows, "BN": tile.keys, "TILE": job.tile_step(tile), "SPLIT": splits > 1,
+        "out_scale": job.scale, "BM": tile.rows, "BN": tile.keys, "TILE": job.row_block_of(tile), "SPLIT": splits > 1,
         "KEY_BLOCK": 0 if job.blocks is None else job.key_block, "part_ptr": job.key_decay(tile.keys),
     }  # fmt: skip
     run(
@@ -599,7 +609,7 @@ def _run_dkdv(job: Job, arguments: dict[str, Any], need_decay: bool) -> tuple[Te
             "n_blocks": n_blocks, "n_entries": n_entries,
             "dk_ptr": outs[0][1], "dv_ptr": outs[1][1], "dc_ptr": outs[2][1], "n_splits": splits,
             "scale": job.scale * LOG2E, "out_scale": job.scale, "BM": tile.rows, "BN": tile.keys,
-            "TILE": job.tile_step(tile), "SPLIT": splits > 1, "FAN": FAN, "DECAY_GRAD": need_decay,
+            "TILE": job.row_block_of(tile), "SPLIT": splits > 1, "FAN": FAN, "DECAY_GRAD": need_decay,
             "row_hi_ptr": job.of_rows(arguments["hi_ptr"]), "row_lo_ptr": job.of_rows(arguments["lo_ptr"]),
             **job.row_matrices(tile, arguments["grad_ptr"]),
             "KEY_BLOCK": 0 if job.blocks is None else job.key_block,

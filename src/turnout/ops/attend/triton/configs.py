@@ -63,9 +63,9 @@ Table = dict[tuple[int, int], tuple[Tile, ...]]
 
 # float32 products run on the ordinary units, and their operands fill the registers: low tiles everywhere.
 _SINGLE: dict[str, Table] = {
-    "forward": {(4, 64): (Tile(32, 32, 4, 2),), (4, 128): (Tile(32, 32, 8, 2),), (4, 256): (Tile(16, 16, 8, 1),)},
-    "dq": {(4, 64): (Tile(32, 32, 4, 2),), (4, 128): (Tile(16, 16, 8, 1),), (4, 256): (Tile(16, 16, 8, 1),)},
-    "dkdv": {(4, 64): (Tile(16, 32, 4, 2),), (4, 128): (Tile(16, 16, 8, 1),), (4, 256): (Tile(16, 16, 8, 1),)},
+    "forward": {(4, 64): (Tile(32, 32, 4, 2),), (4, 128): (Tile(32, 16, 8, 2),), (4, 256): (Tile(16, 16, 8, 1),)},
+    "dq": {(4, 64): (Tile(32, 32, 4, 3),), (4, 128): (Tile(16, 16, 8, 1),), (4, 256): (Tile(16, 16, 8, 1),)},
+    "dkdv": {(4, 64): (Tile(16, 32, 4, 2),), (4, 128): (Tile(16, 16, 8, 1),), (4, 256): (Tile(32, 16, 8, 2),)},
 }
 # Compute capability 9.0 and newer data centre parts: at most 227 KB of shared memory, matrix units that take 64 rows.
 # Widths 64 and 128 are the fastest of a sweep on an H200 that do not spill (results/bench); bulk copies pay throughout.
@@ -118,7 +118,7 @@ _AMPERE: dict[str, Table] = {
         (2, 256): (Tile(16, 32, 4, 2), Tile(64, 32, 8, 1)),
     },
     "dkdv": {
-        (2, 64): (Tile(16, 64, 4, 2),),
+        (2, 64): (Tile(16, 64, 8, 2), Tile(32, 64, 4, 2)),
         (2, 128): (Tile(32, 64, 8, 2),),
         (2, 256): (Tile(16, 32, 8, 1), Tile(32, 32, 8, 1)),
     },
@@ -134,7 +134,7 @@ _LEAN: dict[tuple[int, int], Plan] = {
     (2, 256): Plan(Tile(64, 32, 8, 2), Tile(16, 32, 8, 1), Tile(16, 32, 8, 1)),
     (4, 64): Plan(Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), Tile(16, 32, 8, 1)),
     (4, 128): Plan(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)),
-    (4, 256): Plan(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)),
+    (4, 256): Plan(Tile(16, 16, 8, 1), Tile(16, 16, 8, 2), Tile(32, 16, 8, 2)),
 }
 # Products that read shared memory leave twice the keys room in registers.
 LEAN: dict[str, dict[tuple[int, int], Plan]] = {
@@ -231,6 +231,7 @@ def row_splits(tile: Tile, n_blocks: int, n_sms: int, n_row_tiles: int) -> int:
     return max(min(BACKWARD_PER_SM * n_sms // max(n_blocks, 1), n_row_tiles, MOST_SPLITS), 1)
 
 
-def with_rows(tile: Tile, rows: int, keys: int) -> Tile:
-    """The tile with a height and width that key blocks dictate."""
-    return replace(tile, rows=rows, keys=keys)
+def within_blocks(tile: Tile, rows: int, keys: int) -> Tile:
+    """The tile, cut where a block of `rows` packed rows or of `keys` keys is smaller: a larger one is walked in parts."""
+    height = max(LEAST, 1 << (rows - 1).bit_length())
+    return replace(tile, rows=min(tile.rows, height), keys=min(tile.keys, keys))

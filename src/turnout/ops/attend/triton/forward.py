@@ -90,7 +90,10 @@ def forward_kernel(
     PACKED_HEADS: tl.constexpr = HEADS // PACK
     STARTS: tl.constexpr = START_LISTS > 0
     pid = tl.program_id(0)
-    n_tiles = (n_rows * PACK + TILE - 1) // TILE
+    # A block of rows that shares a list is walked in parts; without lists TILE is BM.
+    PARTS: tl.constexpr = (TILE + BM - 1) // BM
+    n_blocks = (n_rows * PACK + TILE - 1) // TILE
+    n_tiles = n_blocks * PARTS
     if SPLIT:
         # Neighbours read the same keys, so that all but the first find them in the cache; equal spans need no order.
         tile = n_tiles - 1 - pid % n_tiles
@@ -103,8 +106,9 @@ def forward_kernel(
     batch = pid // PACKED_HEADS % n_batch
     kv_head = packed_head // (PACKED_HEADS // KV_HEADS)
 
-    place = tl.arange(0, BM)
-    packed = tile * TILE + place
+    row_block = tile // PARTS
+    place = tile % PARTS * BM + tl.arange(0, BM)
+    packed = row_block * TILE + place
     index = packed // PACK
     head = packed_head * PACK + packed % PACK
     inside = (index < n_rows) & (place < TILE)
@@ -171,7 +175,7 @@ def forward_kernel(
     if KEY_BLOCK > 0:
         # Chosen blocks, sorted, each once; `listed` counts those that the tile can see.
         SUB: tl.constexpr = KEY_BLOCK // BN
-        list_row = (batch64 * n_tiles + tile) * KV_HEADS + kv_head
+        list_row = (batch64 * n_blocks + row_block) * KV_HEADS + kv_head
         for one in tl.range(0, tl.load(listed_ptr + list_row) * SUB):
             first_key = tl.load(list_ptr + list_row * n_chosen + one // SUB) * KEY_BLOCK + one % SUB * BN
             acc, total, peak = _fold_block(
@@ -321,7 +325,7 @@ def _run_tiles(job: Job, tile: Tile, works: int, shared: dict[str, Any], own: di
         "n_chosen": 0 if job.blocks is None else job.blocks.shape[3],
         "KEY_BLOCK": 0 if job.blocks is None else job.key_block,
     }  # fmt: skip
-    sizes = {"BM": tile.rows, "BN": tile.keys, "TILE": job.tile_step(tile)}
+    sizes = {"BM": tile.rows, "BN": tile.keys, "TILE": job.row_block_of(tile)}
     arguments = shared | own | lists | sizes | job.keys_values(tile)
     run(forward_kernel, works, arguments, warps=tile.warps, stages=tile.stages)
 

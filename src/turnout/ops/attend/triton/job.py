@@ -18,7 +18,6 @@ from turnout.ops.attend.triton.configs import (
     DKDV_WITH_OPTIONS,
     DKDV_WITH_SUMS,
     DQ_WITH_OPTIONS,
-    LEAST,
     LEAST_PACKED,
     LOW,
     MOST_DIRECTIONS,
@@ -35,7 +34,7 @@ from turnout.ops.attend.triton.configs import (
     family,
     padded,
     plan_of,
-    with_rows,
+    within_blocks,
 )
 from turnout.ops.attend.triton.support import has_gluon
 
@@ -103,7 +102,7 @@ class Job:
         return self.window > 0 or any(x is not None for x in (self.starts, self.total, self.rates, self.blocks))
 
     def plan(self) -> Plan:
-        """The tiles: those given, or the table's; key blocks dictate the height and width."""
+        """The tiles: those given, or the table's; within a block of keys and of rows if there are any."""
         if self.tiles:
             plan = plan_of(self.tiles)
         else:
@@ -121,17 +120,16 @@ class Job:
                 plan = replace(plan, dq=DQ_WITH_OPTIONS[width], dkdv=dkdv[width])
         if self.blocks is None:
             return plan
-        height = max(LEAST, 1 << (self.row_block * self.pack - 1).bit_length())
-        return Plan(
-            *(with_rows(tile, height, min(tile.keys, self.key_block)) for tile in (plan.forward, plan.dq, plan.dkdv))
-        )
+        tiles = (plan.forward, plan.dq, plan.dkdv)
+        return Plan(*(within_blocks(tile, self.row_block * self.pack, self.key_block) for tile in tiles))
 
-    def tile_step(self, tile: Tile) -> int:
-        """Packed rows from one tile to the next."""
+    def row_block_of(self, tile: Tile) -> int:
+        """Packed rows that share a list of key blocks, which tiles walk in parts; without lists those of a tile."""
         return tile.rows if self.blocks is None else self.row_block * self.pack
 
     def n_tiles(self, tile: Tile) -> int:
-        return -(-self.n_packed // self.tile_step(tile))
+        block = self.row_block_of(tile)
+        return -(-self.n_packed // block) * -(-block // tile.rows)
 
     def span(self, tile: Tile) -> int:
         """Most keys between the first window and the last row of a tile; listed rows may lie anywhere."""

@@ -15,8 +15,6 @@ LEAST_TRITON = (3, 6)
 GLUON_TRITON = ((3, 6), (3, 7))
 LEAST_CAPABILITY = (8, 0)
 MAX_HEAD_DIM = 256
-# Packed rows of a tile of chosen blocks, by padded head dim: what fits a multiprocessor.
-MOST_TILE_ROWS = {True: 128, False: 64}
 LEAST_KEY_BLOCK = 16
 
 
@@ -43,10 +41,6 @@ def _why_not_keys(call: Call) -> str:
     size = call.key_block
     if size < LEAST_KEY_BLOCK or size & (size - 1):
         return f"key_block={size} is not a power of two from {LEAST_KEY_BLOCK} on"
-    packed = call.row_block * (call.group_size if call.log_decay is None else 1)
-    most = MOST_TILE_ROWS[call.q.shape[3] <= 128 and call.q.dtype != torch.float32]
-    if packed > most:
-        return f"row_block × grouped heads is {packed}, above {most}"
     return ""
 
 
