@@ -151,18 +151,22 @@ def uncut_tile(
     """∂o, ∂r and δ of a tile of rows of one head and, at part[place], its sums; at most LANES directions.
 
     Args:
+        along_ptr: c of the o' at `out_ptr`; None: that is o. delta_ptr: None: δ is not wanted.
         offset: of rows and channels in [B, R, H, D]; index: (b·R + r)·H + h; delta_offset: where δ of a row is.
         valid, inside: rows that count; rows that are stored.
     """
     mask = valid[:, None] & (channel < D)[None, :]
     grad = tl.load(grad_ptr + offset, mask=mask, other=0.0)
     out = tl.load(out_ptr + offset, mask=mask, other=0.0)
-    tl.store(delta_ptr + delta_offset, tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1), mask=inside)
+    if delta_ptr is not None:
+        tl.store(delta_ptr + delta_offset, tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1), mask=inside)
     d, d_amount, taken, removed = uncut_shares(
         out, grad, d_ptr, r_ptr, along_ptr, index, valid, head, 0, channel, K, D, PRECISION
     )
     store_shares(dr_ptr, index, inside, 0, d_amount, K)
-    total = restore_rows(sum_rows(out, grad, taken, removed, PRECISION), d, taken, removed, PRECISION)
+    total = sum_rows(out, grad, taken, removed, PRECISION)
+    if along_ptr is not None:
+        total = restore_rows(total, d, taken, removed, PRECISION)
     store_sums(part_ptr, place, total, 0, channel, K, D)
     # What is removed is small beside the gradient, so that its rounding is too.
     raw = grad - tl.dot(removed, d, input_precision=PRECISION).to(grad.dtype)
@@ -191,13 +195,20 @@ def uncut_kernel(
         lists = rows_ptr + (batch * ROW_LISTS + head // (HEADS // ROW_LISTS)) * n_rows
         valid = inside & (tl.load(lists + row, mask=inside, other=-1) >= 0)
     index = (batch * n_rows + row) * HEADS + head
-    place = index[:, None] * D + channel[None, :]
-    wide = channel < D
-    out = tl.load(out_ptr + place, mask=valid[:, None] & wide[None, :], other=0.0)
-    grad = tl.load(grad_ptr + place, mask=valid[:, None] & wide[None, :], other=0.0)
+    offset = index[:, None] * D + channel[None, :]
+    delta_offset = (batch * (HEADS // PACK) + head // PACK) * n_rows * PACK + head % PACK + row * PACK
+    place = (batch * n_chunks + chunk) * HEADS + head
+    if K <= LANES:
+        uncut_tile(
+            out_ptr, grad_ptr, d_ptr, r_ptr, along_ptr, raw_grad_ptr, dr_ptr, part_ptr, delta_ptr, offset, index,
+            delta_offset, valid, inside, head, place, channel, K, D, PRECISION,
+        )  # fmt: skip
+        return
+    mask = valid[:, None] & (channel < D)[None, :]
+    out = tl.load(out_ptr + offset, mask=mask, other=0.0)
+    grad = tl.load(grad_ptr + offset, mask=mask, other=0.0)
     if delta_ptr is not None:
-        base = (batch * (HEADS // PACK) + head // PACK) * n_rows * PACK + head % PACK
-        tl.store(delta_ptr + base + row * PACK, tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1), mask=inside)
+        tl.store(delta_ptr + delta_offset, tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1), mask=inside)
     raw = grad.to(tl.float32)
     for first in tl.static_range(0, K, LANES):
         d, d_amount, taken, removed = uncut_shares(
@@ -205,21 +216,15 @@ def uncut_kernel(
         )
         store_shares(dr_ptr, index, inside, first, d_amount, K)
         raw -= tl.dot(removed, d, input_precision=PRECISION)
-    tl.store(raw_grad_ptr + place, raw.to(grad.dtype), mask=inside[:, None] & wide[None, :])
-    for first in tl.static_range(0, K, LANES):
-        if K > LANES:
-            d, d_amount, taken, removed = uncut_shares(
-                out, grad, d_ptr, r_ptr, along_ptr, index, valid, head, first, channel, K, D, PRECISION
-            )
         total = sum_rows(out, grad, taken, removed, PRECISION)
         if along_ptr is not None:
             for other in tl.static_range(0, K, LANES):
-                if K > LANES:
-                    d, d_amount, taken, _ = uncut_shares(
-                        out, grad, d_ptr, r_ptr, along_ptr, index, valid, head, other, channel, K, D, PRECISION
-                    )
+                d, _, taken, _ = uncut_shares(
+                    out, grad, d_ptr, r_ptr, along_ptr, index, valid, head, other, channel, K, D, PRECISION
+                )
                 total = restore_rows(total, d, taken, removed, PRECISION)
-        store_sums(part_ptr, (batch * n_chunks + chunk) * HEADS + head, total, first, channel, K, D)
+        store_sums(part_ptr, place, total, first, channel, K, D)
+    tl.store(raw_grad_ptr + offset, raw.to(grad.dtype), mask=inside[:, None] & (channel < D)[None, :])
 
 
 @triton.jit(do_not_specialize=["n_parts", "n_columns"])

@@ -542,8 +542,9 @@ def backward(
     """
     shared = job.arguments() | {"lse_ptr": lse}
     none = grad.new_empty(0)
-    if need_q and along.numel() and job.directions is not None and _uncuts_beside_dq(job, job.directions):
-        dq, raw_grad, delta, d_directions, d_suppress = _run_dq_and_uncut(job, shared, grad, o, along, job.directions)
+    d, r = job.directions, job.suppress
+    if need_q and along.numel() and d is not None and r is not None and _uncuts_beside_dq(job, d):
+        dq, raw_grad, delta, d_directions, d_suppress = _run_dq_and_uncut(job, shared, grad, o, along, d, r)
         rows = {"grad_ptr": raw_grad, "delta_ptr": delta}
     else:
         raw_grad, delta, d_directions, d_suppress = _prepare(job, grad, o, along, shared)
@@ -560,15 +561,15 @@ def _uncuts_beside_dq(job: Job, directions: Tensor) -> bool:
 
 
 def _run_dq_and_uncut(
-    job: Job, shared: dict[str, Any], grad: Tensor, o: Tensor, along: Tensor, directions: Tensor
+    job: Job, shared: dict[str, Any], grad: Tensor, o: Tensor, along: Tensor, directions: Tensor, suppress: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dq, the gradient before suppression, δ, and the gradients of directions and suppress."""
-    raw_grad, d_directions, d_suppress = (torch.empty_like(x) for x in (grad, directions, job.suppress))
+    raw_grad, d_directions, d_suppress = (torch.empty_like(x) for x in (grad, directions, suppress))
     delta = grad.new_empty(grad.shape[0], job.packed_heads, job.n_packed, dtype=torch.float32)
     n_parts = grad.shape[0] * job.n_tiles(job.plan().dq)
     sums = torch.empty(n_parts, *directions.shape, dtype=torch.float32, device=grad.device)
     own = {
-        "grad_ptr": grad, "delta_ptr": delta, "out_ptr": o, "directions_ptr": directions, "suppress_ptr": job.suppress,
+        "grad_ptr": grad, "delta_ptr": delta, "out_ptr": o, "directions_ptr": directions, "suppress_ptr": suppress,
         "along_ptr": along, "raw_grad_ptr": raw_grad, "dr_ptr": d_suppress, "sums_ptr": sums,
         "DIRECTIONS": directions.shape[1],
     }  # fmt: skip
