@@ -104,7 +104,9 @@ def launch_of(order: Order) -> tuple[Any, dict[str, Any], dict[str, int]]:
     rows = torch.zeros(B, 1, R, dtype=torch.int64)
     job = Job(q=q, k=k, v=k, rows=rows, **{**ABSENT, **NUMBERS, **options_of(order.option, order.width)}, tiles=tiles)
     _, along, lse = forward.forward(job)
-    backward.backward(job, q, q, along, lse, need_q=True, need_kv=True, need_decay=job.total is not None)
+    # Where dQ is wanted, its kernel restores the gradient itself.
+    alone = order.kernel == "uncut"
+    backward.backward(job, q, q, along, lse, need_q=not alone, need_kv=True, need_decay=job.total is not None)
     return found[0]
 
 

@@ -1,7 +1,8 @@
 """Removal of directions in one pass over the outputs, and its gradients in one pass over outputs and gradients.
 
     c = <o, d_k>,  o' = o − Σ_k r_k c_k d_k;     γ = <g, d_k>,  ∂o = g − Σ_k r_k γ_k d_k,  ∂r_k = −c_k γ_k,
-    ∂d_k = −Σ_rows r_k (γ_k o + c_k g)
+    ∂d_k = −Σ_rows r_k (γ_k o + c_k g),     and, where o' is at hand and not o:     o = o' + Σ_j r_j c_j d_j,
+    Σ_rows r_k γ_k o = Σ_rows r_k γ_k o' + Σ_j (Σ_rows r_k γ_k r_j c_j) d_j,     δ = <o, ∂o> = <o', g>
 
 Every sum over channels or directions is a product of tiles, of LANES directions at a time: what is missing to them is
 zeros, which cost matrix units next to nothing. Operands are rounded to the dtype of the outputs, sums are float32.
@@ -104,12 +105,12 @@ def cut_kernel(
 
 
 @triton.jit
-def _shares(
+def uncut_shares(
     o, grad, d_ptr, r_ptr, along_ptr, index, valid, head, first, channel,
-    K: tl.constexpr, D: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """d [LANES, BD]; of every row c, γ in float32 and r c, r γ as operands, [BM, LANES]; c from memory or from o."""
-    d = load_directions(d_ptr, head, first, channel, K, D, DTYPE)
+    """d [LANES, BD]; of every row −c γ in float32 and r c, r γ as operands, [BM, LANES]; c from memory or from o."""
+    d = load_directions(d_ptr, head, first, channel, K, D, grad.dtype)
     r = load_shares(r_ptr, index, valid, first, K).to(tl.float32)
     if along_ptr is not None:
         c = load_shares(along_ptr, index, valid, first, K)
@@ -117,7 +118,59 @@ def _shares(
     else:
         c = tl.dot(o, tl.trans(d), input_precision=PRECISION)
         along_grad = tl.dot(grad, tl.trans(d), input_precision=PRECISION)
-    return d, c, along_grad, (r * c).to(DTYPE), (r * along_grad).to(DTYPE)
+    return d, -c * along_grad, (r * c).to(grad.dtype), (r * along_grad).to(grad.dtype)
+
+
+@triton.jit
+def sum_rows(o, grad, taken, removed, PRECISION: tl.constexpr):
+    """Σ_rows r_k (γ_k o + c_k g) of a tile, [BD, LANES]."""
+    total = tl.dot(tl.trans(o), removed, input_precision=PRECISION)
+    return tl.dot(tl.trans(grad), taken, total, input_precision=PRECISION)
+
+
+@triton.jit
+def restore_rows(total, d, taken, removed, PRECISION: tl.constexpr):
+    """The same sums where o' stood for o: Σ_j (Σ_rows r_k γ_k r_j c_j) d_j more."""
+    both = tl.dot(tl.trans(taken), removed, input_precision=PRECISION)
+    return tl.dot(tl.trans(d), both.to(d.dtype), total, input_precision=PRECISION)
+
+
+@triton.jit
+def store_sums(part_ptr, place, total, first, channel, K: tl.constexpr, D: tl.constexpr):
+    """−Σ of one program and head to part[place], [K, D]."""
+    which = first + tl.arange(0, LANES)
+    at = (place * K + which)[None, :] * D + channel[:, None]
+    tl.store(part_ptr + at, -total, mask=(which < K)[None, :] & (channel < D)[:, None])
+
+
+@triton.jit
+def uncut_tile(
+    out_ptr, grad_ptr, d_ptr, r_ptr, along_ptr, raw_grad_ptr, dr_ptr, part_ptr, delta_ptr, offset, index, delta_offset,
+    valid, inside, head, place, channel, K: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """∂o, ∂r and δ of a tile of rows of one head and, at part[place], its sums; at most LANES directions.
+
+    Args:
+        along_ptr: c of the o' at `out_ptr`; None: that is o. delta_ptr: None: δ is not wanted.
+        offset: of rows and channels in [B, R, H, D]; index: (b·R + r)·H + h; delta_offset: where δ of a row is.
+        valid, inside: rows that count; rows that are stored.
+    """
+    mask = valid[:, None] & (channel < D)[None, :]
+    grad = tl.load(grad_ptr + offset, mask=mask, other=0.0)
+    out = tl.load(out_ptr + offset, mask=mask, other=0.0)
+    if delta_ptr is not None:
+        tl.store(delta_ptr + delta_offset, tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1), mask=inside)
+    d, d_amount, taken, removed = uncut_shares(
+        out, grad, d_ptr, r_ptr, along_ptr, index, valid, head, 0, channel, K, D, PRECISION
+    )
+    store_shares(dr_ptr, index, inside, 0, d_amount, K)
+    total = sum_rows(out, grad, taken, removed, PRECISION)
+    if along_ptr is not None:
+        total = restore_rows(total, d, taken, removed, PRECISION)
+    store_sums(part_ptr, place, total, 0, channel, K, D)
+    # What is removed is small beside the gradient, so that its rounding is too.
+    raw = grad - tl.dot(removed, d, input_precision=PRECISION).to(grad.dtype)
+    tl.store(raw_grad_ptr + offset, raw, mask=inside[:, None] & (channel < D)[None, :])
 
 
 @triton.jit(do_not_specialize=["n_rows", "n_chunks"])
@@ -128,9 +181,8 @@ def uncut_kernel(
 ):  # fmt: skip
     """∂o [B, R, H, D], ∂r [B, R, H, K] and part [B, C, H, K, D], the sums of a program's rows.
 
-    With `along_ptr` of the output o', from which o is restored as o' + Σ r_k c_k d_k, else of o. With `delta_ptr` also
-    δ = <o, ∂o> [B, F, P], as the attention kernels want it, of ∂o as it is rounded; rows without a position (`rows`
-    [B, ROW_LISTS, R] below 0) then count as zeros.
+    With `along_ptr` of the output o', else of o. With `delta_ptr` also δ = <o', g> [B, F, P], as the attention kernels
+    want it; rows without a position (`rows` [B, ROW_LISTS, R] below 0) then count as zeros.
     """
     head = tl.program_id(0) % HEADS
     chunk = tl.program_id(0) // HEADS % n_chunks
@@ -143,36 +195,36 @@ def uncut_kernel(
         lists = rows_ptr + (batch * ROW_LISTS + head // (HEADS // ROW_LISTS)) * n_rows
         valid = inside & (tl.load(lists + row, mask=inside, other=-1) >= 0)
     index = (batch * n_rows + row) * HEADS + head
-    place = index[:, None] * D + channel[None, :]
-    wide = channel < D
-    dtype: tl.constexpr = grad_ptr.dtype.element_ty
-    given = tl.load(out_ptr + place, mask=valid[:, None] & wide[None, :], other=0.0)
-    grad = tl.load(grad_ptr + place, mask=valid[:, None] & wide[None, :], other=0.0)
-    o, raw = given.to(tl.float32), grad.to(tl.float32)
-    for first in tl.static_range(0, K, LANES):
-        d, c, along_grad, taken, removed = _shares(
-            given, grad, d_ptr, r_ptr, along_ptr, index, valid, head, first, channel, K, D, dtype, PRECISION
-        )
-        store_shares(dr_ptr, index, inside, first, -c * along_grad, K)
-        raw -= tl.dot(removed, d, input_precision=PRECISION)
-        if along_ptr is not None:
-            o += tl.dot(taken, d, input_precision=PRECISION)
-    rounded = raw.to(dtype)
-    tl.store(raw_grad_ptr + place, rounded, mask=inside[:, None] & wide[None, :])
+    offset = index[:, None] * D + channel[None, :]
+    delta_offset = (batch * (HEADS // PACK) + head // PACK) * n_rows * PACK + head % PACK + row * PACK
+    place = (batch * n_chunks + chunk) * HEADS + head
+    if K <= LANES:
+        uncut_tile(
+            out_ptr, grad_ptr, d_ptr, r_ptr, along_ptr, raw_grad_ptr, dr_ptr, part_ptr, delta_ptr, offset, index,
+            delta_offset, valid, inside, head, place, channel, K, D, PRECISION,
+        )  # fmt: skip
+        return
+    mask = valid[:, None] & (channel < D)[None, :]
+    out = tl.load(out_ptr + offset, mask=mask, other=0.0)
+    grad = tl.load(grad_ptr + offset, mask=mask, other=0.0)
     if delta_ptr is not None:
-        base = (batch * (HEADS // PACK) + head // PACK) * n_rows * PACK + head % PACK
-        tl.store(delta_ptr + base + row * PACK, tl.sum(o * rounded.to(tl.float32), 1), mask=inside)
-    whole = o.to(dtype)
+        tl.store(delta_ptr + delta_offset, tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1), mask=inside)
+    raw = grad.to(tl.float32)
     for first in tl.static_range(0, K, LANES):
-        if K > LANES:
-            d, c, along_grad, taken, removed = _shares(
-                given, grad, d_ptr, r_ptr, along_ptr, index, valid, head, first, channel, K, D, dtype, PRECISION
-            )
-        total = tl.dot(tl.trans(removed), whole, input_precision=PRECISION)
-        total = tl.dot(tl.trans(taken), grad, total, input_precision=PRECISION)
-        which = first + tl.arange(0, LANES)
-        at = ((batch * n_chunks + chunk) * HEADS + head) * K + which
-        tl.store(part_ptr + at[:, None] * D + channel[None, :], -total, mask=(which < K)[:, None] & wide[None, :])
+        d, d_amount, taken, removed = uncut_shares(
+            out, grad, d_ptr, r_ptr, along_ptr, index, valid, head, first, channel, K, D, PRECISION
+        )
+        store_shares(dr_ptr, index, inside, first, d_amount, K)
+        raw -= tl.dot(removed, d, input_precision=PRECISION)
+        total = sum_rows(out, grad, taken, removed, PRECISION)
+        if along_ptr is not None:
+            for other in tl.static_range(0, K, LANES):
+                d, _, taken, _ = uncut_shares(
+                    out, grad, d_ptr, r_ptr, along_ptr, index, valid, head, other, channel, K, D, PRECISION
+                )
+                total = restore_rows(total, d, taken, removed, PRECISION)
+        store_sums(part_ptr, place, total, first, channel, K, D)
+    tl.store(raw_grad_ptr + offset, raw.to(grad.dtype), mask=inside[:, None] & (channel < D)[None, :])
 
 
 @triton.jit(do_not_specialize=["n_parts", "n_columns"])
@@ -259,16 +311,21 @@ def uncut(
         "raw_grad_ptr": raw_grad, "dr_ptr": d_amount, "part_ptr": part, "delta_ptr": delta if pack else None,
         "n_rows": n_rows, "n_chunks": n_chunks, "PACK": max(pack, 1), "ROW_LISTS": 0 if rows is None else rows.shape[1],
     }  # fmt: skip
-    together = {
-        "part_ptr": part, "out_ptr": d_directions, "n_parts": part.shape[0], "n_columns": directions.numel(),
-        "FAN": FAN, "COLUMNS": COLUMNS,
-    }  # fmt: skip
     if not out.numel():
         return raw_grad, d_directions.zero_(), d_amount, delta
     with _on(out):
         run(uncut_kernel, n_batch * n_chunks * heads, arguments, warps=4)
-        run(add_kernel, -(-directions.numel() // COLUMNS), together, warps=4)
+        add_parts(part, d_directions)
     return raw_grad, d_directions, d_amount, delta
+
+
+def add_parts(part: Tensor, out: Tensor) -> None:
+    """out = Σ part over its first axis, in one fixed order."""
+    arguments = {
+        "part_ptr": part, "out_ptr": out, "n_parts": part.shape[0], "n_columns": out.numel(), "FAN": FAN,
+        "COLUMNS": COLUMNS,
+    }  # fmt: skip
+    run(add_kernel, -(-out.numel() // COLUMNS), arguments, warps=4)
 
 
 def _sizes(out: Tensor, directions: Tensor, n_bytes: int) -> dict[str, Any]:

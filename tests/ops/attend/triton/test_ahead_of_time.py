@@ -74,10 +74,16 @@ def test_the_specialised_kernel_fits_with_splits_grouped_heads_and_directions(ch
         (LOW, ""),
         (replace(LOW, splits=2), ""),
         (LOW, "directions"),
+        (tall, "directions"),
         (ORDINARY, ""),
     )
     orders = [("forward", tile, 2, 128, option, 90) for tile, option in tiles]
     check([*orders, ("uncut", LOW, 2, 128, "directions", 80)])
+
+
+def test_the_kernel_of_dq_has_room_for_what_directions_need_before_its_loop(check: Check) -> None:
+    tiles = [(width, TABLES["hopper"]["dq"][2, width][-1]) for width in (64, 128)]
+    check([("dq", tile, 2, width, "directions", 90) for width, tile in tiles])
 
 
 def test_one_decay_a_head_has_room_in_the_specialised_kernel_and_behind_it(check: Check) -> None:

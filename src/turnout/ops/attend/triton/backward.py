@@ -1,5 +1,8 @@
 """The backward kernels: δ and the suppression's share on rows, dQ with the forward's loop, dK/dV without atomics.
 
+What directions add is computed before dQ's loop, which has the rows at hand, and in a pass of its own where it has not:
+where keys are split, heads share a tile or tiles are blocks.
+
 With p = 2^(s − lse), dp = <do, v> and δ = <o, do> of a row:  ds = p (dp − δ),  dq = scale Σ ds k,  dk = scale Σ ds q,
 dv = Σ p do,  and for the cumulative decay c (bias c_t − c_s)  dc_s = −Σ_t ds; the row's own share Σ_s ds vanishes.
 
@@ -18,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from turnout.ops.attend.triton.configs import forward_splits, row_splits
+from turnout.ops.attend.triton.configs import Tile, forward_splits, row_splits
 from turnout.ops.attend.triton.inverse import inverse_list
 from turnout.ops.attend.triton.job import LOG2E, Job, run
 from turnout.ops.attend.triton.tiles import (
@@ -34,7 +37,7 @@ from turnout.ops.attend.triton.tiles import (
     row_decay,
     visible,
 )
-from turnout.ops.suppress_kernel import uncut
+from turnout.ops.suppress_kernel import LANES, add_parts, uncut, uncut_tile
 
 SIZES = [
     "n_batch", "n_rows", "n_keys", "n_splits", "span", "window", "sinks", "n_chosen", "n_blocks",
@@ -44,6 +47,11 @@ SIZES = [
 PREPARE_ROWS = 16
 SUM_ELEMENTS = 1024
 FAN = 256
+# dQ's arguments where nothing is to be restored before its loop.
+NO_DIRECTIONS: dict[str, Any] = {
+    **dict.fromkeys(("out_ptr", "directions_ptr", "suppress_ptr", "along_ptr", "raw_grad_ptr", "dr_ptr", "sums_ptr")),
+    "DIRECTIONS": 0,
+}
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -116,15 +124,18 @@ def _dq_block(
 @triton.jit(do_not_specialize=SIZES)
 def dq_kernel(
     q_ptr, k_ptr, v_ptr, rows_ptr, starts_ptr, hi_ptr, lo_ptr, part_ptr, list_ptr, listed_ptr, grad_ptr, lse_ptr,
-    delta_ptr, dq_ptr,
+    delta_ptr, dq_ptr, out_ptr, directions_ptr, suppress_ptr, along_ptr, raw_grad_ptr, dr_ptr, sums_ptr,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
     n_batch, n_rows, n_keys, n_splits, span, window, sinks, n_chosen, scale, out_scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, PACK: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, SPLIT: tl.constexpr,
     ROW_LISTS: tl.constexpr, START_LISTS: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr,
-    DECAY: tl.constexpr, KEY_BLOCK: tl.constexpr, TMA: tl.constexpr,
+    DECAY: tl.constexpr, KEY_BLOCK: tl.constexpr, TMA: tl.constexpr, DIRECTIONS: tl.constexpr,
 ):  # fmt: skip
-    """dq [B, R, H, D], 0 in empty slots; partial sums a split with SPLIT. The forward's loop and order."""
+    """dq [B, R, H, D], 0 in empty slots; partial sums a split with SPLIT. The forward's loop and order.
+
+    With DIRECTIONS, how many, `grad_ptr` is of the output behind their removal, and `uncut_tile` comes first.
+    """
     PACKED_HEADS: tl.constexpr = HEADS // PACK
     STARTS: tl.constexpr = START_LISTS > 0
     pid = tl.program_id(0)
@@ -156,6 +167,17 @@ def dq_kernel(
     if SPLIT:
         out_offset += split.to(tl.int64) * n_batch * n_rows * HEADS * D
     out_mask = inside[:, None] & (offset_d[None, :] < D)
+    row_offset = (batch64 * PACKED_HEADS + packed_head) * n_rows * PACK + packed
+    raw_ptr = grad_ptr
+    if DIRECTIONS > 0:
+        uncut_tile(
+            out_ptr, grad_ptr, directions_ptr, suppress_ptr, along_ptr, raw_grad_ptr, dr_ptr, sums_ptr, delta_ptr,
+            grad_offset, row_index, row_offset, valid, inside, packed_head,
+            (batch64 * n_tiles + tile) * HEADS + packed_head, offset_d, DIRECTIONS, D, PRECISION,
+        )  # fmt: skip
+        # Read again below: a value would stay in registers through the loop, memory goes to where products read it.
+        tl.debug_barrier()
+        raw_ptr = raw_grad_ptr
 
     low = load_starts(starts_ptr, batch, kv_head, index, valid, n_rows, START_LISTS)
     sink_lo, sink_hi, lo, full_lo, full_hi, hi = key_spans(
@@ -174,10 +196,9 @@ def dq_kernel(
 
     q_offset = packed_offsets(batch64, index, head, stride_qb, stride_qt, stride_qh)
     q = tl.load(q_ptr + q_offset[:, None] + offset_d[None, :], mask=mask, other=0.0)
-    grad = tl.load(grad_ptr + grad_offset, mask=mask, other=0.0)
-    row_offset = (batch64 * PACKED_HEADS + packed_head) * n_rows * PACK + packed
-    lse = tl.load(lse_ptr + row_offset, mask=valid, other=float("inf"))
+    grad = tl.load(raw_ptr + grad_offset, mask=mask, other=0.0)
     delta = tl.load(delta_ptr + row_offset, mask=valid, other=0.0)
+    lse = tl.load(lse_ptr + row_offset, mask=valid, other=float("inf"))
     kv_row, kv_column = batch * n_keys, kv_head * D
     if TMA:
         k_base, v_base = k_ptr, v_ptr
@@ -529,13 +550,42 @@ def backward(
         need_kv: one of those of k, v and the decay is wanted.
         need_decay: that of the decay is wanted.
     """
-    shared = job.arguments()
-    raw_grad, delta, d_directions, d_suppress = _prepare(job, grad, o, along, shared)
-    rows = {"grad_ptr": raw_grad, "lse_ptr": lse, "delta_ptr": delta}
+    shared = job.arguments() | {"lse_ptr": lse}
     none = grad.new_empty(0)
-    dq = _run_dq(job, shared | rows) if need_q else none
+    d, r = job.directions, job.suppress
+    if need_q and along.numel() and d is not None and r is not None and _uncuts_beside_dq(job, d):
+        dq, raw_grad, delta, d_directions, d_suppress = _run_dq_and_uncut(job, shared, grad, o, along, d, r)
+        rows = {"grad_ptr": raw_grad, "delta_ptr": delta}
+    else:
+        raw_grad, delta, d_directions, d_suppress = _prepare(job, grad, o, along, shared)
+        rows = {"grad_ptr": raw_grad, "delta_ptr": delta}
+        dq = _run_dq(job, shared | rows | NO_DIRECTIONS) if need_q else none
     dk, dv, d_total = _run_dkdv(job, shared | rows, need_decay) if need_kv else (none, none, none.double())
     return dq, dk, dv, d_total, d_directions, d_suppress
+
+
+def _uncuts_beside_dq(job: Job, directions: Tensor) -> bool:
+    """Whether every row is in one tile of dQ, of one head, with room for what directions need."""
+    whole = job.pack == 1 and job.blocks is None and _dq_splits(job, job.plan().dq)[0] == 1
+    return whole and job.q.element_size() == 2 and directions.shape[1] <= LANES.value
+
+
+def _run_dq_and_uncut(
+    job: Job, shared: dict[str, Any], grad: Tensor, o: Tensor, along: Tensor, directions: Tensor, suppress: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """dq, the gradient before suppression, δ, and the gradients of directions and suppress."""
+    raw_grad, d_directions, d_suppress = (torch.empty_like(x) for x in (grad, directions, suppress))
+    delta = grad.new_empty(grad.shape[0], job.packed_heads, job.n_packed, dtype=torch.float32)
+    n_parts = grad.shape[0] * job.n_tiles(job.plan().dq)
+    sums = torch.empty(n_parts, *directions.shape, dtype=torch.float32, device=grad.device)
+    own = {
+        "grad_ptr": grad, "delta_ptr": delta, "out_ptr": o, "directions_ptr": directions, "suppress_ptr": suppress,
+        "along_ptr": along, "raw_grad_ptr": raw_grad, "dr_ptr": d_suppress, "sums_ptr": sums,
+        "DIRECTIONS": directions.shape[1],
+    }  # fmt: skip
+    dq = _run_dq(job, shared | own)
+    add_parts(sums, d_directions)
+    return dq, raw_grad, delta, d_directions, d_suppress
 
 
 def _prepare(
@@ -559,15 +609,21 @@ def _prepare(
     return grad, delta, torch.zeros_like(job.directions), torch.zeros_like(job.suppress)
 
 
+def _dq_splits(job: Job, tile: Tile) -> tuple[int, int]:
+    """Splits of the keys, and keys a split."""
+    if job.blocks is not None:
+        return 1, 0
+    n_heads = job.q.shape[0] * job.packed_heads
+    return forward_splits(tile, job.n_tiles(tile), n_heads, job.span(tile), job.n_sms())
+
+
 def _run_dq(job: Job, arguments: dict[str, Any]) -> Tensor:
     q, tile = job.q, job.plan().dq
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if not dq.numel():
         return dq
     n_tiles, n_heads = job.n_tiles(tile), q.shape[0] * job.packed_heads
-    splits, span = (1, 0)
-    if job.blocks is None:
-        splits, span = forward_splits(tile, n_tiles, n_heads, job.span(tile), job.n_sms())
+    splits, span = _dq_splits(job, tile)
     part = dq if splits == 1 else torch.empty(splits, *dq.shape, dtype=torch.float32, device=q.device)
     own = {
         "list_ptr": job.blocks, "listed_ptr": job.n_blocks, "dq_ptr": part, "n_splits": splits, "span": span,

@@ -334,7 +334,9 @@ def _run_specialised(job: Job, tile: Tile, works: int, shared: dict[str, Any], o
     # Not at the top: older parts and other versions of Triton do without it.
     from turnout.ops.attend.triton.hopper import hopper_kernel, matrices
 
-    everything = shared | own | matrices(job.q_copied(), job.k, job.v, tile) | {"part_ptr": job.key_decay(tile.keys)}
+    cut = (job.directions, job.suppress) if own["DIRECTIONS"] else (None, None)
+    described = matrices(job.q_copied(), job.k, job.v, *cut, tile)
+    everything = shared | own | described | {"part_ptr": job.key_decay(tile.keys)}
     # Every program has a tile to begin with. Rows that start anywhere make tiles of any length: who is free takes one.
     stays = job.starts is None and works >= STAYS_FROM * job.n_sms()
     programs = min(job.n_sms(), works) if stays else works

@@ -29,7 +29,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from turnout.ops.attend.triton.configs import Tile
-from turnout.ops.attend.triton.hopper_directions import LANES, put_amounts, put_directions, remove_directions
+from turnout.ops.attend.triton.hopper_directions import LANES, remove_directions
 
 # One warpgroup multiplies 64 rows at a time.
 BM = gl.constexpr(64)
@@ -114,15 +114,16 @@ def _spans_of(
 
 @gluon.jit
 def _copy_blocks(
-    q_matrix, k_matrix, v_matrix, rows_ptr, starts_ptr, q_tile, ring, bars, q_bars, n_work, n_batch, n_rows, n_keys,
-    span, window,
+    q_matrix, k_matrix, v_matrix, d_matrix, r_matrix, rows_ptr, starts_ptr, q_tile, d_tile, r_tile, ring, bars, q_bars,
+    n_work, n_batch, n_rows, n_keys, span, window,
     HEADS: gl.constexpr, KV_HEADS: gl.constexpr, PACK: gl.constexpr, D: gl.constexpr, BN: gl.constexpr,
     STAGES: gl.constexpr, SPLIT: gl.constexpr, ROW_LISTS: gl.constexpr, START_LISTS: gl.constexpr,
-    WINDOW: gl.constexpr,
+    WINDOW: gl.constexpr, DIRECTIONS: gl.constexpr,
 ):  # fmt: skip
     """The copying warp: keys, then values of every block, as soon as both warpgroups have left their place.
 
-    The rows of a tile come before its keys, while the warpgroups are still at the tile before.
+    The rows of a tile come before its keys, while the warpgroups are still at the tile before; with them come the
+    directions of its head, and how much of each is removed.
     """
     PACKED_HEADS: gl.constexpr = HEADS // PACK
     n_tiles = (n_rows * PACK + 2 * BM - 1) // (2 * BM)
@@ -137,11 +138,24 @@ def _copy_blocks(
             for half in gl.static_range(2):
                 own = turn % 2 * 2 + half
                 mbarrier.wait(q_bars.index(4 + own), ((turn // 2) & 1) ^ 1)
-                mbarrier.expect(q_bars.index(own), q_matrix.block_type.nbytes)
+                first = batch * n_rows + (2 * tile + half) * BM
+                if DIRECTIONS > 0:
+                    mbarrier.expect(
+                        q_bars.index(own),
+                        q_matrix.block_type.nbytes + d_matrix.block_type.nbytes + r_matrix.block_type.nbytes,
+                    )
+                    first_direction = packed_head * DIRECTIONS
+                    tma.async_copy_global_to_shared(
+                        d_matrix, [first_direction, 0], q_bars.index(own), d_tile.index(own)
+                    )
+                    tma.async_copy_global_to_shared(
+                        r_matrix, [first, first_direction], q_bars.index(own), r_tile.index(own)
+                    )
+                else:
+                    mbarrier.expect(q_bars.index(own), q_matrix.block_type.nbytes)
                 tma.async_copy_global_to_shared(
-                    q_matrix, [batch * n_rows + (2 * tile + half) * BM, packed_head * D], q_bars.index(own),
-                    q_tile.index(own),
-                )  # fmt: skip
+                    q_matrix, [first, packed_head * D], q_bars.index(own), q_tile.index(own)
+                )
         kv_column = packed_head // (PACKED_HEADS // KV_HEADS) * D
         for block in range(n_blocks):
             place = (base + block) % STAGES
@@ -278,7 +292,7 @@ def _pass(begin, end, base, bars, STAGES: gl.constexpr):
 
 @gluon.jit
 def _compute_tiles(
-    q_ptr, rows_ptr, starts_ptr, part_ptr, hi_ptr, lo_ptr, directions_ptr, suppress_ptr, o_ptr, along_ptr, lse_ptr,
+    q_ptr, rows_ptr, starts_ptr, part_ptr, hi_ptr, lo_ptr, o_ptr, along_ptr, lse_ptr,
     q_tile, d_tile, r_tile, ring, bars, q_bars,
     stride_qb, n_work, n_batch, n_rows, n_keys, span, window, scale, stride_qt: gl.constexpr, stride_qh: gl.constexpr,
     HEADS: gl.constexpr, KV_HEADS: gl.constexpr, PACK: gl.constexpr, D: gl.constexpr, BN: gl.constexpr,
@@ -315,13 +329,7 @@ def _compute_tiles(
             q = gl.load(q_base + (wide // PACK * stride_qt + wide % PACK * stride_qh)[:, None] + column[None, :])
             own.store(q)
         row = _positions(rows_ptr, packed, batch, packed_head, n_rows, n_keys, HEADS, KV_HEADS, PACK, ROW_LISTS)
-        if DIRECTIONS > 0:
-            # One head a tile: its directions are the same for every row.
-            cut_place = first_packed + gl.arange(0, BM, gl.SliceLayout(1, COEFFICIENTS))
-            cut_row = (batch.to(gl.int64) * n_rows + cut_place) * HEADS + packed_head
-            put_amounts(suppress_ptr, r_tile.index(HALF), cut_row, cut_place < n_rows, COEFFICIENTS, DIRECTIONS)
-            put_directions(directions_ptr, d_tile.index(HALF), packed_head, WIDE, DIRECTIONS, D)
-        if DIRECTIONS > 0 or not Q_COPIED:
+        if not Q_COPIED:
             fence_async_shared()
             barrier()
         lo, n_blocks, begin, open_lo, open_hi, end = _spans_of(
@@ -401,9 +409,11 @@ def _compute_tiles(
         out_head = packed_head * PACK + packed % PACK
         out_row = gl.convert_layout((out_base + index) * HEADS + out_head, gl.SliceLayout(1, OUT))
         if DIRECTIONS > 0:
+            # One head a tile: its directions are the same for every row.
             acc = remove_directions(
-                acc, r_tile.index(HALF), d_tile.index(HALF), along_ptr, out_row, inside, OUT, COEFFICIENTS, DIRECTIONS
-            )
+                acc, r_tile.index(own_place), d_tile.index(own_place), along_ptr, out_row, inside, OUT, COEFFICIENTS,
+                DIRECTIONS,
+            )  # fmt: skip
         if SPLIT:
             gl.store(o_ptr + out_row[:, None] * D + out_column[None, :], acc, mask=inside[:, None])
         else:
@@ -460,7 +470,7 @@ def _first_keys(
 
 @gluon.jit(do_not_specialize=["n_batch", "n_rows", "n_keys", "n_splits", "span", "window"])
 def hopper_kernel(
-    q_ptr, q_matrix, k_matrix, v_matrix, rows_ptr, starts_ptr, part_ptr, hi_ptr, lo_ptr, directions_ptr, suppress_ptr,
+    q_ptr, q_matrix, k_matrix, v_matrix, d_matrix, r_matrix, rows_ptr, starts_ptr, part_ptr, hi_ptr, lo_ptr,
     o_ptr, along_ptr, lse_ptr,
     stride_qb, n_batch, n_rows, n_keys, n_splits, span, window, scale, stride_qt: gl.constexpr, stride_qh: gl.constexpr,
     HEADS: gl.constexpr, KV_HEADS: gl.constexpr, PACK: gl.constexpr, D: gl.constexpr, BN: gl.constexpr,
@@ -485,10 +495,8 @@ def hopper_kernel(
     q_bars = gl.allocate_shared_memory(gl.int64, [8, 1], mbarrier.MBarrierLayout())
     d_tile, r_tile = q_tile, q_tile
     if DIRECTIONS > 0:
-        r_tile = gl.allocate_shared_memory(dtype, [2, BM, LANES], gl.SwizzledSharedLayout(2, 1, 1, [1, 0]))
-        d_tile = gl.allocate_shared_memory(
-            dtype, [2, LANES, D], gl.NVMMASharedLayout.get_default_for([LANES, D], dtype)
-        )
+        d_tile = gl.allocate_shared_memory(dtype, [4, LANES, D], d_matrix.layout)
+        r_tile = gl.allocate_shared_memory(dtype, [4, BM, LANES], r_matrix.layout)
     for place in gl.static_range(2 * STAGES):
         mbarrier.init(bars.index(place), count=1)
         mbarrier.init(bars.index(2 * STAGES + place), count=2)
@@ -501,20 +509,21 @@ def hopper_kernel(
     gl.warp_specialize(
         [
             (_compute_tiles, (
-                q_ptr, rows_ptr, starts_ptr, part_ptr, hi_ptr, lo_ptr, directions_ptr, suppress_ptr, o_ptr, along_ptr,
-                lse_ptr, q_tile, d_tile, r_tile, ring, bars, q_bars, stride_qb, n_work, n_batch, n_rows, n_keys, span,
+                q_ptr, rows_ptr, starts_ptr, part_ptr, hi_ptr, lo_ptr, o_ptr, along_ptr, lse_ptr,
+                q_tile, d_tile, r_tile, ring, bars, q_bars, stride_qb, n_work, n_batch, n_rows, n_keys, span,
                 window, scale, stride_qt, stride_qh, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS,
                 START_LISTS, WINDOW, DECAY, DIRECTIONS, Q_COPIED, 0,
             )),
             (_compute_tiles, (
-                q_ptr, rows_ptr, starts_ptr, part_ptr, hi_ptr, lo_ptr, directions_ptr, suppress_ptr, o_ptr, along_ptr,
-                lse_ptr, q_tile, d_tile, r_tile, ring, bars, q_bars, stride_qb, n_work, n_batch, n_rows, n_keys, span,
+                q_ptr, rows_ptr, starts_ptr, part_ptr, hi_ptr, lo_ptr, o_ptr, along_ptr, lse_ptr,
+                q_tile, d_tile, r_tile, ring, bars, q_bars, stride_qb, n_work, n_batch, n_rows, n_keys, span,
                 window, scale, stride_qt, stride_qh, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS,
                 START_LISTS, WINDOW, DECAY, DIRECTIONS, Q_COPIED, 1,
             )),
             (_copy_blocks, (
-                q_matrix, k_matrix, v_matrix, rows_ptr, starts_ptr, q_tile, ring, bars, q_bars, n_work, n_batch, n_rows,
-                n_keys, span, window, HEADS, KV_HEADS, PACK, D, BN, STAGES, SPLIT, ROW_LISTS, START_LISTS, WINDOW,
+                q_matrix, k_matrix, v_matrix, d_matrix, r_matrix, rows_ptr, starts_ptr, q_tile, d_tile, r_tile, ring,
+                bars, q_bars, n_work, n_batch, n_rows, n_keys, span, window, HEADS, KV_HEADS, PACK, D, BN, STAGES,
+                SPLIT, ROW_LISTS, START_LISTS, WINDOW, DIRECTIONS,
             )),
         ],
         [WARPS, 1],
@@ -522,18 +531,26 @@ def hopper_kernel(
     )  # fmt: skip
 
 
-def matrices(q: Tensor | None, k: Tensor, v: Tensor, tile: Tile) -> dict[str, Any]:
-    """Rows (None: by pointers), keys and values as the kernel copies them, and the sizes of the ring."""
+def matrices(
+    q: Tensor | None, k: Tensor, v: Tensor, directions: Tensor | None, amounts: Tensor | None, tile: Tile
+) -> dict[str, Any]:
+    """Rows (None: by pointers), keys, values, directions and their amounts as the kernel copies them, and the sizes of
+    the ring."""
     described = {"k_matrix": _matrix(k, tile.keys), "v_matrix": _matrix(v, tile.keys)}
-    described |= {"q_matrix": None if q is None else _matrix(q, BM.value)}
+    described |= {"q_matrix": None if q is None else _matrix(q, BM.value), "d_matrix": None, "r_matrix": None}
+    if directions is not None and amounts is not None:
+        dtype, lanes = k.dtype, LANES.value
+        described["d_matrix"] = _matrix(directions.to(dtype).flatten(0, 1)[None, :, None], lanes)
+        described["r_matrix"] = _matrix(amounts.to(dtype).flatten(2)[:, :, None], BM.value, lanes)
     return described | {"BN": tile.keys, "STAGES": tile.stages}
 
 
-def _matrix(x: Tensor, height: int) -> Any:
-    """[B, S, G, D] as the matrix [B·S, G·D], copied in blocks of `height` rows of one head."""
+def _matrix(x: Tensor, height: int, columns: int = 0) -> Any:
+    """[B, S, G, D] as the matrix [B·S, G·D], copied in blocks of `height` rows of one head, or of `columns` columns."""
     n_batch, n_keys, n_groups, width = x.shape
     shape, strides = [n_batch * n_keys, n_groups * width], [x.stride(1), 1]
-    return TensorDescriptor(x, shape, strides, [height, width], _layout(x.dtype, height, width))
+    block = [height, columns or width]
+    return TensorDescriptor(x, shape, strides, block, _layout(x.dtype, *block))
 
 
 @lru_cache

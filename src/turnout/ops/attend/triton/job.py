@@ -188,11 +188,17 @@ class Job:
         return {"q_matrix": _matrix(self.q, tile.rows), "grad_matrix": _matrix(grad, tile.rows), "TMA": True}
 
     def q_copied(self) -> Tensor | None:
-        """q if tiles of it can be bulk copies: its rows lie one after another unless heads share a tile.
+        """q if tiles of it can be bulk copies: its rows lie one after another unless heads share a tile."""
+        return self.q if self.pack == 1 and self._bulk_copies(self.q) else None
 
-        Not beside directions, whose epilogue this was not seen to work with.
-        """
-        return self.q if self.pack == 1 and self.directions is None and self._bulk_copies(self.q) else None
+    def _cut_copies(self) -> bool:
+        """Whether directions can come with the rows by bulk copies: few enough, amounts in rows of whole 16 bytes."""
+        if self.directions is None or self.suppress is None:
+            return True
+        k = self.directions.shape[1]
+        aligned = self.directions.data_ptr() % 16 == 0 and self.suppress.data_ptr() % 16 == 0
+        whole = self.heads * k * self.q.element_size() % 16 == 0
+        return k <= MOST_DIRECTIONS and whole and aligned and self.q_copied() is not None
 
     def keys_values(self, tile: Tile) -> dict[str, Any]:
         """k and v for a loop over keys: pointers, or descriptors of bulk copies if tile and tensors allow."""
@@ -215,14 +221,14 @@ class Job:
         copies = self.k.numel() > 0 and self._bulk_copies(self.k) and self._bulk_copies(self.v)
         fits = self.q.element_size() == 2 and self.q.shape[3] in WIDTHS and MOST_PACKED % self.pack == 0
         able = not (self.sinks or self.blocks is not None or (cut and (options or self.pack > 1)))
-        able = able and (self.directions is None or self.directions.shape[1] <= MOST_DIRECTIONS)
+        able = able and self._cut_copies()
         # Pruned decays of heads of 64 are a fifth faster in the tables' tiles, of which more are at work at once.
         able = able and not (self.decay and self.starts is not None and self.q.shape[3] == 64)
         if not (here and copies and fits and able):
             return ORDINARY if tile.tma == SPECIALISED else tile
         if options or brief:
             return WITH_OPTIONS[self.q.shape[3]] if self.n_packed > LEAST_PACKED else tile
-        return LOW if cut or self.pack > 1 or self.k.shape[1] <= SHORT else tile
+        return LOW if self.pack > 1 or self.k.shape[1] <= SHORT else tile
 
     def _few_registers(self) -> bool:
         """Whether a backward pass with options has room for tall tiles: half precision, no lists, one decay a head."""
