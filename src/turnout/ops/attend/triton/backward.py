@@ -173,7 +173,7 @@ def dq_kernel(
         uncut_tile(
             out_ptr, grad_ptr, directions_ptr, suppress_ptr, along_ptr, raw_grad_ptr, dr_ptr, sums_ptr, delta_ptr,
             grad_offset, row_index, row_offset, valid, inside, packed_head,
-            (batch64 * n_tiles + tile) * HEADS + packed_head, offset_d, DIRECTIONS, D, PRECISION,
+            (batch64 * n_blocks * PARTS + tile) * HEADS + packed_head, offset_d, DIRECTIONS, D, PRECISION,
         )  # fmt: skip
         # Read again below: a value would stay in registers through the loop, memory goes to where products read it.
         tl.debug_barrier()
@@ -454,7 +454,7 @@ def dkdv_kernel(
             of_key = first_hi * (first_key - key).to(tl.float32)
         dc = tl.zeros([BN], tl.float32)
         if KEY_BLOCK > 0:
-            # Row blocks that chose the block, ascending, in parts: entries bound[n] to bound[n + 1] of the inverse list.
+            # Row blocks that chose the block, ascending, in parts: entries bound[n] to bound[n + 1] of the list.
             PARTS: tl.constexpr = (TILE + BM - 1) // BM
             pair = batch64 * KV_HEADS + kv_head
             bound = bound_ptr + pair * (n_blocks + 1) + first_key // KEY_BLOCK
@@ -512,7 +512,8 @@ def dkdv_kernel(
                         rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
                         lse_base, row_hi_base, row_lo_base, delta_base, stride_qt, stride_qh,
                         n_rows, n_keys, window, sinks, scale,
-                        HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS, False, DECAY_GRAD,
+                        HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS, False,
+                        DECAY_GRAD,
                     )  # fmt: skip
         if DECAY_GRAD:
             dc_base = dc_ptr + ((split.to(tl.int64) * n_batch + batch) * HEADS + packed_head) * n_keys

@@ -232,6 +232,6 @@ def row_splits(tile: Tile, n_blocks: int, n_sms: int, n_row_tiles: int) -> int:
 
 
 def within_blocks(tile: Tile, rows: int, keys: int) -> Tile:
-    """The tile, cut where a block of `rows` packed rows or of `keys` keys is smaller: a larger one is walked in parts."""
+    """The tile, cut where a block of `rows` packed rows or `keys` keys is smaller: larger ones are walked in parts."""
     height = max(LEAST, 1 << (rows - 1).bit_length())
     return replace(tile, rows=min(tile.rows, height), keys=min(tile.keys, keys))
