@@ -19,10 +19,13 @@ def draw(n: int = 200, **changes: Any) -> RoutedBatch:
     return batch
 
 
+MATCHES = ["token", "related", "two_token", "gap", "two_hop"]
+
+
 @st.composite
 def configs(draw: st.DrawFn) -> RetrievalConfig:
     direction = draw(st.sampled_from(["after", "before", "either"]))
-    match = "token" if direction == "either" else draw(st.sampled_from(["token", "two_token", "gap", "two_hop"]))
+    match = "token" if direction == "either" else draw(st.sampled_from(MATCHES))
     return RetrievalConfig(
         length=draw(st.sampled_from([128, 191, 512])),
         min_distance=draw(st.integers(20, 60)),
@@ -63,7 +66,7 @@ def test_streams_are_seeded_separate_fixed_and_resumable(laws: Any) -> None:
         {"length": 65}, {"vocab": 100}, {"filler": "may_repeat"}, {"distractor_key": "same"},
         {"distractors": 1},
         {"direction": "before"}, {"min_distance": 30}, {"max_distance": 40}, {"query_marker": "before"}, {"queries": 2},
-        {"n_values": 5}, {"match": "two_hop"},
+        {"n_values": 5}, {"match": "two_hop"}, {"match": "related"},
     ],
 )  # fmt: skip
 def test_every_field_changes_the_batch(laws: Any, changes: dict[str, Any]) -> None:
@@ -83,6 +86,14 @@ def test_a_key_that_is_kept_out_of_the_filler_occurs_exactly_twice() -> None:
     copies = (repeats.tokens == repeats.tokens.gather(1, repeats.at)).sum(1).float().mean()
     # 510 filler tokens of 255 ids: two extra copies on average, standard error 0.03.
     assert 3.8 < copies < 4.2
+
+
+def test_a_related_key_is_one_id_that_occurs_nowhere_else() -> None:
+    batch = draw(500, match="related")
+    asked, found = batch.tokens.gather(1, batch.at), batch.tokens.gather(1, batch.evidence)
+    assert ((batch.tokens == found).sum(1) == 1).all() and (asked != found).all()
+    pairs = set(zip(asked.flatten().tolist(), found.flatten().tolist(), strict=True))
+    assert len({key for key, _ in pairs}) == len({other for _, other in pairs}) == len(pairs)
 
 
 def test_same_key_distractors_are_real_decoys() -> None:

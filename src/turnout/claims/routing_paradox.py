@@ -27,8 +27,8 @@ TITLES = {
     "RP9": "a bidirectional SSM is enough",
     "RP10": "rank-1 scores are enough",
     "RP11": "one hub is enough",
-    "RP12": "frozen language models fail",
-    "RP14": "contrastive training fails",
+    "RP12": "frozen language models and plain Transformers fail",
+    "RP14": "contrastive training and semantic matching fail",
     "RP16": "memory banks and loops fail",
     "RP17": "a Bloom filter reaches 90.9 %",
     "RPL": "(ours) what a match needs, rung by rung",
@@ -44,10 +44,10 @@ def chance_of(record: dict[str, Any]) -> float:
     return chance_level(record["units"], k=model["k"], expand=model["expand"])["precision"]
 
 
-def best_lr(records: list[dict[str, Any]], worst: bool = False) -> float:
-    """The learning rate with the highest (or lowest) mean precision over seeds."""
+def best_lr(records: list[dict[str, Any]], worst: bool = False, metric: str = "precision") -> float:
+    """The learning rate with the highest (or lowest) mean of the metric over seeds."""
     rates = [run["lr"] for run in records[0]["runs"]]
-    means = {lr: sum(_run(r, lr)["precision"] for r in records) / len(records) for lr in rates}
+    means = {lr: sum(_run(r, lr)[metric] for r in records) / len(records) for lr in rates}
     return (min if worst else max)(means, key=lambda lr: means[lr])
 
 
@@ -55,10 +55,10 @@ def _run(record: dict[str, Any], lr: float) -> dict[str, Any]:
     return next(run for run in record["runs"] if run["lr"] == lr)
 
 
-def precision(records: list[dict[str, Any]], lr: float | None = None) -> Any:
-    """Mean precision over seeds at one learning rate (the best by default), with its interval."""
-    rate = best_lr(records) if lr is None else lr
-    values = [_run(r, rate)["precision"] for r in records]
+def precision(records: list[dict[str, Any]], lr: float | None = None, metric: str = "precision") -> Any:
+    """Mean precision (or accuracy) over seeds at one learning rate (the best by default), with its interval."""
+    rate = best_lr(records, metric=metric) if lr is None else lr
+    values = [_run(r, rate)[metric] for r in records]
     return mean_over_seeds(values, proportion_of=[r["n_eval"] for r in records])
 
 
@@ -82,15 +82,23 @@ def floor_of(record: dict[str, Any], controls: Summaries, scale: str) -> float:
     return max(chance, precision(prior).mean) if known and prior is not None else chance
 
 
-def _words(name: str, records: list[dict[str, Any]]) -> str:
-    found, chance = precision(records), chance_of(records[0])
+def _words(name: str, records: list[dict[str, Any]], metric: str = "precision") -> str:
+    found = precision(records, metric=metric)
+    if metric == "accuracy":
+        return f"{name}: answers {100 * found.mean:.1f} [{100 * _guess(records[0]):.1f}]"
     rank = sum(_run(r, best_lr(records))["rank"] for r in records) / len(records)
-    return f"{name}: {100 * found.mean:.1f} [{100 * chance:.1f}] rank {rank:.1f}"
+    return f"{name}: {100 * found.mean:.1f} [{100 * chance_of(records[0]):.1f}] rank {rank:.1f}"
 
 
-def _rates(name: str, records: list[dict[str, Any]]) -> str:
-    best, worst = best_lr(records), best_lr(records, worst=True)
-    return f"{name}: best lr {best:g}, worst lr {worst:g} gives {100 * precision(records, worst).mean:.1f}"
+def _guess(record: dict[str, Any]) -> float:
+    """A guess among the values."""
+    task = record["config"]["task"]
+    return 1 / (task["n_values"] or task["vocab"] - 1)
+
+
+def _rates(name: str, records: list[dict[str, Any]], metric: str) -> str:
+    best, worst = best_lr(records, metric=metric), best_lr(records, worst=True, metric=metric)
+    return f"{name}: best lr {best:g}, worst lr {worst:g} gives {100 * precision(records, worst, metric).mean:.1f}"
 
 
 def chance_of_published(quoted: str) -> float:
@@ -105,19 +113,20 @@ def _finding(row: Any, seen: Summaries, controls: Summaries, scale: str) -> Find
     if not arms:
         return None
     tested = [(arm, records) for arm, records in arms if not arm.control]
-    words = "; ".join(_words(arm.name, records) for arm, records in arms)
-    chosen = tested or arms
-    n = min(len(records) for _, records in chosen)
-    floors = {arm.name: floor_of(records[0], controls, scale) for arm, records in tested}
-    verdict = _verdict(row, tested, floors)
+    words = "; ".join(_words(arm.name, records, row.metric) for arm, records in arms)
+    n = min(len(records) for _, records in tested or arms)
+    routes = row.metric == "precision"
+    floors = {arm.name: floor_of(r[0], controls, scale) if routes else _guess(r[0]) for arm, r in tested}
     intervals = "; ".join(
-        f"{arm.name} {100 * p.low:.1f}-{100 * p.high:.1f}" for arm, r in arms if (p := precision(r)).n
+        f"{arm.name} {100 * p.low:.1f}-{100 * p.high:.1f}"
+        for arm, r in arms
+        if (p := precision(r, metric=row.metric)).n
     )
-    best_worst = "; ".join(_rates(arm.name, r) for arm, r in tested if len(r[0]["runs"]) > 1)
+    best_worst = "; ".join(_rates(arm.name, r, row.metric) for arm, r in tested if len(r[0]["runs"]) > 1)
     answers = [
         f"{arm.name} answers {100 * sum(_run(x, best_lr(r))['accuracy'] for x in r) / len(r):.1f}"
         f" (oracle picks {100 * sum(_run(x, best_lr(r))['oracle_accuracy'] for x in r) / len(r):.1f})"
-        for arm, r in tested if "oracle_accuracy" in r[0]["runs"][0]
+        for arm, r in tested if routes and "oracle_accuracy" in r[0]["runs"][0]
     ]  # fmt: skip
     detail = ". ".join(part for part in (row.note, best_worst, "; ".join(answers)) if part)
     beside = "; ".join(
@@ -125,8 +134,8 @@ def _finding(row: Any, seen: Summaries, controls: Summaries, scale: str) -> Find
     )
     return Finding(
         statement=f"{row.statement} ({scale})", quoted=row.quoted, measured=f"% {words}", n=n,
-        interval=f"% {intervals}", control=f"% {beside}" if beside else "chance in brackets",
-        verdict=verdict, detail=detail,
+        interval=f"% {intervals}", control=f"% {beside}" if beside and routes else "chance in brackets",
+        verdict=_verdict(row, tested, floors), detail=detail,
     )  # fmt: skip
 
 
@@ -134,7 +143,7 @@ def _verdict(row: Any, tested: list[tuple[Any, list[dict[str, Any]]]], floors: d
     if row.published is None:
         return "cannot be tested as published"
     wanted = routing_class(row.published, chance_of_published(row.quoted))
-    same = [routing_class(precision(r).mean, floors[arm.name]) == wanted for arm, r in tested]
+    same = [routing_class(precision(r, None, row.metric).mean, floors[arm.name]) == wanted for arm, r in tested]
     if not same:
         return "not measured"
     return "holds" if all(same) else "holds with changes" if any(same) else "does not hold"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from turnout.models.testbed_config import TestBedConfig
 from turnout.tasks import RetrievalConfig, TrailingMQARConfig
@@ -91,9 +91,10 @@ class PaperRow:
         claim: id; rows of one claim share its runs.
         statement: what the study reports.
         quoted: as printed, chance in brackets.
-        published: the routing precision, 0..1; None where the row is not a precision.
+        published: the number, 0..1; None where it was published without what would define it.
         arms: readings, the literal ones first.
         note: what the reader has to know about our reading.
+        metric: "precision" of the routing, or "accuracy" of the answers.
     """
 
     claim: str
@@ -102,6 +103,7 @@ class PaperRow:
     published: float | None
     arms: tuple[BedArm, ...]
     note: str = ""
+    metric: Literal["precision", "accuracy"] = "precision"
 
 
 def both(name: str, **options: Any) -> tuple[BedArm, BedArm]:
@@ -109,21 +111,16 @@ def both(name: str, **options: Any) -> tuple[BedArm, BedArm]:
     return BedArm(name=f"{name}, key", label="key", **options), BedArm(name=f"{name}, value", label="value", **options)
 
 
-def frozen_arms(folder: str) -> tuple[BedArm, ...]:
-    """A frozen language model, alone and behind trainable bridges, with its untrained twin.
+def frozen_arms(folder: str, bridge: str = "") -> tuple[BedArm, ...]:
+    """A frozen language model, alone or behind a trainable `bridge`, with its untrained twin.
 
     Without a `folder` nothing runs them, and what was measured before is still read.
     """
     model: dict[str, Any] = {"frozen": folder or "frozen", "positions": "none"}
-    twin = model | {"frozen_twin": True}
-    options: dict[str, Any] = {"scales": (SMALL,), "by_name": not folder}
-    return (
-        *both("frozen model", model=model, **options),
-        *both("frozen model, attention bridge", flow="attention", model=model, **options),
-        *both("frozen model, shift bridge", flow="shift", model=model, **options),
-        BedArm(name="untrained twin, key", model=twin, control=True, **options),
-        BedArm(name="untrained twin, attention bridge, key", flow="attention", model=twin, control=True, **options),
-    )
+    options: dict[str, Any] = {"flow": bridge or "none", "scales": (SMALL,), "by_name": not folder}
+    name = f", {bridge} bridge" if bridge else ""
+    twin = BedArm(name=f"untrained twin{name}, key", model=model | {"frozen_twin": True}, control=True, **options)
+    return *both(f"frozen model{name}", model=model, **options), *((twin,) if bridge != "shift" else ())
 
 
 UNTRAINED = {"steps": 0, "lrs": (1e-3,)}

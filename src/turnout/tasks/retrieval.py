@@ -22,9 +22,8 @@ from turnout.tasks.synthetic import SyntheticTask
 if TYPE_CHECKING:
     import torch
 
-_SPAN = {"token": 1, "two_token": 2, "gap": 2, "two_hop": 1}
 _OFFSETS = 18
-_DECOYS = {"token": 0, "two_token": 2, "gap": 2, "two_hop": 1}
+_DECOYS = {"token": 0, "related": 0, "two_token": 2, "gap": 2, "two_hop": 1}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +66,8 @@ class RetrievalConfig:
         queries: with distinct keys and evidence each; more than one needs direction after or before.
         n_values: values are 1..n_values; 0 = all content ids.
         match: the ladder of what a match is: "token"; "two_token" and "gap" (two halves, adjacent or 3..8 apart, decoys
-            share one half); "two_hop" (key -> middle here, middle -> value there).
+            share one half); "two_hop" (key -> middle here, middle -> value there). Beside it "related": the evidence
+            key is another id, a fixed function of the query's.
     """
 
     kind: ClassVar[str] = "retrieval"
@@ -83,7 +83,7 @@ class RetrievalConfig:
     query_marker: Literal["none", "before", "last"] = "none"
     queries: int = 1
     n_values: int = 0
-    match: Literal["token", "two_token", "gap", "two_hop"] = "token"
+    match: Literal["token", "related", "two_token", "gap", "two_hop"] = "token"
 
     def __post_init__(self) -> None:
         for name, least in (("distractors", 0), ("min_distance", 1), ("max_distance", 0), ("queries", 1)):
@@ -181,9 +181,12 @@ class RetrievalConfig:
             tokens = torch.where((tokens[:, :, None] == taken[:, None]).any(-1), redrawn, tokens)
         at, far = self._places(n, generator)
         self._write_distractors(tokens, at, keys, ids, generator)
-        if self.match == "token":
+        if self.match in ("token", "related"):
+            wanted = keys
+            if self.match == "related":
+                wanted, tokens, values = self._related(keys, tokens, values, spare)
             tokens.scatter_(1, at, keys)
-            tokens.scatter_(1, far, keys)
+            tokens.scatter_(1, far, wanted)
             tokens.scatter_(1, far + 1, values)
             key_at = far
         else:
@@ -254,6 +257,19 @@ class RetrievalConfig:
             drawn = others.gather(1, torch.randint(others.shape[1], (n, 2 * count), generator=generator))
             tokens.scatter_(1, place, keys if self.distractor_key == "same" else drawn[:, :count])
             tokens.scatter_(1, place + 1, drawn[:, count:])
+
+    def _related(
+        self, keys: torch.Tensor, tokens: torch.Tensor, values: torch.Tensor, spare: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Evidence keys half the ids away from the queries', and tokens and values that hold no other copy of them."""
+        import torch
+
+        ids = self.vocab - 1
+        related = (keys - 1 + ids // 2) % ids + 1
+        other = torch.where(spare[:, :1] == related, spare[:, 1:2], spare[:, :1])
+        if self.filler == "exclude_key":
+            tokens = torch.where(tokens == related, other, tokens)
+        return related, tokens, torch.where(values == related, other, values)
 
     def _write_ladder(
         self,

@@ -11,7 +11,7 @@ from turnout.routers.content.keys import causal_keys
 LENGTH, WIDTH = 32, 16
 CAUSAL = (
     "pairwise", "low_rank:rank=4", "rank1", "cosine", "linear_attention", "random_projection", "centroid:clusters=4",
-    "exact", "exact:ngram=2,offset=1", "segment:size=4", "bloom:size=4", "position", "bandit",
+    "exact", "exact:ngram=2,offset=1", "segment:size=4", "bloom:size=4", "position", "bandit", "none",
 )  # fmt: skip
 REFUSED = ("memory:slots=4", "loop", "budget", "bm25:size=4", "rank1:query=shuffled")
 

@@ -23,7 +23,7 @@ SPECS = (
     "cosine", "cosine:project=false", "random_projection", "random_projection:rank=5,twin=false", "memory:slots=4",
     "centroid:clusters=5", "loop", "exact", "exact:ngram=2,offset=1", "bloom:size=4", "bm25:size=4",
     "bm25:size=4,neighbours=2", "position", "position:size=4", "bandit",
-    "budget", "budget:spend=0.25,adaptive=false",
+    "budget", "budget:spend=0.25,adaptive=false", "none",
 )  # fmt: skip
 
 
