@@ -79,6 +79,20 @@ def test_the_published_size_replaces_the_small_one() -> None:
     assert FULL in row.statement and row.verdict == "does not hold"
 
 
+def test_answers_without_a_router_are_judged_by_their_accuracy() -> None:
+    def answered(accuracy: float) -> list[dict[str, Any]]:
+        records = [record(i, 0.008, expand=0) for i in range(3)]
+        for entry in records:
+            entry["config"]["task"] |= {"vocab": 256, "n_values": 0}
+            entry["runs"][0]["accuracy"] = accuracy
+        return records
+
+    seen = {f"plain, 4 layers, near, {FULL}": answered(0.99), f"plain, 4 layers, far, {FULL}": answered(0.004)}
+    near, far = (row for row in judge_rows("RP12", seen) if "plain" in row.statement)
+    assert near.verdict == far.verdict == "holds"
+    assert "answers 99.0 [0.4]" in near.measured and "answers 0.4 [0.4]" in far.measured
+
+
 def test_transitions_are_read_off_the_curves() -> None:
     found = jump_at([record(0, 1.0), record(1, 0.1)], 1.0)
     assert found.seeds[0] is not None and found.seeds[1] is None and found.jumping == 1
