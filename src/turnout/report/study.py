@@ -47,11 +47,13 @@ def write_study(out: Path, root: Path | None = None) -> Path:
 
 
 def largest(runs: Runs) -> Runs:
-    """Every arm at the largest scale measured, under its name without the scale; only trained or scored arms."""
+    """Every arm at the largest scale measured, under its name without the scale; only arms that route."""
     found: Runs = {}
     for scale in SCALES:
         for name, records in runs.items():
-            if name.endswith(f", {scale}") and "runs" in records[0]:
+            if not name.endswith(f", {scale}") or "runs" not in records[0]:
+                continue
+            if records[0]["config"]["model"]["selector"] != "none":
                 found[name.rpartition(", ")[0]] = records
     return found
 
