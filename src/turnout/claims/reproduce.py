@@ -222,9 +222,10 @@ def _serve(jobs: Connection, number: int) -> None:
     while (job := _next(jobs)) is not None:
         try:
             answer = True, _run_one(job, number)
+            _tidy()
         except Exception as error:
+            # A GPU's fault outlives its job: after a failure the parent takes a new process.
             answer = False, str(error) or type(error).__name__
-        _tidy()
         jobs.send(answer)
 
 

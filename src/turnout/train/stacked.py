@@ -376,12 +376,21 @@ def train_together(configs: Sequence[BedRunConfig], device: torch.device | str =
     try:
         return trainer.train()
     except RuntimeError as error:
-        if not trainer.graph or isinstance(error, torch.cuda.OutOfMemoryError):
+        if not trainer.graph or isinstance(error, torch.cuda.OutOfMemoryError) or _broken(trainer.device):
             raise
         warnings.warn(f"no CUDA graph for {configs[0].name}: {error}", stacklevel=2)
         del trainer
         records = StackedTrainer(configs, device, graph=False).train()
         return [record | {"graph_error": str(error)[:300]} for record in records]
+
+
+def _broken(device: torch.device) -> bool:
+    """Whether the process has lost its GPU, as after an illegal access of its own or of a process that shares it."""
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
 
 
 def _without_seed(config: BedRunConfig) -> BedRunConfig:
