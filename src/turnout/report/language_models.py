@@ -76,7 +76,7 @@ def _bill(root: Path) -> dict[tuple[str, float], Row]:
     wanted = {"layers": 12, "width": 768, "context": 32768, "batch": 8, "compiled": True, "what": "decode"}
     rows = (row for row in read_rows(root / "bench") if row["kind"] == "inference" and row["ms"])
     return {
-        (row["arm"], 0.0 if row["arm"] == "dense" else row["case"]["usage"]): row
+        (row["arm"], 0.0 if row["arm"] in ("dense", "local") else row["case"]["usage"]): row
         for row in rows
         if wanted.items() <= row["case"].items() and row["device_kind"] == "cuda"
     }
@@ -85,8 +85,8 @@ def _bill(root: Path) -> dict[tuple[str, float], Row]:
 def _priced(name: str) -> tuple[str, float]:
     """Arm and usage of the bill that prices a trained arm: routers are priced as the learned one."""
     word, _, usage = name.partition(" ")
-    if word in ("dense", "window"):
-        return ("", 0.0) if usage or word == "window" else ("dense", 0.0)
+    if word in LINES:
+        return "" if usage else LINES[word], 0.0
     return "static_hybrid" if word == "static" else "routed", float(usage)
 
 
