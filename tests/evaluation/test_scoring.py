@@ -12,7 +12,7 @@ import torch
 from routing_laws import awake, tiny
 from turnout.errors import ConfigError, DataError, UnsupportedError
 from turnout.evaluation.lambada import read_passages, score_lambada
-from turnout.evaluation.lm_eval import Answers, run_lm_eval
+from turnout.evaluation.lm_eval import Answers, run_lm_eval, task_of
 from turnout.evaluation.losses import losses_by_route
 from turnout.evaluation.scoring import Scorer
 from turnout.models import CausalLM, ModelConfig, RoutingConfig
@@ -114,6 +114,17 @@ def test_losses_are_grouped_by_the_layers_that_attended() -> None:
         losses_by_route(
             CausalLM(ModelConfig(layers=1, width=16, heads=2, layout="A"), vocab=9), task, sequences=1, batch=1
         )
+
+
+def test_a_task_in_a_file_has_the_name_that_the_file_gives_it(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("include: base.yaml\ntask: 'mine-1'  # first\ndoc_to_text: !function utils.text\n")
+    assert task_of(path) == "mine-1"
+    path.write_text("subtask: other\n")
+    with pytest.raises(DataError, match="task: NAME"):
+        task_of(path)
+    with pytest.raises(DataError, match="cannot read the task"):
+        run_lm_eval(bytes_model(), ByteTokenizer(), [str(tmp_path / "none.yaml")], longest=32)
 
 
 def test_without_lm_eval_the_error_says_what_to_install() -> None:

@@ -50,7 +50,7 @@ def test_a_sequence_does_not_depend_on_its_batch() -> None:
     ("router", "changes", "together"),
     [
         ("ema", {"positions": "rope"}, [[3, 1, 0, 2]]),
-        ("linear", {"local": "window:size=3"}, [[3], [1], [0, 2]]),
+        ("linear", {"local": "window:size=3"}, [[3, 1, 0, 2]]),
         ("random", {}, [[3], [1], [0, 2]]),
         ("linear", {"pattern": "window:size=4"}, [[3], [1], [0, 2]]),
     ],

@@ -52,6 +52,15 @@ def test_a_row_counts_the_bytes_that_its_open_gates_read(folder: Path) -> None:
         assert row["joule_per_token"] is None and row["peak_bytes"] is None
 
 
+@pytest.mark.parametrize(("context", "read"), [(3, 3), (8, 4)])
+def test_a_window_reads_its_own_keys_and_no_others(context: int, read: int) -> None:
+    bill = Bill(context=context, batch=3, steps=2, seconds=0.0)
+    windows = replace(MODEL, local="window:size=4")
+    _, row = measure_bill(windows, bill, vocab=9, device=torch.device("cpu"), arms=("local",))
+    assert row["ms"] > 0 and row["usage"] == 0.0
+    assert row["kv_bytes"] == 3 * MODEL.layers * read * 2 * MODEL.width * 4
+
+
 def test_the_page_repeats_the_numbers_of_the_rows(folder: Path, tmp_path: Path) -> None:
     page = write_bill(tmp_path / "page.html", folder).read_text()
     assert page.count("<figure>") == 3 and not re.search(r"(src|href)=\"https?:", page)

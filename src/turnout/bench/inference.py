@@ -18,6 +18,7 @@ from turnout.bench.rows import Row, provenance
 from turnout.bench.timing import wait
 from turnout.errors import ConfigError, UnsupportedError
 from turnout.layers import MixerState, RoutedMixer
+from turnout.layers.local.window import WindowTrack
 from turnout.models.causal_lm import CausalLM
 from turnout.models.config import ModelConfig, hybrid_layout
 from turnout.models.decode_step import DecodeStep
@@ -25,6 +26,8 @@ from turnout.routers.mode import SKIP, RoutingMode
 from turnout.routers.query import QueryRouter, Route
 
 ARMS = ("dense", "static_hybrid", "routed")
+# Measured when asked for: the recipe's local track in every layer.
+LOCAL = "local"
 # Tokens of a whole answer, in the rows that add the prompt and the answer up.
 ANSWER = 256
 
@@ -94,6 +97,8 @@ def build_arm(config: ModelConfig, arm: str, bill: Bill, *, vocab: int, device: 
         config = replace(config, layout="A")
     elif arm == "static_hybrid":
         config = replace(config, layout=hybrid_layout(config.layers, bill.usage))
+    elif arm == LOCAL:
+        config = replace(config, layout="L")
     else:
         config = replace(config, layout="R")
     with torch.device(device):
@@ -146,7 +151,8 @@ def _measure_arm(config: ModelConfig, arm: str, bill: Bill, vocab: int, device: 
     decode = _quantiles(times)
     shares = _shares(model, bill)
     size = model.embed.weight.element_size()
-    kv = 2.0 * bill.batch * bill.context * config.n_kv_heads * (config.width // config.heads) * size * sum(shares)
+    read = config.n_kv_heads * (config.width // config.heads) * bill.context * sum(shares)
+    kv = 2.0 * bill.batch * size * (read + _windows(model, bill.context))
     total = prefill["ms"] + ANSWER * decode["ms"]
     yield _row(
         config, arm, "decode", bill, device,
@@ -228,6 +234,12 @@ def _shares(model: CausalLM, bill: Bill) -> list[float]:
         else:
             shares.append(1.0 if kind == "A" else 0.0)
     return shares
+
+
+def _windows(model: CausalLM, context: int) -> int:
+    """Numbers of keys that the windows of a model read in one step of one sequence."""
+    tracks = [track for track in model.modules() if isinstance(track, WindowTrack)]
+    return sum(min(track.size, context) * track.width for track in tracks)
 
 
 def _row(config: ModelConfig, arm: str, what: str, bill: Bill, device: torch.device, numbers: dict[str, Any]) -> Row:

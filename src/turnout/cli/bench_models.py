@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from turnout.models.config import ModelConfig
 
 ARMS = ("dense", "static_hybrid", "routed")
+# Every layer is the recipe's local track: inference only, and only when asked for.
+LOCAL = "local"
 CONTEXTS = {"cuda": "1024,4096,16384,32768,65536", "cpu": "256,1024,4096"}
 BATCHES = {"cuda": "1,8,64", "cpu": "1,4"}
 
@@ -153,9 +155,10 @@ def _numbers(text: str, flag: str) -> list[int]:
 
 def _arms(options: Any) -> tuple[str, ...]:
     wanted = tuple(options.arms.split(",")) if options.arms else ARMS
+    known = (*ARMS, LOCAL) if options.what == "inference" else ARMS
     for arm in wanted:
-        if arm not in ARMS:
-            raise ConfigError(f"--arms={arm!r}{nearest(arm, ARMS)}")
+        if arm not in known:
+            raise ConfigError(f"--arms={arm!r}{nearest(arm, known)}")
     return wanted
 
 

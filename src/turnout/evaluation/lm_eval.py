@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from turnout.errors import ConfigError, UnsupportedError
+from turnout.errors import ConfigError, DataError, UnsupportedError
 from turnout.evaluation.scoring import Scorer
 from turnout.models.generate import GREEDY, Sampling, generate
 
@@ -73,15 +74,36 @@ class Answers:
         return [int(token) for token in self.tokenizer.encode(text.encode())] if text else []
 
 
+def task_of(path: Path) -> str:
+    """The name that a task's file gives it; lm-eval's own tags in it are not looked at.
+
+    Raises:
+        DataError: no such file, or it has no task.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the task {path}: {error}") from error
+    found = re.search(r"^task:[ \t]*['\"]?([^\s'\"#]+)", text, re.MULTILINE)
+    if found is None:
+        raise DataError(f"{path} has no line 'task: NAME'; expected a task of lm-eval")
+    return found[1]
+
+
 def run_lm_eval(
     model: CausalLM, tokenizer: Tokenizer, tasks: Sequence[str], *, longest: int, limit: int | None = None
 ) -> dict[str, Any]:
     """Results of lm-eval's tasks: {task: {metric: value}}.
 
+    Args:
+        tasks: names, or paths of the YAML files of one's own.
     Raises:
         UnsupportedError: lm-eval is not installed.
         ConfigError: it does not know a task.
+        DataError: a file that cannot be read or is no task.
     """
+    files = {task: Path(task) for task in tasks if Path(task).suffix in (".yaml", ".yml")}
+    names = [task_of(files[task]) if task in files else task for task in tasks]
     try:
         from lm_eval import simple_evaluate
         from lm_eval.api.model import LM
@@ -90,8 +112,8 @@ def run_lm_eval(
         raise UnsupportedError(
             f"--lm-eval needs the package lm_eval, which cannot be imported ({error}); pip install 'turnout[eval]'"
         ) from error
-    manager = TaskManager()
-    unknown = [task for task in tasks if task not in manager.all_tasks]
+    manager = TaskManager(include_path=[str(path.resolve().parent) for path in files.values()] or None)
+    unknown = [task for task in names if task not in manager.all_tasks]
     if unknown:
         raise ConfigError(f"lm-eval has no task {unknown[0]!r}; lm-eval ls tasks names them")
 
@@ -100,5 +122,5 @@ def run_lm_eval(
             LM.__init__(self)
             Answers.__init__(self, model, tokenizer, longest=longest)
 
-    found = simple_evaluate(model=Adapter(), tasks=list(tasks), limit=limit, task_manager=manager, log_samples=False)
+    found = simple_evaluate(model=Adapter(), tasks=names, limit=limit, task_manager=manager, log_samples=False)
     return {} if found is None else dict(found["results"])

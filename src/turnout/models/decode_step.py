@@ -15,7 +15,6 @@ from torch import Tensor
 
 from turnout.errors import ShapeError, UnsupportedError
 from turnout.layers import MixerState
-from turnout.layers.kv_cache import KVCache
 from turnout.models.causal_lm import CausalLM, Output, taken_of
 from turnout.routers.mode import SKIP, RoutingMode
 
@@ -40,7 +39,8 @@ class DecodeStep:
         lengths: tokens behind each sequence, where they are not the same; places are then by sequence, which a pattern
             does not know, and `close` leaves a state that ordinary calls cannot continue.
     Raises:
-        UnsupportedError: a memory that grows or counts on the host (window track, random and periodic controls).
+        UnsupportedError: a memory that grows or counts on the host (random and periodic controls, a window track
+            before its first token).
         ShapeError: no room for another token.
     Cost: two trial steps, on a GPU the capture, and the compilation: blocks of one kind share their code.
     """
@@ -206,11 +206,12 @@ def _put(memory: MixerState, parts: tuple[Any, ...]) -> None:
 def _batch_of(state: list[MixerState]) -> int:
     """Sequences that a state was made for."""
     for memory in state:
-        for part in (memory.cache, *_memories(memory)):
-            if isinstance(part, KVCache):
-                return part.k.shape[0]
-            if isinstance(part, Tensor):
-                return part.shape[0]
+        if memory.cache is not None:
+            return memory.cache.k.shape[0]
+        # Whatever is held has the batch first.
+        for leaf in _leaves(_memories(memory)):
+            if isinstance(leaf, Tensor):
+                return leaf.shape[0]
     raise UnsupportedError("no layer of this state holds a tensor, so there is nothing to step; call the model itself")
 
 

@@ -23,8 +23,8 @@ _PROBE = 3
 def batches_of(model: CausalLM, lengths: Sequence[int]) -> list[list[int]]:
     """Which prompts step together, shortest first: all of them, or those of one length each.
 
-    Places are by sequence, which patterns, and memories that count on the host (window track, random and periodic
-    controls), do not know.
+    Places are by sequence, which patterns, and memories that count on the host (random and periodic controls), do not
+    know.
     """
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     far = any(spec != "full" for spec in model.config.layer_patterns)

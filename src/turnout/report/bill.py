@@ -21,7 +21,7 @@ from turnout.report.plot import Box, Panel, both_sizes, picture
 from turnout.report.svg import linear_scale, log_scale
 from turnout.report.template import write_page
 
-ARMS = ("dense", "static_hybrid", "routed")
+ARMS = ("dense", "static_hybrid", "routed", "local")
 COLUMNS = (
     "device", "layers", "width", "context", "batch", "arm", "usage", "first token ms", "ms a token", "tokens/s",
     "KV MB a step", "peak GB", "J a token", "answer tokens/s", "answer vs dense",

@@ -58,14 +58,13 @@ def table(root: Path) -> list[str]:
     for name, records in seen.items():
         usage, mean, half = _point(name, records)
         shown = "" if set(records[0]["layout"]) == {"L"} else percent(usage)
-        spread = "" if math.isinf(half) else f" ± {half:.3f}"
         # Some seeds shared their GPU with other work; the fastest of them did so least.
         pace = max(record["tokens_per_s"] for record in records)
         row = bill.get(_priced(name))
         joules = row and row["joule_per_token"]
         cost = ("", "") if row is None else (f"{row['ms']:.2f}", f"{row['kv_bytes'] / 1e6:,.0f}")
         cells = (
-            name, shown, f"{mean:.3f}{spread}", len(records), f"{records[0]['params'] / 1e6:.0f}", f"{pace / 1e3:.0f}",
+            name, shown, _spread(mean, half), len(records), f"{records[0]['params'] / 1e6:.0f}", f"{pace / 1e3:.0f}",
             *cost, f"{1e3 * joules:.1f}" if joules else "",
         )  # fmt: skip
         found.append((mean, f"| {' | '.join(map(str, cells))} |"))
@@ -77,7 +76,7 @@ def _bill(root: Path) -> dict[tuple[str, float], Row]:
     wanted = {"layers": 12, "width": 768, "context": 32768, "batch": 8, "compiled": True, "what": "decode"}
     rows = (row for row in read_rows(root / "bench") if row["kind"] == "inference" and row["ms"])
     return {
-        (row["arm"], 0.0 if row["arm"] == "dense" else row["case"]["usage"]): row
+        (row["arm"], 0.0 if row["arm"] in ("dense", "local") else row["case"]["usage"]): row
         for row in rows
         if wanted.items() <= row["case"].items() and row["device_kind"] == "cuda"
     }
@@ -86,8 +85,8 @@ def _bill(root: Path) -> dict[tuple[str, float], Row]:
 def _priced(name: str) -> tuple[str, float]:
     """Arm and usage of the bill that prices a trained arm: routers are priced as the learned one."""
     word, _, usage = name.partition(" ")
-    if word in ("dense", "window"):
-        return ("", 0.0) if usage or word == "window" else ("dense", 0.0)
+    if word in LINES:
+        return "" if usage else LINES[word], 0.0
     return "static_hybrid" if word == "static" else "routed", float(usage)
 
 
@@ -110,7 +109,7 @@ def _draw(curves: dict[str, list[tuple[float, float, float]]], lines: dict[str, 
     for name, (mean, half) in lines.items():
         panel.line([(x.low, mean), (x.high, mean)], _colour(LINES[name]), dash="5 4")
         labels.append((mean, name, _colour(LINES[name])))
-        told.append(f"{name} {mean:.3f} ± {half:.3f}")
+        told.append(f"{name} {_spread(mean, half)}")
     for word, curve in curves.items():
         if not curve:
             continue
@@ -118,12 +117,17 @@ def _draw(curves: dict[str, list[tuple[float, float, float]]], lines: dict[str, 
         panel.line([(usage, mean) for usage, mean, _ in curve], colour)
         for usage, mean, half in curve:
             panel.whisker(usage, mean - _finite(half), mean + _finite(half), colour)
-            words = f"{word} at {percent(usage)}: {mean:.3f} ± {half:.3f}"
+            words = f"{word} at {percent(usage)}: {_spread(mean, half)}"
             panel.dot((usage, mean), colour, size=4.4, title=words, shape=ink(CURVES[word]).marker)
             told.append(words)
         labels.append((curve[-1][1], word, colour))
     panel.end_labels(labels)
     return picture(width, box.bottom + 40, panel.marks, label=f"Loss against usage. {'; '.join(told)}.")
+
+
+def _spread(mean: float, half: float) -> str:
+    """A mean with its interval, which one seed does not have."""
+    return f"{mean:.3f} ± {half:.3f}" if math.isfinite(half) else f"{mean:.3f}"
 
 
 def _finite(half: float) -> float:

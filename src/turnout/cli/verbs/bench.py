@@ -45,7 +45,8 @@ class Options(Flags):
         table: with breakeven, the JSON table to update, that attend dispatches by.
         contexts, batches: with inference and training, tokens and sequences, separated by commas.
         usage: with inference, training and blocks, the fraction of gates that are open.
-        arms: with inference and training, some of dense, static_hybrid and routed, separated by commas.
+        arms: with inference and training, some of dense, static_hybrid and routed (inference: and local, the recipe's
+            local track in every layer), separated by commas.
         vocab: with inference and training, token ids; none = the recipe's.
         compiled: with inference, compile the blocks of the steps, of every arm (GPU only).
         missing: with inference, training and blocks, only what has no row of this device yet.

@@ -36,7 +36,7 @@ class Options(Flags):
         lengths: score text in windows of these lengths too, separated by commas.
         routed: group the losses of single tokens by how many layers attended.
         lambada: score the last words of the passages in this file (.jsonl or text) instead.
-        lm_eval: score these tasks of lm-eval (extra eval) instead, separated by commas.
+        lm_eval: score these tasks of lm-eval (extra eval) instead, names or YAML files, separated by commas.
         device: auto, cpu or cuda.
         runs: folder of all runs.
     """

@@ -103,10 +103,16 @@ def test_one_graph_replays_any_lengths_and_routes_bit_for_bit() -> None:
         assert not bool(first[0].any()) and bool(first.isfinite().all())
 
 
-@pytest.mark.parametrize("granularity", ["token", "group"])
-def test_the_captured_step_of_a_model_equals_its_eager_steps_and_decides_for_itself(granularity: str) -> None:
+@pytest.mark.parametrize(
+    ("granularity", "local"), [("token", "conv"), ("group", "conv"), ("token", "window:size=8")]
+)  # fmt: skip
+def test_the_captured_step_of_a_model_equals_its_eager_steps_and_decides_for_itself(
+    granularity: str, local: str
+) -> None:
     routing = RoutingConfig(router="ema", granularity=granularity)
-    config = ModelConfig(layers=2, width=128, heads=4, kv_heads=2, positions="rope", form="llama", routing=routing)
+    config = ModelConfig(
+        layers=2, width=128, heads=4, kv_heads=2, local=local, positions="rope", form="llama", routing=routing
+    )  # fmt: skip
     model = CausalLM(config, vocab=50).cuda().eval()
     tokens = torch.randint(50, (3, 40), generator=torch.Generator().manual_seed(0)).cuda()
     for block in model.blocks:
