@@ -56,6 +56,9 @@ class WindowTrack(LocalTrack):
         tail = slice(k.shape[1] - keep, None)
         return self.out(o.flatten(-2)), (k[:, tail], v[:, tail], start + x.shape[1])
 
+    def farthest(self, length: int) -> int:
+        return min(self.size, length) - 1
+
     def flops(self, length: int) -> float:
         w = min(self.size, length)
         return length * 8 * self.width**2 + 4 * self.width * (length * w - w * (w - 1) / 2)
