@@ -193,7 +193,7 @@ def _judge_forgetting(seen: Summaries) -> list[Finding]:
 def _judge_positions(seen: Summaries) -> list[Finding]:
     """Where in the sequence a pattern loses: early rows see everything anyway."""
     findings = []
-    for arm in ("window 64", "dilated", "fixed decay", "forgetting"):
+    for arm in ("window 64", "dilated", "fixed decay", "learned constant decay", "forgetting", DISCOVERED):
         if arm not in seen or "dense" not in seen:
             continue
         more = excess(seen, arm, "position")
