@@ -473,6 +473,9 @@ def test_reach_and_search_read_a_run_and_leave_a_config_that_trains(cli: Cli, tm
         "reach.svg",
         "distance.csv",
     }
+    code, out, err = cli("reach", "far", "--runs", tmp_path, "--pattern", "cope", "--out", tmp_path / "c", "--json")
+    assert code == 0 and "contextual positions hang on the scores" in json.loads(out)["unmeasured"], err
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["reach.svg"]
     actions = "full/sinks:size=4,sinks=1/forget:gate=fixed,shortest=2,longest=2"
     code, out, err = cli("search", "far", "--runs", tmp_path, "--actions", actions, "--evaluations", 16, "--json",
                          "--sequences", 2)  # fmt: skip

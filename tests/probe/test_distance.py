@@ -9,6 +9,7 @@ import torch
 
 from routing_laws import assert_same
 from turnout.errors import ConfigError
+from turnout.layers.local import LOCAL_TRACKS
 from turnout.models import CausalLM, ModelConfig
 from turnout.probe.distance import _weights, attention_distances, reachable
 from turnout.report.distance import distance_data, distance_figure, reach_figure
@@ -71,9 +72,26 @@ def test_sight_grows_layer_by_layer(pattern: str, farthest: list[int]) -> None:
     assert [row["farthest"] for row in reachable(config, LENGTH)] == farthest
 
 
-def test_a_local_layer_adds_nothing_to_the_sight_of_attention() -> None:
-    config = ModelConfig(layers=2, width=16, heads=4, layout="LA", pattern="full/window:size=4")
-    assert [row["farthest"] for row in reachable(config, LENGTH)] == [0, 3]
+@pytest.mark.parametrize(
+    ("layout", "local", "farthest"),
+    [("LA", "conv:kernel=3", [2, 5]), ("LA", "window:size=7", [6, 9]), ("LA", "ssm", [31, 31]),
+     ("AR", "conv:kernel=6", [3, 8]), ("AR", "conv:kernel=2", [3, 6])],
+)  # fmt: skip
+def test_a_local_track_sees_what_lies_in_its_memory(layout: str, local: str, farthest: list[int]) -> None:
+    pattern = "window:size=4" if layout == "AR" else "full/window:size=4"
+    config = ModelConfig(layers=2, width=16, heads=4, layout=layout, local=local, pattern=pattern)
+    assert [row["farthest"] for row in reachable(config, LENGTH)] == farthest
+    for spec in (local, "conv:kernel=99", "window:size=99"):
+        track = LOCAL_TRACKS.build(spec, width=16, heads=4).double()
+        x = torch.randn(1, LENGTH, 16, dtype=torch.float64, requires_grad=True)
+        [slope] = torch.autograd.grad(track(x)[0][0, -1].sum(), x)
+        assert int((slope[0].abs().sum(-1) > 0).nonzero()[0]) == LENGTH - 1 - track.farthest(LENGTH)
+
+
+@pytest.mark.parametrize("spec", ["cope", "top_blocks:block=4,keep=1", "head_mixture:parts=(2 cope;2 window:size=4)"])
+def test_what_is_chosen_by_content_may_reach_everything(spec: str) -> None:
+    config = ModelConfig(layers=1, width=16, heads=4, layout="A", pattern=spec)
+    assert reachable(config, LENGTH) == [{"layer": 0, "farthest": LENGTH - 1, "share": 1.0}]
 
 
 def test_domains_are_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

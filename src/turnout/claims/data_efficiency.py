@@ -15,9 +15,10 @@ PASS, PASSES = 55, 16
 BASE = "dense"
 LOCAL: dict[str, dict[str, Any]] = {
     "convolution": {"layout": "L"},
-    "state space": {"layout": "L", "local": "ssm"},
+    # Uncompiled: the scan's own kernel runs there.
+    "state space": {"layout": "L", "local": "ssm", "compiled": False},
     "convolution + dense": {"layout": "LALA"},
-    "state space + dense": {"layout": "LALA", "local": "ssm"},
+    "state space + dense": {"layout": "LALA", "local": "ssm", "compiled": False},
     # Uncompiled: the gate noise has a generator of its own.
     "routed": {"layout": "R", "local": "conv:kernel=16,project=false", "compiled": False},
 }

@@ -193,7 +193,7 @@ def _judge_forgetting(seen: Summaries) -> list[Finding]:
 def _judge_positions(seen: Summaries) -> list[Finding]:
     """Where in the sequence a pattern loses: early rows see everything anyway."""
     findings = []
-    for arm in ("window 64", "dilated", "fixed decay", "forgetting"):
+    for arm in ("window 64", "dilated", "fixed decay", "learned constant decay", "forgetting", DISCOVERED):
         if arm not in seen or "dense" not in seen:
             continue
         more = excess(seen, arm, "position")
@@ -280,13 +280,15 @@ def _mechanism(row: dict[str, Any]) -> str:
 
 def _judge_cost(seen: Summaries) -> list[Finding]:
     """Never slower than dense, from the rows of `turnout bench patterns`."""
-    rows = [row for record in seen.get("bench", []) for row in record["rows"] if row["arm"].startswith("pattern:")]
+    measured = [row for record in seen.get("bench", []) for row in record["rows"] if row["ratio"]]
+    rows = [row for row in measured if row["arm"].startswith("pattern:")]
+    flex = [row for row in measured if row["arm"].startswith("flex:")]
     findings = []
     for arm in dict.fromkeys(map(_mechanism, rows)):
-        mine = [row for row in rows if _mechanism(row) == arm and row["ratio"]]
-        if not mine:
-            continue
-        told = [f"N={r['case']['n']:,} {r['case']['step']} {min(r['ratio'].values()):.2f}x" for r in mine]
+        mine = [row for row in rows if _mechanism(row) == arm]
+        theirs = [row for row in flex if _mechanism(row) == arm.partition(",")[0]]
+        told, beside = ([f"N={r['case']['n']:,} {r['case']['step']} {min(r['ratio'].values()):.2f}x" for r in some]
+                        for some in (mine, theirs))  # fmt: skip
         findings.append(
             Finding(
                 statement=f"{arm} through the operator is never slower than dense attention",
@@ -296,6 +298,7 @@ def _judge_cost(seen: Summaries) -> list[Finding]:
                 interval="medians of interleaved calls; the faster dense kernel decides",
                 control="flash and cuDNN in the same run",
                 verdict="holds" if all(min(r["ratio"].values()) >= 1 for r in mine) else "does not hold",
+                detail="compiled FlexAttention, over all keys where it decays: " + "; ".join(beside) if beside else "",
             )
         )
     return findings

@@ -14,23 +14,30 @@ from turnout.layers.reading import HIDDEN, log_weights
 from turnout.routers.pattern.reach import Reach, TopBlocks
 
 
-def explicit_log_weights(reach: Reach, heads: int, kv_heads: int, length: int, device: torch.device) -> Tensor:
+def explicit_log_weights(
+    reach: Reach, heads: int, kv_heads: int, length: int, device: torch.device, *, by_content: bool = False
+) -> Tensor:
     """What `reach` adds to the scores of whole sequences, float32 [H, T, S]; `HIDDEN` where a key is not read.
 
     A decay that hangs on the tokens, and how often a row is taken, are averaged over the batch. Pruning is left out: it
     changes no weight by more than its own bound.
 
+    Args:
+        by_content: what hangs on queries and keys counts as if it let everything through, which it may.
     Raises:
         UnsupportedError: contextual positions or chosen blocks, which are no function of the pair.
     """
+    if by_content and (reach.contextual is not None or isinstance(reach.blocks, TopBlocks)):
+        return torch.full((length, length), HIDDEN, device=device).triu(1).expand(heads, -1, -1)
     if reach.contextual is not None:
         raise UnsupportedError("contextual positions hang on the scores; there is no weight of a pair of positions")
     if isinstance(reach.blocks, TopBlocks):
         raise UnsupportedError("chosen blocks hang on queries and keys; there is no weight of a pair of positions")
     size = heads // kv_heads
     if reach.parts:
-        parts = [explicit_log_weights(part, n, n // size, length, device) for n, part in reach.parts]
-        return torch.cat(parts)
+        return torch.cat(
+            [explicit_log_weights(p, n, n // size, length, device, by_content=by_content) for n, p in reach.parts]
+        )
     if reach.blend is not None:
         far, near = (
             explicit_log_weights(part, heads, kv_heads, length, device) for part in (reach.blend.far, reach.blend.near)

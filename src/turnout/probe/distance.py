@@ -15,6 +15,7 @@ from torch import Tensor
 from turnout.errors import ConfigError
 from turnout.layers.attention import AttentionTrack
 from turnout.layers.explicit import explicit_log_weights
+from turnout.layers.local import LOCAL_TRACKS
 from turnout.layers.reading import HIDDEN
 from turnout.layers.rope import rotate
 from turnout.models.block import build_pattern
@@ -98,8 +99,9 @@ def attention_distances(
 def reachable(config: ModelConfig, length: int) -> list[dict[str, Any]]:
     """What the last token can have read from after each layer: farthest distance, and share of earlier positions.
 
-    A position counts where some head of the layer reads it with a weight above `NEGLIGIBLE`, undecayed scores equal;
-    sight passes from layer to layer through the positions between. Learned patterns are taken as they start.
+    A position counts where some head of the layer reads it with a weight above `NEGLIGIBLE`, undecayed scores equal,
+    or its local track does; sight passes from layer to layer through the positions between. Learned patterns are taken
+    as they start, what is chosen by content as if it chose everything.
     """
     found = []
     sights = [_sight(config, layer, length) for layer in range(config.layers)]
@@ -115,17 +117,23 @@ def reachable(config: ModelConfig, length: int) -> list[dict[str, Any]]:
 
 
 def _sight(config: ModelConfig, layer: int, length: int) -> Tensor:
-    """Which positions a row of one layer reads, bool [T, S]; a local layer reads what its track does: itself here."""
-    if config.layer_kinds[layer] == "L":
-        return torch.eye(length, dtype=torch.bool)
-    return (
-        _passed(config, config.layer_patterns[layer], layer, length, torch.device("cpu"), one=True) > NEGLIGIBLE
-    ).any(0)
+    """Which positions a row of one layer reads, bool [T, S]."""
+    kind, near = config.layer_kinds[layer], torch.eye(length, dtype=torch.bool)
+    if kind != "A":
+        with torch.device("meta"):
+            local = LOCAL_TRACKS.build(config.local, width=config.width, heads=config.heads)
+        near = torch.ones(length, length, dtype=torch.bool).tril().triu(-local.farthest(length))
+    if kind == "L":
+        return near
+    spec = config.layer_patterns[layer]
+    passed = _passed(config, spec, layer, length, torch.device("cpu"), one=True, by_content=True)
+    return near | (passed > NEGLIGIBLE).any(0)
 
 
 def _passed(
-    config: ModelConfig, spec: str, layer: int, length: int, device: torch.device, *, one: bool = False
-) -> Tensor:
+    config: ModelConfig, spec: str, layer: int, length: int, device: torch.device, *, one: bool = False,
+    by_content: bool = False,
+) -> Tensor:  # fmt: skip
     """Share of an undecayed weight that a pattern lets through, [H, T, S]; `one`: spec is that of the layer alone."""
     made = replace(config, pattern=spec, **({"layers": 1, "layout": "A"} if one else {"layout": "A"}))
     pattern = build_pattern(made, 0 if one else layer)
@@ -135,7 +143,7 @@ def _passed(
     x = torch.zeros(1, length, config.width, device=device)
     at = torch.arange(length, device=device)
     reach = pattern.reach(x, at=at, length=length, state=None, mode=SKIP)
-    added = explicit_log_weights(reach, config.heads, config.n_kv_heads, length, device)
+    added = explicit_log_weights(reach, config.heads, config.n_kv_heads, length, device, by_content=by_content)
     return torch.where(added > HIDDEN, added.exp().clamp(max=1), 0.0)
 
 

@@ -9,14 +9,15 @@ from typing import ClassVar
 from turnout.cli.find import find_run, trained
 from turnout.cli.flags import Call, Flags
 from turnout.cli.result import Result, Table
-from turnout.errors import ConfigError
+from turnout.errors import ConfigError, UnsupportedError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options(Flags):
     """Attention distances by domain and head; with --pattern what it cuts off, and how far a stack of it can see.
 
-    The folder gets distance.svg, reach.svg and distance.csv.
+    The folder gets distance.svg, reach.svg and distance.csv; reach.svg alone where weights hang on more than the place
+    of a pair (contextual positions, chosen blocks).
 
     Args:
         run: a finished run.
@@ -52,33 +53,37 @@ def run(call: Call[Options]) -> Result:
     if options.length is not None:
         task = task.config.with_length(options.length).build(config.seed)
     spec = options.pattern or config.model.pattern
-    found = attention_distances(model, task, patterns=[spec], sequences=options.sequences)
+    found, why = None, ""
+    try:
+        found = attention_distances(model, task, patterns=[spec], sequences=options.sequences)
+    except UnsupportedError as error:
+        why = f"not measured: {error}"
     reach = reachable(replace(config.model, pattern=spec), task.length)
     out = Path(options.out) if options.out else folder.path / "reach"
     out.mkdir(parents=True, exist_ok=True)
-    for name, figure in (("distance", distance_figure(found)), ("reach", reach_figure(reach, found.lost))):
-        write_file(out / f"{name}.svg", standalone(figure, theme="light").encode())
+    lost = {} if found is None else found.lost
+    write_file(out / "reach.svg", standalone(reach_figure(reach, lost), theme="light").encode())
+    title = f"{folder.name}, {task.length:,} tokens"
+    data = {"run": folder.name, "pattern": spec, "length": task.length, "reachable": reach}
+    told = [(str(row["layer"]), f"{row['farthest']:,}", f"{100 * row['share']:.1f} %") for row in reach]
+    seen = ("layer", "farthest", "of all positions")
+    if found is None:
+        return Result(data | {"unmeasured": why}, [Table(seen, told, title), why, f"figures {out}"])
+    write_file(out / "distance.svg", standalone(distance_figure(found), theme="light").encode())
     distance_data(found).write(out)
     spans = {name: found.mean_span(name) for name in found.mass}
     domains = [
-        (name, f"{spans[name]:,.0f}", ", ".join(f"{100 * share:.1f}" for share in found.lost[spec][name]))
+        (name, f"{spans[name]:,.0f}", ", ".join(f"{100 * share:.1f}" for share in lost[spec][name]))
         for name in found.mass
     ]
+    # A layer without attention has no heads.
+    heads = iter(found.spans)
     layers = [
-        (str(row["layer"]), f"{row['farthest']:,}", f"{100 * row['share']:.1f} %",
-         ", ".join(f"{span:,}" for span in found.spans[i]) if i < len(found.spans) else "")
-        for i, row in enumerate(reach)
-    ]  # fmt: skip
-    data = {
-        "run": folder.name, "pattern": spec, "length": task.length, "span": spans, "lost": found.lost[spec],
-        "spans": found.spans, "reachable": reach,
-    }  # fmt: skip
+        (*row, ", ".join(f"{span:,}" for span in next(heads)) if kind != "L" else "")
+        for row, kind in zip(told, config.model.layer_kinds, strict=True)
+    ]
     columns = ("domain", "90 % span, tokens", f"mass lost to {spec}, % by layer")
     return Result(
-        data,
-        [
-            Table(columns, domains, f"{folder.name}, {task.length:,} tokens"),
-            Table(("layer", "farthest", "of all positions", "90 % span of each head"), layers),
-            f"figures {out}",
-        ],
+        data | {"span": spans, "lost": lost[spec], "spans": found.spans},
+        [Table(columns, domains, title), Table((*seen, "90 % span of each head"), layers), f"figures {out}"],
     )

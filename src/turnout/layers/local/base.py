@@ -30,6 +30,10 @@ class LocalTrack(nn.Module):
         """Output, and the state after the last token; `state=None` starts a sequence."""
         raise NotImplementedError
 
+    def farthest(self, length: int) -> int:
+        """Distance of the farthest token that an output may hang on, in a sequence of `length` tokens."""
+        return length - 1
+
     def flops(self, length: int) -> float:
         """Multiply-adds × 2 of one sequence of `length` tokens, forward."""
         raise NotImplementedError

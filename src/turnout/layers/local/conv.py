@@ -72,6 +72,9 @@ class ConvTrack(LocalTrack):
             y = self.gate(x) * y
         return (y if self.out is None else self.out(y)), state
 
+    def farthest(self, length: int) -> int:
+        return min(self.kernel, length) - 1
+
     def flops(self, length: int) -> float:
         maps = sum(part is not None for part in (self.value, self.out, self.gate))
         projections = 2 * maps * self.width**2

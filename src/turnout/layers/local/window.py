@@ -74,6 +74,9 @@ class WindowTrack(LocalTrack):
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None]).transpose(1, 2)
 
+    def farthest(self, length: int) -> int:
+        return min(self.size, length) - 1
+
     def flops(self, length: int) -> float:
         w = min(self.size, length)
         return length * 8 * self.width**2 + 4 * self.width * (length * w - w * (w - 1) / 2)
