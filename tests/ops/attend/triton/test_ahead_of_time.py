@@ -23,7 +23,6 @@ from turnout.ops.attend.triton.configs import (
     LEAN,
     LOW,
     ORDINARY,
-    SPECIALISED,
     TABLES,
     WITH_OPTIONS,
     Tile,
