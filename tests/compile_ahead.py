@@ -47,6 +47,8 @@ TYPES = {
 }
 B, R, S, H, G = 1, 64, 256, 4, 2
 ABSENT = dict.fromkeys(("starts", "total", "rates", "blocks", "n_blocks", "directions", "suppress"))
+# Keys and rows of a block: larger than some tiles, and the smallest, to which tiles are cut.
+BLOCKS = {"blocks": (64, 32), "small blocks": (16, 1)}
 NUMBERS = {"window": 0, "sinks": 0, "scale": 0.1, "key_block": 1, "row_block": 1}
 
 
@@ -74,9 +76,14 @@ def options_of(name: str, width: int) -> dict[str, Any]:
         return {"window": 100}
     if name == "directions":
         return {"directions": torch.zeros(H, 4, width), "suppress": torch.zeros(B, R, H, 4)}
-    if name == "blocks":
-        lists = torch.zeros(B, 2, G, 4, dtype=torch.int32)
-        return {"blocks": lists, "n_blocks": lists[..., 0].contiguous(), "key_block": 64, "row_block": 32}
+    if name in BLOCKS:
+        key_block, row_block = BLOCKS[name]
+        lists = torch.zeros(B, R // row_block, G, 4, dtype=torch.int32)
+        counts = lists[..., 0].contiguous()
+        return {"blocks": lists, "n_blocks": counts, "key_block": key_block, "row_block": row_block}
+    if name == "everything":
+        every = ("decay", "window, sinks and starts", "blocks", "directions")
+        return {key: value for one in every for key, value in options_of(one, width).items()}
     return {}
 
 

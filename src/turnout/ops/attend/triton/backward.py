@@ -236,7 +236,11 @@ def dq_kernel(
                     first_key, n_keys, window, sinks, scale,
                     D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS, TMA,
                 )  # fmt: skip
-        if WINDOW or STARTS:
+        # In float32 a mask costs next to nothing beside the products, another loop registers that there are not.
+        ONE_LOOP: tl.constexpr = q.dtype == tl.float32
+        if ONE_LOOP:
+            full_lo = hi
+        if WINDOW or STARTS or ONE_LOOP:
             for first_key in tl.range(lo, full_lo, BN):
                 acc = _dq_block(
                     acc, q, grad, lse, row_hi, row_lo, delta, row, low, k_base, v_base, stride_kt, stride_vt,
@@ -244,20 +248,21 @@ def dq_kernel(
                     first_key, n_keys, window, sinks, scale,
                     D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS, TMA,
                 )  # fmt: skip
-        for first_key in tl.range(full_lo, full_hi, BN):
-            acc = _dq_block(
-                acc, q, grad, lse, row_hi, row_lo, delta, row, low, k_base, v_base, stride_kt, stride_vt,
-                kv_row, kv_column, hi_base, lo_base, part_base,
-                first_key, n_keys, window, sinks, scale,
-                D, BD, BN, PRECISION, False, DECAY, WINDOW, SINKS, STARTS, TMA,
-            )  # fmt: skip
-        for first_key in tl.range(full_hi, hi, BN):
-            acc = _dq_block(
-                acc, q, grad, lse, row_hi, row_lo, delta, row, low, k_base, v_base, stride_kt, stride_vt,
-                kv_row, kv_column, hi_base, lo_base, part_base,
-                first_key, n_keys, window, sinks, scale,
-                D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS, TMA,
-            )  # fmt: skip
+        if not ONE_LOOP:
+            for first_key in tl.range(full_lo, full_hi, BN):
+                acc = _dq_block(
+                    acc, q, grad, lse, row_hi, row_lo, delta, row, low, k_base, v_base, stride_kt, stride_vt,
+                    kv_row, kv_column, hi_base, lo_base, part_base,
+                    first_key, n_keys, window, sinks, scale,
+                    D, BD, BN, PRECISION, False, DECAY, WINDOW, SINKS, STARTS, TMA,
+                )  # fmt: skip
+            for first_key in tl.range(full_hi, hi, BN):
+                acc = _dq_block(
+                    acc, q, grad, lse, row_hi, row_lo, delta, row, low, k_base, v_base, stride_kt, stride_vt,
+                    kv_row, kv_column, hi_base, lo_base, part_base,
+                    first_key, n_keys, window, sinks, scale,
+                    D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS, TMA,
+                )  # fmt: skip
     acc = tl.where(valid[:, None], acc * out_scale, 0.0)
     tl.store(dq_ptr + out_offset, acc.to(dq_ptr.dtype.element_ty), mask=out_mask)
 
@@ -454,7 +459,11 @@ def dkdv_kernel(
             of_key = first_hi * (first_key - key).to(tl.float32)
         dc = tl.zeros([BN], tl.float32)
         if KEY_BLOCK > 0:
+<<<<<<< HEAD
             # Row blocks that chose the block, ascending, in parts: entries bound[n] to bound[n + 1] of the list.
+=======
+            # Row blocks that chose it, in parts, ascending: entries bound[n] to bound[n + 1] of the inverse list.
+>>>>>>> w-k
             PARTS: tl.constexpr = (TILE + BM - 1) // BM
             pair = batch64 * KV_HEADS + kv_head
             bound = bound_ptr + pair * (n_blocks + 1) + first_key // KEY_BLOCK
@@ -474,9 +483,8 @@ def dkdv_kernel(
                     HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS, False, DECAY_GRAD,
                 )  # fmt: skip
         else:
-            # Whole tiles from the first row on; the tiles that touch a masked row are masked. The widest in float32 all
-            # are: a second loop would cost registers that there are not, and the mask next to nothing.
-            ONE_LOOP: tl.constexpr = BD > 128 and k.dtype == tl.float32
+            # Whole tiles from the first row on; the tiles that touch a masked row are masked, in float32 all of them.
+            ONE_LOOP: tl.constexpr = k.dtype == tl.float32
             start = begin * PACK
             mask_end = start + (full_begin * PACK - start + BM - 1) // BM * BM
             full_stop = mask_end + tl.maximum(full_end * PACK - mask_end, 0) // BM * BM
@@ -503,17 +511,22 @@ def dkdv_kernel(
                         dk, dv, dc, k, v, key, of_key, first_key, first_hi, first_lo, first, n_packed,
                         rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
                         lse_base, row_hi_base, row_lo_base, delta_base, stride_qt, stride_qh,
-                        n_rows, n_keys, window, sinks, scale,
-                        HEADS, PACK, D, BD, BM, PRECISION, False, LISTED, DECAY, WINDOW, SINKS, STARTS, TMA, DECAY_GRAD,
+                        n_rows, n_keys, window, sinks, scale, HEADS, PACK, D, BD, BM,
+                        PRECISION, False, LISTED, DECAY, WINDOW, SINKS, STARTS, TMA, DECAY_GRAD,
                     )  # fmt: skip
                 for first in tl.range(full_stop, stop, BM):
                     dk, dv, dc = _dkdv_tile(
                         dk, dv, dc, k, v, key, of_key, first_key, first_hi, first_lo, first, n_packed,
                         rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
                         lse_base, row_hi_base, row_lo_base, delta_base, stride_qt, stride_qh,
+<<<<<<< HEAD
                         n_rows, n_keys, window, sinks, scale,
                         HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS, False,
                         DECAY_GRAD,
+=======
+                        n_rows, n_keys, window, sinks, scale, HEADS, PACK, D, BD, BM,
+                        PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS, False, DECAY_GRAD,
+>>>>>>> w-k
                     )  # fmt: skip
         if DECAY_GRAD:
             dc_base = dc_ptr + ((split.to(tl.int64) * n_batch + batch) * HEADS + packed_head) * n_keys

@@ -61,11 +61,12 @@ class Plan:
 # (bytes of an element, padded head dim) → tiles from the lowest to the tallest; the choice is by packed rows.
 Table = dict[tuple[int, int], tuple[Tile, ...]]
 
-# float32 products run on the ordinary units, and their operands fill the registers: low tiles everywhere.
+# float32 products run on the ordinary units, and their operands fill the registers: low tiles everywhere. At width 256
+# no tile fits both kinds of device.
 _SINGLE: dict[str, Table] = {
-    "forward": {(4, 64): (Tile(32, 32, 4, 2),), (4, 128): (Tile(32, 16, 8, 2),), (4, 256): (Tile(16, 16, 8, 1),)},
-    "dq": {(4, 64): (Tile(32, 32, 4, 3),), (4, 128): (Tile(16, 16, 8, 1),), (4, 256): (Tile(16, 16, 8, 1),)},
-    "dkdv": {(4, 64): (Tile(16, 32, 4, 2),), (4, 128): (Tile(16, 16, 8, 1),), (4, 256): (Tile(32, 16, 8, 2),)},
+    "forward": {(4, 64): (Tile(16, 32, 4, 2),), (4, 128): (Tile(16, 32, 8, 1),), (4, 256): (Tile(16, 16, 8, 1),)},
+    "dq": {(4, 64): (Tile(32, 16, 4, 1),), (4, 128): (Tile(16, 16, 8, 2),)},
+    "dkdv": {(4, 64): (Tile(16, 32, 4, 2),), (4, 128): (Tile(16, 16, 8, 1),)},
 }
 # Compute capability 9.0 and newer data centre parts: at most 227 KB of shared memory, matrix units that take 64 rows.
 # Widths 64 and 128 are the fastest of a sweep on an H200 that do not spill (results/bench); bulk copies pay throughout.
@@ -79,11 +80,13 @@ _HOPPER: dict[str, Table] = {
         (2, 64): (Tile(16, 64, 4, 2), Tile(64, 64, 4, 3, tma=1)),
         (2, 128): (Tile(16, 64, 4, 2), Tile(64, 32, 4, 3, tma=1), Tile(128, 64, 8, 3, tma=1)),
         (2, 256): (Tile(16, 32, 4, 2), Tile(64, 32, 8, 2)),
+        (4, 256): (Tile(16, 32, 16, 2),),
     },
     "dkdv": {
         (2, 64): (Tile(16, 64, 4, 2), Tile(64, 64, 4, 2)),
         (2, 128): (Tile(32, 64, 4, 2, tma=1),),
         (2, 256): (Tile(16, 32, 8, 1), Tile(32, 32, 8, 1)),
+        (4, 256): (Tile(16, 32, 8, 2),),
     },
 }
 # The head dims of the specialised kernel, and the rows of a warpgroup, in which grouped heads must fit whole; plain
@@ -116,11 +119,13 @@ _AMPERE: dict[str, Table] = {
         (2, 64): (Tile(16, 64, 4, 2), Tile(64, 64, 4, 3), Tile(128, 64, 8, 3)),
         (2, 128): (Tile(16, 64, 4, 2), Tile(64, 32, 4, 3)),
         (2, 256): (Tile(16, 32, 4, 2), Tile(64, 32, 8, 1)),
+        (4, 256): (Tile(16, 32, 16, 1),),
     },
     "dkdv": {
         (2, 64): (Tile(16, 64, 8, 2), Tile(32, 64, 4, 2)),
         (2, 128): (Tile(32, 64, 8, 2),),
         (2, 256): (Tile(16, 32, 8, 1), Tile(32, 32, 8, 1)),
+        (4, 256): (Tile(32, 16, 8, 2),),
     },
 }
 TABLES: dict[str, dict[str, Table]] = {
@@ -131,10 +136,10 @@ TABLES: dict[str, dict[str, Table]] = {
 _LEAN: dict[tuple[int, int], Plan] = {
     (2, 64): Plan(Tile(64, 64, 8, 2), Tile(64, 64, 8, 2), Tile(32, 64, 8, 1)),
     (2, 128): Plan(Tile(64, 32, 4, 2), Tile(64, 64, 8, 2), Tile(32, 64, 8, 1)),
-    (2, 256): Plan(Tile(64, 32, 8, 2), Tile(16, 32, 8, 1), Tile(16, 32, 8, 1)),
-    (4, 64): Plan(Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), Tile(16, 32, 8, 1)),
-    (4, 128): Plan(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)),
-    (4, 256): Plan(Tile(16, 16, 8, 1), Tile(16, 16, 8, 2), Tile(32, 16, 8, 2)),
+    (2, 256): Plan(Tile(64, 32, 8, 2), Tile(16, 32, 8, 1), Tile(32, 32, 8, 2)),
+    (4, 64): Plan(Tile(16, 32, 4, 2), Tile(32, 16, 4, 1), Tile(16, 32, 8, 1)),
+    (4, 128): Plan(Tile(16, 16, 8, 1), Tile(16, 16, 8, 2), Tile(16, 16, 8, 1)),
+    (4, 256): Plan(Tile(16, 16, 8, 1), *(_AMPERE[kernel][4, 256][0] for kernel in ("dq", "dkdv"))),
 }
 # Products that read shared memory leave twice the keys room in registers.
 LEAN: dict[str, dict[tuple[int, int], Plan]] = {
@@ -143,6 +148,7 @@ LEAN: dict[str, dict[tuple[int, int], Plan]] = {
     | {
         (2, 64): Plan(Tile(64, 64, 4, 3, tma=1), Tile(64, 64, 4, 2, tma=1), _LEAN[2, 64].dkdv),
         (2, 128): Plan(Tile(64, 64, 4, 3, tma=1), Tile(64, 64, 4, 2, tma=1), _LEAN[2, 128].dkdv),
+        (4, 256): Plan(_LEAN[4, 256].forward, *(_HOPPER[kernel][4, 256][0] for kernel in ("dq", "dkdv"))),
     },
 }
 
@@ -232,6 +238,11 @@ def row_splits(tile: Tile, n_blocks: int, n_sms: int, n_row_tiles: int) -> int:
 
 
 def within_blocks(tile: Tile, rows: int, keys: int) -> Tile:
+<<<<<<< HEAD
     """The tile, cut where a block of `rows` packed rows or `keys` keys is smaller: larger ones are walked in parts."""
+=======
+    """The tile, cut to a smaller block of `rows` packed rows or `keys` keys; a larger one is walked in parts."""
+>>>>>>> w-k
     height = max(LEAST, 1 << (rows - 1).bit_length())
-    return replace(tile, rows=min(tile.rows, height), keys=min(tile.keys, keys))
+    low = tile.rows > height
+    return replace(tile, rows=min(tile.rows, height), keys=min(tile.keys, keys), warps=4 if low else tile.warps)

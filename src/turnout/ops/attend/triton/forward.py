@@ -192,7 +192,11 @@ def forward_kernel(
                     lo_base, first_key, n_keys, window, sinks, scale,
                     D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS, TMA,
                 )  # fmt: skip
-        if WINDOW or STARTS:
+        # In float32 a mask costs next to nothing beside the products, another loop registers that there are not.
+        ONE_LOOP: tl.constexpr = q.dtype == tl.float32
+        if ONE_LOOP:
+            full_lo = hi
+        if WINDOW or STARTS or ONE_LOOP:
             for first_key in tl.range(lo, full_lo, BN):
                 acc, total, peak = _fold_block(
                     acc, total, peak, q, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt,
@@ -200,18 +204,19 @@ def forward_kernel(
                     lo_base, first_key, n_keys, window, sinks, scale,
                     D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS, TMA,
                 )  # fmt: skip
-        for first_key in tl.range(full_lo, full_hi, BN):
-            acc, total, peak = _fold_block(
-                acc, total, peak, q, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt,
-                kv_row, kv_column, hi_base, lo_base,
-                first_key, n_keys, window, sinks, scale, D, BD, BN, PRECISION, False, DECAY, WINDOW, SINKS, STARTS, TMA,
-            )  # fmt: skip
-        for first_key in tl.range(full_hi, hi, BN):
-            acc, total, peak = _fold_block(
-                acc, total, peak, q, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt,
-                kv_row, kv_column, hi_base, lo_base,
-                first_key, n_keys, window, sinks, scale, D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS, TMA,
-            )  # fmt: skip
+        if not ONE_LOOP:
+            for first_key in tl.range(full_lo, full_hi, BN):
+                acc, total, peak = _fold_block(
+                    acc, total, peak, q, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt,
+                    kv_row, kv_column, hi_base, lo_base, first_key, n_keys, window, sinks, scale,
+                    D, BD, BN, PRECISION, False, DECAY, WINDOW, SINKS, STARTS, TMA,
+                )  # fmt: skip
+            for first_key in tl.range(full_hi, hi, BN):
+                acc, total, peak = _fold_block(
+                    acc, total, peak, q, row, low, row_hi, row_lo, k_base, v_base, stride_kt, stride_vt,
+                    kv_row, kv_column, hi_base, lo_base, first_key, n_keys, window, sinks, scale,
+                    D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS, TMA,
+                )  # fmt: skip
 
     some = valid & (total > 0)
     o = tl.where(some[:, None], acc / tl.where(some, total, 1.0)[:, None], 0.0)
