@@ -192,13 +192,15 @@ class Job:
         return self.q if self.pack == 1 and self._bulk_copies(self.q) else None
 
     def _cut_copies(self) -> bool:
-        """Whether directions can come with the rows by bulk copies: few enough, amounts in rows of whole 16 bytes."""
+        """Whether directions can come with the rows by bulk copies: amounts in rows of whole 16 bytes, and all of a head
+        in one copy, which starts at whole 16 bytes."""
         if self.directions is None or self.suppress is None:
             return True
         k = self.directions.shape[1]
+        reach = max(head * k % 8 for head in range(self.heads)) + k
         aligned = self.directions.data_ptr() % 16 == 0 and self.suppress.data_ptr() % 16 == 0
         whole = self.heads * k * self.q.element_size() % 16 == 0
-        return k <= MOST_DIRECTIONS and whole and aligned and self.q_copied() is not None
+        return reach <= MOST_DIRECTIONS and whole and aligned and self.q_copied() is not None
 
     def keys_values(self, tile: Tile) -> dict[str, Any]:
         """k and v for a loop over keys: pointers, or descriptors of bulk copies if tile and tensors allow."""
