@@ -192,8 +192,8 @@ class Job:
         return self.q if self.pack == 1 and self._bulk_copies(self.q) else None
 
     def _cut_copies(self) -> bool:
-        """Whether directions can come with the rows by bulk copies: amounts in rows of whole 16 bytes, and all of a head
-        in one copy, which starts at whole 16 bytes."""
+        """Whether directions can come with the rows by bulk copies: amounts in rows of whole 16 bytes, and those of a
+        head in one copy, which starts at whole 16 bytes."""
         if self.directions is None or self.suppress is None:
             return True
         k = self.directions.shape[1]
