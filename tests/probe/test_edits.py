@@ -48,6 +48,7 @@ def test_what_is_no_unit_is_refused(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("unit", "message"),
     [
+        (Unit("bogus", 0), "unknown part 'bogus'"),
         (Unit("r", 2), r"layer 2 does not exist; this model has layers 0\.\.1"),
         (Unit("head", 0, 4), r"head 4 does not exist; every layer of this model has heads 0\.\.3"),
     ],

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from turnout.claims.registry import Finding, Summaries
-from turnout.stats import mean_interval
+from turnout.stats import mean_interval, wilson
 
 Record = dict[str, Any]
 ROUTED = ("sequence", "prefix")
@@ -52,6 +52,14 @@ def average(numbers: Sequence[float]) -> float:
     return sum(numbers) / len(numbers)
 
 
+def of_draws(each: list[list[float]], form: str, scale: float = 1.0) -> str:
+    """A random control, draws a record: mean ± over seeds; of one seed the range of its draws."""
+    if len(each) != 1:
+        return words([average(draws) for draws in each], form, scale)
+    low, high = (f"{scale * edge(each[0]):{form}}" for edge in (min, max))
+    return low if low == high else f"{low} to {high}"
+
+
 def _ablation(seen: Summaries, action: str, statement: str, quoted: str) -> list[Finding]:
     """Perplexity under an ablation of r as a multiple of the intact model's; mean, swapped and random beside it."""
     found = []
@@ -64,14 +72,17 @@ def _ablation(seen: Summaries, action: str, statement: str, quoted: str) -> list
             after = values(seen[name], "routing", key)
             return [math.exp(a - p) for a, p in zip(after, plain, strict=True)]
 
-        drawn = [math.exp(average(r["study"]["routing"]["random"]) - p) for r, p in zip(seen[name], plain, strict=True)]
+        drawn = [
+            [math.exp(loss - p) for loss in r["study"]["routing"]["random"]]
+            for r, p in zip(seen[name], plain, strict=True)
+        ]
         factor = average(times(action))
         found.append(Finding(
             statement=f"{statement} ({name})", quoted=quoted,
             measured=f"perplexity {words([math.exp(p) for p in plain], '.2f')} x {words(times(action), '.2f')}",
-            n=len(plain), interval=f"factors {', '.join(f'{t:.2f}' for t in times(action))}",
+            n=len(plain), interval=f"factors {', '.join(_factors(seen[name], times(action), action))}",
             control=f"x {words(times('mean'), '.3f')} with r at its mean, {words(times('swap'), '.3f')} with another "
-            f"sequence's r, {words(drawn, '.2f')} with as much of random directions removed on top",
+            f"sequence's r, {of_draws(drawn, '.3f')} with as much of random directions removed on top",
             verdict=judged(factor >= 100, factor >= 2),
             detail="holds from a factor of 100 on, with changes from 2",
         ))  # fmt: skip
@@ -87,6 +98,15 @@ def _ablation(seen: Summaries, action: str, statement: str, quoted: str) -> list
                 control="the data-set mean of r is itself the control", verdict=judged(average(share) >= 0.5),
             ))  # fmt: skip
     return found
+
+
+def _factors(records: list[Record], factors: list[float], action: str) -> list[str]:
+    """The factor of each seed, ± 1.96 standard errors over windows where the record has them."""
+    errors = [r["study"]["routing"].get("stderr", {}).get(action) for r in records]
+    return [
+        f"{f:.2f}" if error is None else f"{f:.2f} ± {1.96 * f * error:.2f}"
+        for f, error in zip(factors, errors, strict=True)
+    ]
 
 
 def routing_off(seen: Summaries) -> list[Finding]:
@@ -145,13 +165,13 @@ def recall(seen: Summaries) -> list[Finding]:
         knows = average(plain) >= 0.01
         verdict = judged(average(off) < 0.01 * average(plain)) if knows else "cannot be tested as published"
         base = values([r for r in seen.get("baseline", []) if r["study"].get("facts")], "facts", "plain")
-        drawn = [average(r["study"]["facts"]["random"]) for r in records if "random" in r["study"]["facts"]]
+        drawn = [r["study"]["facts"]["random"] for r in records if "random" in r["study"]["facts"]]
         found.append(Finding(
             statement=f"with routing off all eight facts have near-zero probability ({name})",
             quoted="near zero on 8 of 8 prompts", measured=f"mean P {average(plain):.1e} -> {average(off):.1e}",
             n=len(plain), interval=f"intact, by seed: {', '.join(f'{p:.1e}' for p in plain)}",
             control=f"r at its mean {average(mean):.1e}"
-            + (f"; as much of random directions removed {average(drawn):.1e}" if drawn else "")
+            + (f"; as much of random directions removed {of_draws(drawn, '.1e')}" if drawn else "")
             + (f"; baseline {average(base):.1e}" if base else ""),
             verdict=verdict, detail="" if knows else "the intact model does not know the facts (mean P < 0.01)",
         ))  # fmt: skip
@@ -168,7 +188,7 @@ def attribution(seen: Summaries) -> list[Finding]:
         sizes = [values(seen[name], "attribution", key) for key in ("heads_abs", "deltas_abs")]
         off = values(seen[name], "attribution", "r = 0", "total")
         averaged = values(seen[name], "attribution", "r = mean", "total")
-        drawn = [average(r["study"]["attribution"]["random totals"]) for r in seen[name]]
+        drawn = [r["study"]["attribution"]["random totals"] for r in seen[name]]
         delta, rest = average(parts["routing delta"]), max(average(parts["heads"]), average(parts["MLPs"]))
         base = seen.get("baseline", [])
         heads = values(base, "attribution", "parts", "heads") if base else []
@@ -178,7 +198,7 @@ def attribution(seen: Summaries) -> list[Finding]:
             measured=", ".join(f"{k} {words(v, '+.2f')}" for k, v in parts.items()),
             interval=f"delta by seed: {', '.join(f'{v:+.2f}' for v in parts['routing delta'])}",
             control=f"total {words(off, '+.2f')} with r = 0, {words(averaged, '+.2f')} with r at its mean, "
-            f"{words(drawn, '+.2f')} with as much of random directions removed; "
+            f"{of_draws(drawn, '+.2f')} with as much of random directions removed; "
             f"sums of magnitudes: heads {words(sizes[0], '.2f')}, deltas {words(sizes[1], '.2f')}"
             + (f"; baseline's heads {words(heads, '+.2f')}" if heads else ""),
             verdict=judged(delta > max(rest, 0.0)), detail="32 windows a seed, logit minus the mean logit",
@@ -230,13 +250,13 @@ def induction(seen: Summaries) -> list[Finding]:
         can = average(plain) >= 0.2
         verdict = judged(average(off) <= 0.05 * average(plain), average(off) <= 0.5 * average(plain))
         base = values(seen["baseline"], "copying", "plain") if "baseline" in seen else []
-        drawn = [average(r["study"]["copying"]["r, random"]) for r in seen[name]]
+        drawn = [r["study"]["copying"]["r, random"] for r in seen[name]]
         found.append(Finding(
             statement=f"induction vanishes with routing off ({name})", quoted="93.4 % -> 0.0 %", n=len(plain),
             measured=f"{words(plain, '.1f', 100)} % -> {words(off, '.1f', 100)} %",
             interval=f"intact by seed: {', '.join(f'{100 * p:.1f}' for p in plain)} %",
             control=f"{words(mean, '.1f', 100)} % with r at its mean, {words(swap, '.1f', 100)} % with another "
-            f"sequence's r, {words(drawn, '.1f', 100)} % with as much of random directions removed"
+            f"sequence's r, {of_draws(drawn, '.1f', 100)} % with as much of random directions removed"
             + (f"; baseline {words(base, '.1f', 100)} %" if base else ""),
             verdict=verdict if can else "cannot be tested as published",
             detail="" if can else "the intact model copies less than 20 %",
@@ -260,12 +280,17 @@ def domains(seen: Summaries) -> list[Finding]:
         found.append(Finding(
             statement=f"r alone tells domains apart, and better than what needs no routing ({name})",
             quoted="23 of 24 texts = 96 %, no baseline", measured=f"{words(r, '.1f', 100)} %", n=len(r),
-            interval=f"seeds {', '.join(f'{100 * v:.1f}' for v in r)} %",
+            interval=f"seeds {', '.join(_share(record, v) for record, v in zip(records, r, strict=True))} %",
             control=f"bag of tokens {words(words_, '.1f', 100)} %, mean residual {words(residual, '.1f', 100)} %, "
             f"largest domain {words(chance, '.1f', 100)} %", verdict=judged(high and beaten, high or beaten),
             detail="holds at 90 % and above both baselines, with changes at one of the two",
         ))  # fmt: skip
     return found
+
+
+def _share(record: Record, share: float) -> str:
+    low, high = wilson(share, sum(record["study"]["domains"]["texts"]))
+    return f"{100 * share:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def regimes(seen: Summaries) -> list[Finding]:

@@ -20,12 +20,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from turnout.ops.attend.triton.job import precision, run
+from turnout.ops.attend.triton.configs import family
+from turnout.ops.attend.triton.job import capability, precision, run
 
 # Directions of one product: the least that it takes.
 LANES = tl.constexpr(16)
-# Bytes of outputs of a program, forward and backward: the tallest of a sweep on an H200 that do not spill.
-TILE_BYTES, TILE_BYTES_BACKWARD = 16384, 8192
+# Bytes of outputs of a program: the tallest that do not spill, by the family of a device where products read registers.
+TILE_BYTES, TILE_BYTES_BACKWARD = 16384, {"hopper": 16384, "ampere": 4096}
 # Programs' sums that are added up at a time, and how many columns of them: enough programs that wait at the same time.
 FAN, COLUMNS = 256, 32
 
@@ -301,7 +302,8 @@ def uncut(
         pack: query heads that share a place of δ.
     """
     n_batch, n_rows, heads, width = out.shape
-    n_directions, sizes = directions.shape[1], _sizes(out, directions, TILE_BYTES_BACKWARD)
+    n_bytes = TILE_BYTES_BACKWARD[family(capability(out.device))]
+    n_directions, sizes = directions.shape[1], _sizes(out, directions, n_bytes)
     n_chunks = -(-n_rows // sizes["BM"])
     raw_grad, d_amount, d_directions = (torch.empty_like(x) for x in (grad, amount, directions))
     part = out.new_empty(n_batch * n_chunks, heads, n_directions, width, dtype=torch.float32)

@@ -170,9 +170,13 @@ def _routing_edits(taps: Taps, batches: Pairs, unit: Unit = R) -> dict[str, dict
 
 def routing_ablations(taps: Taps, batches: Pairs, draws: int) -> dict[str, Any]:
     """Teacher-forced loss with r as it is, zero, one half, its data-set mean, another sequence's, and with as much of
-    random directions removed on top (a list, one a draw)."""
-    found: dict[str, Any] = {"plain": loss_under(taps, batches)[0]}
-    found |= {name: loss_under(taps, batches, edits)[0] for name, edits in _routing_edits(taps, batches).items()}
+    random directions removed on top (a list, one a draw); "stderr": of what an ablation adds, over windows."""
+    plain, intact = loss_under(taps, batches)
+    found: dict[str, Any] = {"plain": plain, "stderr": {}}
+    for name, edits in _routing_edits(taps, batches).items():
+        found[name], each = loss_under(taps, batches, edits)
+        added = torch.tensor(each, dtype=torch.float64) - torch.tensor(intact, dtype=torch.float64)
+        found["stderr"][name] = float(added.std()) / len(each) ** 0.5
     return found | {"random": [loss_under(taps, batches, edits_of(taps, R, "random", seed=i))[0] for i in range(draws)]}
 
 

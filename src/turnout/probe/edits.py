@@ -57,9 +57,11 @@ def names_of(taps: Taps, unit: Unit) -> list[str]:
     """The taps of a unit.
 
     Raises:
-        ConfigError: the model has no such layer or head, or no directions.
+        ConfigError: no such part; the model has no such layer or head, or no directions.
     """
     a = taps.anatomy
+    if unit.kind not in KINDS:
+        raise ConfigError(f"intervention {str(unit)!r}: unknown part {unit.kind!r}{nearest(unit.kind, KINDS)}")
     if unit.head is not None:
         a.check_head(unit.head)
     layers = range(len(a.blocks)) if unit.layer is None else [a.check_layer(unit.layer)]

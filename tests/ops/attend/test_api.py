@@ -31,7 +31,6 @@ IDENTITIES: dict[str, dict[str, Any]] = {
     "a window as long as the sequence": {"window": S},
     "sinks that cover everything": {"window": 1, "sinks": S},
     "nothing suppressed": {"directions": torch.full((H, 2, D), D**-0.5), "suppress": torch.zeros(B, R, H, 2)},
-    "no directions": {"directions": torch.randn(H, 0, D), "suppress": torch.zeros(B, R, H, 0)},
     "the default scale": {"scale": D**-0.5},
     "one list per kv head, all equal": {"rows": ROWS[:, None].expand(B, G, R)},
     "one shared list": {"rows": ROWS[:, None]},
@@ -155,7 +154,11 @@ BAD_OPTIONS = {
     ),
     "more directions than there are": (
         {"directions": torch.eye(D)[:1].repeat(H, D + 1, 1), "suppress": torch.ones(B, R, H, D + 1)},
-        "expected K <= D",
+        "expected 1 <= K <= D",
+    ),
+    "no directions": (
+        {"directions": torch.ones(H, 0, D), "suppress": torch.ones(B, R, H, 0)},
+        "pass neither directions nor suppress",
     ),
     "suppress that is no number": (
         {"directions": torch.full((H, 1, D), D**-0.5), "suppress": torch.full((B, R, H, 1), torch.nan)},

@@ -294,8 +294,11 @@ def _check_directions(call: Call) -> None:
     for name, tensor in (("directions", directions), ("suppress", suppress)):
         if not tensor.is_floating_point() or tensor.device != q.device:
             raise ShapeError(f"{name} is {tensor.dtype} on {tensor.device}; expected floats on {q.device}")
-    if directions.shape[1] > q.shape[3]:
-        raise ShapeError(f"K={directions.shape[1]} directions of heads of {q.shape[3]}; expected K <= D")
+    if not 1 <= directions.shape[1] <= q.shape[3]:
+        raise ShapeError(
+            f"K={directions.shape[1]} directions of heads of {q.shape[3]}; expected 1 <= K <= D (to remove none, pass "
+            "neither directions nor suppress)"
+        )
     _check_direction_values(directions.detach(), suppress.detach())
 
 

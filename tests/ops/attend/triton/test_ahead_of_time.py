@@ -77,7 +77,7 @@ def test_the_specialised_kernel_fits_with_splits_grouped_heads_and_directions(ch
         (ORDINARY, ""),
     )
     orders = [("forward", tile, 2, 128, option, 90) for tile, option in tiles]
-    check([*orders, ("uncut", LOW, 2, 128, "directions", 80)])
+    check([*orders, *(("uncut", LOW, 2, 128, "directions", capability) for capability in (80, 90))])
 
 
 def test_the_kernel_of_dq_has_room_for_what_directions_need_before_its_loop(check: Check) -> None:

@@ -29,7 +29,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from turnout.ops.attend.triton.configs import Tile
-from turnout.ops.attend.triton.hopper_directions import LANES, remove_directions
+from turnout.ops.attend.triton.hopper_directions import APART, LANES, remove_directions
 
 # One warpgroup multiplies 64 rows at a time.
 BM = gl.constexpr(64)
@@ -144,7 +144,7 @@ def _copy_blocks(
                         q_bars.index(own),
                         q_matrix.block_type.nbytes + d_matrix.block_type.nbytes + r_matrix.block_type.nbytes,
                     )
-                    first_direction = packed_head * DIRECTIONS
+                    first_direction = packed_head * DIRECTIONS // APART * APART
                     tma.async_copy_global_to_shared(
                         d_matrix, [first_direction, 0], q_bars.index(own), d_tile.index(own)
                     )
@@ -411,8 +411,8 @@ def _compute_tiles(
         if DIRECTIONS > 0:
             # One head a tile: its directions are the same for every row.
             acc = remove_directions(
-                acc, r_tile.index(own_place), d_tile.index(own_place), along_ptr, out_row, inside, OUT, COEFFICIENTS,
-                DIRECTIONS,
+                acc, r_tile.index(own_place), d_tile.index(own_place), packed_head * DIRECTIONS % APART, along_ptr,
+                out_row, inside, OUT, COEFFICIENTS, DIRECTIONS,
             )  # fmt: skip
         if SPLIT:
             gl.store(o_ptr + out_row[:, None] * D + out_column[None, :], acc, mask=inside[:, None])

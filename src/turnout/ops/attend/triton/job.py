@@ -107,7 +107,7 @@ class Job:
             plan = plan_of(self.tiles)
         else:
             plan = choose_plan(
-                family(_capability(self.q.device)),
+                family(capability(self.q.device)),
                 self.q.element_size(),
                 self.q.shape[3],
                 self.n_packed,
@@ -192,13 +192,15 @@ class Job:
         return self.q if self.pack == 1 and self._bulk_copies(self.q) else None
 
     def _cut_copies(self) -> bool:
-        """Whether directions can come with the rows by bulk copies: few enough, amounts in rows of whole 16 bytes."""
+        """Whether directions can come with the rows by bulk copies: amounts in rows of whole 16 bytes, and those of a
+        head in one copy, which starts at whole 16 bytes."""
         if self.directions is None or self.suppress is None:
             return True
         k = self.directions.shape[1]
+        reach = max(head * k % 8 for head in range(self.heads)) + k
         aligned = self.directions.data_ptr() % 16 == 0 and self.suppress.data_ptr() % 16 == 0
         whole = self.heads * k * self.q.element_size() % 16 == 0
-        return k <= MOST_DIRECTIONS and whole and aligned and self.q_copied() is not None
+        return reach <= MOST_DIRECTIONS and whole and aligned and self.q_copied() is not None
 
     def keys_values(self, tile: Tile) -> dict[str, Any]:
         """k and v for a loop over keys: pointers, or descriptors of bulk copies if tile and tensors allow."""
@@ -217,7 +219,7 @@ class Job:
         brief = self.q.shape[3] == 64 and not cut and self.k.shape[1] <= SHORT
         if not (options or brief or tile.tma == SPECIALISED):
             return tile
-        here = self.q.is_cuda and _capability(self.q.device) == (9, 0) and has_gluon()
+        here = self.q.is_cuda and capability(self.q.device) == (9, 0) and has_gluon()
         copies = self.k.numel() > 0 and self._bulk_copies(self.k) and self._bulk_copies(self.v)
         fits = self.q.element_size() == 2 and self.q.shape[3] in WIDTHS and MOST_PACKED % self.pack == 0
         able = not (self.sinks or self.blocks is not None or (cut and (options or self.pack > 1)))
@@ -232,7 +234,7 @@ class Job:
 
     def _few_registers(self) -> bool:
         """Whether a backward pass with options has room for tall tiles: half precision, no lists, one decay a head."""
-        here = _capability(self.q.device) == (9, 0) and self.q.element_size() == 2 and self.q.shape[3] in WIDTHS
+        here = capability(self.q.device) == (9, 0) and self.q.element_size() == 2 and self.q.shape[3] in WIDTHS
         return here and self.blocks is None and (not self.decay or self.heads == self.kv_heads)
 
     def _bulk_copies(self, x: Tensor) -> bool:
@@ -240,7 +242,7 @@ class Job:
         n_batch, n_keys, _, width = x.shape
         one_matrix = x.stride(2) == width and (n_batch == 1 or x.stride(0) == n_keys * x.stride(1))
         aligned = x.data_ptr() % 16 == 0 and x.stride(1) * x.element_size() % 16 == 0
-        return one_matrix and aligned and width == padded(width) and _capability(x.device) >= (9, 0)
+        return one_matrix and aligned and width == padded(width) and capability(x.device) >= (9, 0)
 
     def n_sms(self) -> int:
         return n_sms(self.q.device)
@@ -255,7 +257,7 @@ def _matrix(x: Tensor, height: int) -> Any:
 
 
 @lru_cache
-def _capability(device: torch.device) -> tuple[int, int]:
+def capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else CAPABILITY_WITHOUT_DEVICE
 
 
