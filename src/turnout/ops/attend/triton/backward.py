@@ -459,11 +459,7 @@ def dkdv_kernel(
             of_key = first_hi * (first_key - key).to(tl.float32)
         dc = tl.zeros([BN], tl.float32)
         if KEY_BLOCK > 0:
-<<<<<<< HEAD
-            # Row blocks that chose the block, ascending, in parts: entries bound[n] to bound[n + 1] of the list.
-=======
             # Row blocks that chose it, in parts, ascending: entries bound[n] to bound[n + 1] of the inverse list.
->>>>>>> w-k
             PARTS: tl.constexpr = (TILE + BM - 1) // BM
             pair = batch64 * KV_HEADS + kv_head
             bound = bound_ptr + pair * (n_blocks + 1) + first_key // KEY_BLOCK
@@ -519,14 +515,8 @@ def dkdv_kernel(
                         dk, dv, dc, k, v, key, of_key, first_key, first_hi, first_lo, first, n_packed,
                         rows_base, starts_base, q_base, grad_base, q_matrix, grad_matrix, q_row, q_column,
                         lse_base, row_hi_base, row_lo_base, delta_base, stride_qt, stride_qh,
-<<<<<<< HEAD
-                        n_rows, n_keys, window, sinks, scale,
-                        HEADS, PACK, D, BD, BM, PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS, False,
-                        DECAY_GRAD,
-=======
                         n_rows, n_keys, window, sinks, scale, HEADS, PACK, D, BD, BM,
                         PRECISION, True, LISTED, DECAY, WINDOW, SINKS, STARTS, False, DECAY_GRAD,
->>>>>>> w-k
                     )  # fmt: skip
         if DECAY_GRAD:
             dc_base = dc_ptr + ((split.to(tl.int64) * n_batch + batch) * HEADS + packed_head) * n_keys

@@ -238,11 +238,7 @@ def row_splits(tile: Tile, n_blocks: int, n_sms: int, n_row_tiles: int) -> int:
 
 
 def within_blocks(tile: Tile, rows: int, keys: int) -> Tile:
-<<<<<<< HEAD
-    """The tile, cut where a block of `rows` packed rows or `keys` keys is smaller: larger ones are walked in parts."""
-=======
     """The tile, cut to a smaller block of `rows` packed rows or `keys` keys; a larger one is walked in parts."""
->>>>>>> w-k
     height = max(LEAST, 1 << (rows - 1).bit_length())
     low = tile.rows > height
     return replace(tile, rows=min(tile.rows, height), keys=min(tile.keys, keys), warps=4 if low else tile.warps)
