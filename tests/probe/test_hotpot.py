@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import importlib
 import random
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +24,18 @@ def questions(n: int = 40, units: int = 8) -> list[RoutingQuestion]:
         texts = tuple(f"{town} station opened beside the river" for town in named)
         found.append(RoutingQuestion(id=str(i), text=f"When did {named[gold]} open?", units=texts, gold=(gold,)))
     return found
+
+
+def test_bm25_does_not_start_jax(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    optional = "try:\n    import jax\nexcept ImportError:\n    jax = None\n"
+    for name, text in (("jax", ""), ("bm25s", optional)):
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.setitem(sys.modules, name, None)
+        del sys.modules[name]
+    monkeypatch.syspath_prepend(tmp_path)
+    bm25_ranker()
+    assert sys.modules["bm25s"].jax is None and "jax" not in sys.modules
+    assert importlib.import_module("jax").__file__ == str(tmp_path / "jax.py")
 
 
 @pytest.mark.parametrize("name", ["bm25", "bloom", "overlap"])

@@ -290,13 +290,17 @@ def _measure(entry: Claim, arm_name: str, seeds: tuple[int, ...], device: str) -
         import torch
 
         torch.set_num_threads(1)
+        on_gpu = pick_device(device).type == "cuda"
+        if on_gpu:
+            torch.cuda.init()
+            torch.cuda.reset_peak_memory_stats()
         began = time.perf_counter()
         records = arm.together(configs, device)
-        # Untrained arms count too when a reproduction is planned.
-        told = [
-            {"train_s": time.perf_counter() - began} | r | {"config": to_dict(c)} | named
-            for r, c in zip(records, configs, strict=True)
-        ]
+        # Untrained arms count too when a reproduction is planned; the peak says how many processes fit on a GPU.
+        shared: dict[str, Any] = {"train_s": time.perf_counter() - began}
+        if on_gpu:
+            shared["peak_bytes"] = torch.cuda.max_memory_reserved()
+        told = [shared | r | {"config": to_dict(c)} | named for r, c in zip(records, configs, strict=True)]
         return told, f"{len(told)} seed{'' if len(told) == 1 else 's'} in {time.perf_counter() - began:.0f} s"
     config = replace(configs[0], device=device, threads=1)
     trainer = Trainer(config)
