@@ -101,6 +101,13 @@ def _rates(name: str, records: list[dict[str, Any]], metric: str) -> str:
     return f"{name}: best lr {best:g}, worst lr {worst:g} gives {100 * precision(records, worst, metric).mean:.1f}"
 
 
+def _answers(name: str, records: list[dict[str, Any]]) -> str:
+    """Accuracy at its own best rate, which need not be that of the routing, and with the evidence handed over."""
+    rate = best_lr(records, metric="accuracy")
+    own, oracle = (precision(records, rate, metric).mean for metric in ("accuracy", "oracle_accuracy"))
+    return f"{name} answers {100 * own:.1f} (oracle picks {100 * oracle:.1f})"
+
+
 def chance_of_published(quoted: str) -> float:
     """The smallest chance that the study's own bracket allows; 1.6 % where it gives none."""
     inside = quoted.partition("[")[2].partition("]")[0].split()
@@ -123,11 +130,7 @@ def _finding(row: Any, seen: Summaries, controls: Summaries, scale: str) -> Find
         if (p := precision(r, metric=row.metric)).n
     )
     best_worst = "; ".join(_rates(arm.name, r, row.metric) for arm, r in tested if len(r[0]["runs"]) > 1)
-    answers = [
-        f"{arm.name} answers {100 * sum(_run(x, best_lr(r))['accuracy'] for x in r) / len(r):.1f}"
-        f" (oracle picks {100 * sum(_run(x, best_lr(r))['oracle_accuracy'] for x in r) / len(r):.1f})"
-        for arm, r in tested if routes and "oracle_accuracy" in r[0]["runs"][0]
-    ]  # fmt: skip
+    answers = [_answers(arm.name, r) for arm, r in tested if routes and "oracle_accuracy" in r[0]["runs"][0]]
     detail = ". ".join(part for part in (row.note, best_worst, "; ".join(answers)) if part)
     beside = "; ".join(
         _words(name.rpartition(", ")[0], r) for name, r in controls.items() if name.endswith(f", {scale}")
