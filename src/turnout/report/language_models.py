@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from turnout.bench.rows import Row, read_rows
-from turnout.claims.language_models import usage_of
+from turnout.claims.language_models import spread, usage_of
 from turnout.claims.store import summaries
 from turnout.report.figure import Cell, Data, Figure
 from turnout.report.numbers import percent
@@ -64,7 +64,7 @@ def table(root: Path) -> list[str]:
         joules = row and row["joule_per_token"]
         cost = ("", "") if row is None else (f"{row['ms']:.2f}", f"{row['kv_bytes'] / 1e6:,.0f}")
         cells = (
-            name, shown, _spread(mean, half), len(records), f"{records[0]['params'] / 1e6:.0f}", f"{pace / 1e3:.0f}",
+            name, shown, spread(mean, half), len(records), f"{records[0]['params'] / 1e6:.0f}", f"{pace / 1e3:.0f}",
             *cost, f"{1e3 * joules:.1f}" if joules else "",
         )  # fmt: skip
         found.append((mean, f"| {' | '.join(map(str, cells))} |"))
@@ -109,7 +109,7 @@ def _draw(curves: dict[str, list[tuple[float, float, float]]], lines: dict[str, 
     for name, (mean, half) in lines.items():
         panel.line([(x.low, mean), (x.high, mean)], _colour(LINES[name]), dash="5 4")
         labels.append((mean, name, _colour(LINES[name])))
-        told.append(f"{name} {_spread(mean, half)}")
+        told.append(f"{name} {spread(mean, half)}")
     for word, curve in curves.items():
         if not curve:
             continue
@@ -117,17 +117,12 @@ def _draw(curves: dict[str, list[tuple[float, float, float]]], lines: dict[str, 
         panel.line([(usage, mean) for usage, mean, _ in curve], colour)
         for usage, mean, half in curve:
             panel.whisker(usage, mean - _finite(half), mean + _finite(half), colour)
-            words = f"{word} at {percent(usage)}: {_spread(mean, half)}"
+            words = f"{word} at {percent(usage)}: {spread(mean, half)}"
             panel.dot((usage, mean), colour, size=4.4, title=words, shape=ink(CURVES[word]).marker)
             told.append(words)
         labels.append((curve[-1][1], word, colour))
     panel.end_labels(labels)
     return picture(width, box.bottom + 40, panel.marks, label=f"Loss against usage. {'; '.join(told)}.")
-
-
-def _spread(mean: float, half: float) -> str:
-    """A mean with its interval, which one seed does not have."""
-    return f"{mean:.3f} ± {half:.3f}" if math.isfinite(half) else f"{mean:.3f}"
 
 
 def _finite(half: float) -> float:
