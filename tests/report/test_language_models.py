@@ -75,6 +75,15 @@ def test_the_table_says_of_every_arm_what_it_loses_and_what_a_step_costs(tmp_pat
     assert all(line.count("|") == head.count("|") for line in lines)
 
 
+def test_a_router_in_every_second_layer_counts_half_of_its_slots(tmp_path: Path) -> None:
+    written(tmp_path, [*arms(routed=4.1), record("alternate 0.25", 0, 4.0, 0.5, "RL" * 6)])
+    figure = pareto(tmp_path)
+    assert figure is not None and "alternate at 25" in figure.wide
+    assert any(line.startswith("| alternate 0.25 | 25.0") for line in table(tmp_path))
+    config = next(arm for arm in get_claim("LM1").arms() if arm.name == "alternate 0.25").config(0)
+    assert config.model.layer_kinds == "RL" * 6 and config.schedule.usage == 0.5
+
+
 def test_arms_of_fewer_seeds_do_not_decide_who_is_on_the_front(tmp_path: Path) -> None:
     lucky = record("window", 0, 3.0, None, "L" * 12)
     front, *_ = judge(get_claim("LM1"), written(tmp_path, [*arms(routed=4.1), lucky]))

@@ -23,6 +23,7 @@ LEARNED = {
     "routed": "",
     "early": ", closing from a tenth of the steps on",
     "even": ", closing from a tenth of the steps on, every layer by itself",
+    "alternate": ", a router in every second layer",
 }
 # Nats a token that a routed model may lose to attention in every slot and still count as equal, interval included.
 MARGIN = 0.01
@@ -49,6 +50,7 @@ def _arms() -> list[Arm]:
         *(arm(f"routed {usage}", "routed", usage, control=False) for usage in USAGES),
         *(arm(f"early {usage}", "early", usage, control=False) for usage in (0.0625, 0.25)),
         *(arm(f"even {usage}", "even", usage, control=False) for usage in USAGES),
+        *(arm(f"alternate {usage}", "alternate", usage, control=False) for usage in (0.125, 0.25)),
         arm("dense", "dense"),
         arm(EVERYWHERE, "always"),
         arm("window", "window"),
@@ -78,9 +80,9 @@ def spread(mean: float, half: float, number: str = ".3f") -> str:
 
 
 def _words(records: Sequence[dict[str, Any]]) -> str:
-    usage = [r["usage"] for r in records if r["usage"] is not None]
     found = spread(*mean_interval([r["loss"] for r in records]))
-    return found + (f" at {100 * sum(usage) / len(usage):.1f} %" if usage else "")
+    routed = any(r["usage"] is not None for r in records)
+    return found + (f" at {100 * usage_of(records):.1f} %" if routed else "")
 
 
 def _gap(control: Sequence[dict[str, Any]], learned: Sequence[dict[str, Any]]) -> tuple[float, float, int]:
@@ -105,9 +107,11 @@ def _judge(seen: Summaries) -> list[Finding]:
 
 def usage_of(records: Sequence[dict[str, Any]]) -> float:
     """Share of the (token, layer) slots that attend to everything; a layer without a router is all or nothing."""
-    measured = [r["usage"] for r in records if r["usage"] is not None]
     layout = records[0]["layout"]
-    return sum(measured) / len(measured) if measured else layout.count("A") / len(layout)
+    # What is measured is the share in layers with a router.
+    measured = [r["usage"] for r in records if r["usage"] is not None]
+    routed = layout.count("R") * sum(measured) / len(measured) if measured else 0.0
+    return (layout.count("A") + routed) / len(layout)
 
 
 def _front(seen: Summaries) -> list[Finding]:

@@ -17,7 +17,14 @@ from turnout.report.svg import linear_scale
 from turnout.stats import mean_interval
 
 # Arms that have a usage, by the first word of their name, and those that are one line across: mechanism of each.
-CURVES = {"routed": "ema", "early": "frozen", "even": "mlp", "static": "static_hybrid", "random": "random"}
+CURVES = {
+    "routed": "ema",
+    "early": "frozen",
+    "even": "mlp",
+    "alternate": "threshold",
+    "static": "static_hybrid",
+    "random": "random",
+}
 COLUMNS = (
     "arm", "usage", "loss, nats a token", "seeds", "M weights", "K tokens/s training", "ms a step",
     "MB of K and V a step", "mJ a token",
@@ -85,7 +92,7 @@ def _bill(root: Path) -> dict[tuple[str, float], Row]:
 def _priced(name: str) -> tuple[str, float]:
     """Arm and usage of the bill that prices a trained arm: routers are priced as the learned one."""
     word, _, usage = name.partition(" ")
-    if word in LINES:
+    if word in LINES or word == "alternate":
         return "" if usage else LINES[word], 0.0
     return "static_hybrid" if word == "static" else "routed", float(usage)
 
