@@ -75,9 +75,18 @@ def test_the_table_says_of_every_arm_what_it_loses_and_what_a_step_costs(tmp_pat
     assert all(line.count("|") == head.count("|") for line in lines)
 
 
+def test_a_router_in_every_second_layer_counts_half_of_its_slots(tmp_path: Path) -> None:
+    written(tmp_path, [*arms(routed=4.1), record("alternate 0.25", 0, 4.0, 0.5, "RL" * 6)])
+    figure = pareto(tmp_path)
+    assert figure is not None and "alternate at 25" in figure.wide
+    assert any(line.startswith("| alternate 0.25 | 25.0") for line in table(tmp_path))
+    config = next(arm for arm in get_claim("LM1").arms() if arm.name == "alternate 0.25").config(0)
+    assert config.model.layer_kinds == "RL" * 6 and config.schedule.usage == 0.5
+
+
 def test_arms_of_fewer_seeds_do_not_decide_who_is_on_the_front(tmp_path: Path) -> None:
     lucky = record("window", 0, 3.0, None, "L" * 12)
-    *_, front = judge(get_claim("LM1"), written(tmp_path, [*arms(routed=4.1), lucky]))
+    front, *_ = judge(get_claim("LM1"), written(tmp_path, [*arms(routed=4.1), lucky]))
     assert front["measured"] == "on it: routed 0.25, dense + local" and front["verdict"] == "holds"
     assert front["detail"] == "fewer seeds, not counted: window 3.000"
 
@@ -86,10 +95,6 @@ def test_the_judgement_asks_for_every_control_and_for_the_margin(tmp_path: Path)
     def verdicts(folder: str, **losses: float) -> list[str]:
         return [row["verdict"] for row in judge(get_claim("LM1"), written(tmp_path / folder, arms(**losses)))]
 
-    assert verdicts("ahead of both, behind attention", routed=4.1) == [
-        "holds",
-        "does not hold",
-        "holds",
-    ]
+    assert verdicts("ahead of both, behind attention", routed=4.1) == ["holds", "holds", "does not hold"]
     assert verdicts("behind the static hybrid", routed=4.16) == ["does not hold"] * 3
     assert verdicts("as good as attention", routed=4.005) == ["holds"] * 3

@@ -23,6 +23,7 @@ LEARNED = {
     "routed": "",
     "early": ", closing from a tenth of the steps on",
     "even": ", closing from a tenth of the steps on, every layer by itself",
+    "alternate": ", a router in every second layer",
 }
 # Nats a token that a routed model may lose to attention in every slot and still count as equal, interval included.
 MARGIN = 0.01
@@ -49,6 +50,7 @@ def _arms() -> list[Arm]:
         *(arm(f"routed {usage}", "routed", usage, control=False) for usage in USAGES),
         *(arm(f"early {usage}", "early", usage, control=False) for usage in (0.0625, 0.25)),
         *(arm(f"even {usage}", "even", usage, control=False) for usage in USAGES),
+        *(arm(f"alternate {usage}", "alternate", usage, control=False) for usage in (0.125, 0.25)),
         arm("dense", "dense"),
         arm(EVERYWHERE, "always"),
         arm("window", "window"),
@@ -72,11 +74,15 @@ def _numbers(trainer: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def spread(mean: float, half: float, number: str = ".3f") -> str:
+    """A mean with its interval, which one seed does not have."""
+    return f"{mean:{number}}" + (f" ± {half:{number.strip('+')}}" if math.isfinite(half) else "")
+
+
 def _words(records: Sequence[dict[str, Any]]) -> str:
-    mean, half = mean_interval([r["loss"] for r in records])
-    usage = [r["usage"] for r in records if r["usage"] is not None]
-    spread = f" ± {half:.3f}" if math.isfinite(half) else ""
-    return f"{mean:.3f}{spread}" + (f" at {100 * sum(usage) / len(usage):.1f} %" if usage else "")
+    found = spread(*mean_interval([r["loss"] for r in records]))
+    routed = any(r["usage"] is not None for r in records)
+    return found + (f" at {100 * usage_of(records):.1f} %" if routed else "")
 
 
 def _gap(control: Sequence[dict[str, Any]], learned: Sequence[dict[str, Any]]) -> tuple[float, float, int]:
@@ -87,7 +93,7 @@ def _gap(control: Sequence[dict[str, Any]], learned: Sequence[dict[str, Any]]) -
 
 
 def _judge(seen: Summaries) -> list[Finding]:
-    found = []
+    found = _front(seen)
     for kind, words in LEARNED.items():
         for usage in USAGES:
             learned = seen.get(f"{kind} {usage}", [])
@@ -96,14 +102,16 @@ def _judge(seen: Summaries) -> list[Finding]:
                 found.append(_beside(seen, f"usage {100 * usage:g} %{words}", learned, equal))
             if learned and EVERYWHERE in seen and kind == "routed":
                 found.append(_price(seen, usage, learned))
-    return found + _front(seen)
+    return found
 
 
 def usage_of(records: Sequence[dict[str, Any]]) -> float:
     """Share of the (token, layer) slots that attend to everything; a layer without a router is all or nothing."""
-    measured = [r["usage"] for r in records if r["usage"] is not None]
     layout = records[0]["layout"]
-    return sum(measured) / len(measured) if measured else layout.count("A") / len(layout)
+    # What is measured is the share in layers with a router.
+    measured = [r["usage"] for r in records if r["usage"] is not None]
+    routed = layout.count("R") * sum(measured) / len(measured) if measured else 0.0
+    return (layout.count("A") + routed) / len(layout)
 
 
 def _front(seen: Summaries) -> list[Finding]:
@@ -148,12 +156,12 @@ def _beside(
         quoted="learned routing hurts language models (23.83 -> 31.63 perplexity; HRS)",
         measured=f"{_words(learned)} nats/token",
         n=min(n for _, _, n in gaps.values()),
-        interval=f"± {mean_interval([r['loss'] for r in learned])[1]:.3f} nats/token",
+        interval=spread(*mean_interval([r["loss"] for r in learned])) + " nats/token",
         control="; ".join(
             f"{name} {_words(records)}" for name, records in seen.items() if name.split()[0] not in LEARNED
         ),
         verdict=verdict,
-        detail="; ".join(f"{gap:+.4f} ± {half:.4f} against {name}" for name, (gap, half, _) in gaps.items()),
+        detail="; ".join(f"{spread(gap, half, '+.4f')} against {name}" for name, (gap, half, _) in gaps.items()),
     )
 
 
@@ -165,10 +173,10 @@ def _price(seen: Summaries, usage: float, learned: list[dict[str, Any]]) -> Find
     return Finding(
         statement=f"124M weights, 20M tokens: routed at {100 * usage:g} % loses less than {MARGIN} nats to every slot",
         quoted="(ours) the Pareto curve of loss against usage",
-        measured=f"{-gap:+.4f} ± {half:.4f} nats/token beside {_words(seen[EVERYWHERE])}",
+        measured=f"{spread(-gap, half, '+.4f')} nats/token beside {_words(seen[EVERYWHERE])}",
         n=n,
-        interval=f"± {half:.4f} nats/token, by seed",
-        control=f"dense without a convolution {_words(seen['dense'])}, {-dense:+.4f} ± {dense_half:.4f} against it"
+        interval="t interval of the differences by seed" if math.isfinite(half) else "one seed has none",
+        control=f"dense without a convolution {_words(seen['dense'])}, {spread(-dense, dense_half, '+.4f')} against it"
         if "dense" in seen
         else "",
         verdict="holds" if gap - half > -MARGIN else "does not hold",

@@ -13,7 +13,7 @@ VOCAB = 50257
 USAGE = 0.25
 """Three attention layers of twelve: the usage of the static hybrid, so that all arms can be compared at it."""
 
-ARMS = ("routed", "early", "even", "dense", "static", "window", "random", "always")
+ARMS = ("routed", "early", "even", "alternate", "dense", "static", "window", "random", "always")
 
 
 def lm_run(
@@ -24,17 +24,20 @@ def lm_run(
     Args:
         path: a text file, or a folder of them.
         arm: "routed", held at `usage` by its schedule; "early", the same from a tenth of the steps on; "even", early,
-            every layer by itself; "dense", attention in every layer; "static", in every layer of a number given by
-            `usage`, a short convolution in the others; "window", 128 tokens in every layer; "random", `usage` of the
-            slots by chance; "always", every slot beside the convolution.
+            every layer by itself; "alternate", a router in every second layer, the others a short convolution; "dense",
+            attention in every layer; "static", in every layer of a number given by `usage`, a short convolution in the
+            others; "window", 128 tokens in every layer; "random", `usage` of the slots by chance; "always", every slot
+            beside the convolution.
         router: of the routed arms.
     Raises:
         ConfigError: an unknown arm.
     """
     if arm not in ARMS:
         raise ConfigError(f"arm={arm!r}{nearest(arm, ARMS)}")
-    layout = {"dense": "A", "window": "L", "static": hybrid_layout(LAYERS, usage)}.get(arm, "R")
-    routers = {"routed": router, "early": router, "even": router, "random": f"random:p={usage}", "always": "always"}
+    layouts = {"dense": "A", "window": "L", "static": hybrid_layout(LAYERS, usage), "alternate": "RL" * (LAYERS // 2)}
+    layout = layouts.get(arm, "R")
+    learned = dict.fromkeys(("routed", "early", "even", "alternate"), router)
+    routers = {**learned, "random": f"random:p={usage}", "always": "always"}
     return RunConfig(
         name=f"lm_124m_{arm}",
         seed=seed,
@@ -59,7 +62,9 @@ def lm_run(
 
 def _schedule(arm: str, usage: float, steps: int) -> BudgetConfig | JointConfig:
     """When the budget closes; later or earlier, it is the first layers that keep it (LM1), unless each has its own."""
-    if arm == "routed":
+    if arm in ("routed", "alternate"):
+        # A budget counts the slots of layers with a router only.
+        usage = usage if arm == "routed" else 2 * usage
         return BudgetConfig(usage=usage, steps=steps, warmup=0.3, ramp=0.4)
     if arm in ("early", "even"):
         return BudgetConfig(usage=usage, steps=steps, by_layer=arm == "even")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from turnout.bench.rows import Row, read_rows
-from turnout.claims.language_models import usage_of
+from turnout.claims.language_models import spread, usage_of
 from turnout.claims.store import summaries
 from turnout.report.figure import Cell, Data, Figure
 from turnout.report.numbers import percent
@@ -17,7 +17,14 @@ from turnout.report.svg import linear_scale
 from turnout.stats import mean_interval
 
 # Arms that have a usage, by the first word of their name, and those that are one line across: mechanism of each.
-CURVES = {"routed": "ema", "early": "frozen", "even": "mlp", "static": "static_hybrid", "random": "random"}
+CURVES = {
+    "routed": "ema",
+    "early": "frozen",
+    "even": "mlp",
+    "alternate": "threshold",
+    "static": "static_hybrid",
+    "random": "random",
+}
 COLUMNS = (
     "arm", "usage", "loss, nats a token", "seeds", "M weights", "K tokens/s training", "ms a step",
     "MB of K and V a step", "mJ a token",
@@ -64,7 +71,7 @@ def table(root: Path) -> list[str]:
         joules = row and row["joule_per_token"]
         cost = ("", "") if row is None else (f"{row['ms']:.2f}", f"{row['kv_bytes'] / 1e6:,.0f}")
         cells = (
-            name, shown, _spread(mean, half), len(records), f"{records[0]['params'] / 1e6:.0f}", f"{pace / 1e3:.0f}",
+            name, shown, spread(mean, half), len(records), f"{records[0]['params'] / 1e6:.0f}", f"{pace / 1e3:.0f}",
             *cost, f"{1e3 * joules:.1f}" if joules else "",
         )  # fmt: skip
         found.append((mean, f"| {' | '.join(map(str, cells))} |"))
@@ -85,7 +92,7 @@ def _bill(root: Path) -> dict[tuple[str, float], Row]:
 def _priced(name: str) -> tuple[str, float]:
     """Arm and usage of the bill that prices a trained arm: routers are priced as the learned one."""
     word, _, usage = name.partition(" ")
-    if word in LINES:
+    if word in LINES or word == "alternate":
         return "" if usage else LINES[word], 0.0
     return "static_hybrid" if word == "static" else "routed", float(usage)
 
@@ -109,7 +116,7 @@ def _draw(curves: dict[str, list[tuple[float, float, float]]], lines: dict[str, 
     for name, (mean, half) in lines.items():
         panel.line([(x.low, mean), (x.high, mean)], _colour(LINES[name]), dash="5 4")
         labels.append((mean, name, _colour(LINES[name])))
-        told.append(f"{name} {_spread(mean, half)}")
+        told.append(f"{name} {spread(mean, half)}")
     for word, curve in curves.items():
         if not curve:
             continue
@@ -117,17 +124,12 @@ def _draw(curves: dict[str, list[tuple[float, float, float]]], lines: dict[str, 
         panel.line([(usage, mean) for usage, mean, _ in curve], colour)
         for usage, mean, half in curve:
             panel.whisker(usage, mean - _finite(half), mean + _finite(half), colour)
-            words = f"{word} at {percent(usage)}: {_spread(mean, half)}"
+            words = f"{word} at {percent(usage)}: {spread(mean, half)}"
             panel.dot((usage, mean), colour, size=4.4, title=words, shape=ink(CURVES[word]).marker)
             told.append(words)
         labels.append((curve[-1][1], word, colour))
     panel.end_labels(labels)
     return picture(width, box.bottom + 40, panel.marks, label=f"Loss against usage. {'; '.join(told)}.")
-
-
-def _spread(mean: float, half: float) -> str:
-    """A mean with its interval, which one seed does not have."""
-    return f"{mean:.3f} ± {half:.3f}" if math.isfinite(half) else f"{mean:.3f}"
 
 
 def _finite(half: float) -> float:
