@@ -146,8 +146,8 @@ def _sooner(seen: Summaries, bench: dict[str, Any]) -> list[Finding]:
                 interval=f"± {half:.4f}",
                 control=f"dense {words(list(dense.values()))}",
                 verdict="holds" if mean - half > 0 else "does not hold",
-                detail=f"{seen[name][0]['steps']} steps of {_told(bench, name)} against {_told(bench, 'dense')}; beside "
-                "dense: " + "; ".join(told),
+                detail=f"{seen[name][0]['steps']} steps of {_told(bench, name)} against "
+                f"{_told(bench, 'dense')}; beside dense: " + "; ".join(told),
             )
         )
     return findings
