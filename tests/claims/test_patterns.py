@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from turnout.claims import pattern_time
 from turnout.claims.data_efficiency import tokens_to
 from turnout.claims.discovered import discovered, rival
 from turnout.claims.pattern_retrieval import beyond
 from turnout.claims.pattern_runs import evidence_distance
 from turnout.claims.pattern_search import METHODS
+from turnout.claims.patterns import text_arms
 from turnout.claims.registry import get_claim
 
 DOMAINS = ("academic", "conversation", "reference")
@@ -151,6 +153,30 @@ def test_equal_time_is_dense_steps_at_the_measured_rate(monkeypatch: pytest.Monk
     steps = {arm.name: arm.config(0).schedule.steps for arm in get_claim("TH6").arms()}
     same = {"dense": 800, "forgetting": 800, "ALiBi": 800}
     assert steps == {**same, "forgetting, equal time": 400, "ALiBi, equal time": 1600}
+
+
+def test_steps_are_timed_in_turn_once_all_are_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[str] = []
+
+    class Timed:
+        """A dense step takes 4 ms, but 40 where the GPU is busy with something else: in one of the rounds."""
+
+        def __init__(self, config: Any) -> None:
+            self.config, self.step_count, self.last_ms = config, 0, 0.0
+            self.name = config.model.pattern
+
+        def train(self, *, stop_after: int) -> None:
+            turns.append(self.name)
+            self.step_count, slow = stop_after, turns.count(self.name) == 3
+            self.last_ms = (40.0 if slow else 4.0) if self.name == "full" else 3.0
+
+    monkeypatch.setattr("turnout.train.loop.Trainer", Timed)
+    monkeypatch.setattr(pattern_time, "text_arms", lambda: [a for a in text_arms() if a.name in ("dense", "ALiBi")])
+    found = pattern_time.measure("cpu")
+    assert found["ms"] == {"dense": 4.0, "ALiBi": 3.0} and sorted(found["rounds"]["dense"])[-1] == 40.0
+    rounds = [turns[i : i + 2] for i in range(0, len(turns), 2)]
+    assert len(rounds) == 1 + pattern_time.ROUNDS and all(set(one) == {"full", "alibi"} for one in rounds)
+    assert {one[0] for one in rounds[1:]} == {"full", "alibi"}, "always in the same order"
 
 
 def test_a_pattern_that_is_ahead_in_less_time_is_ahead_in_the_same() -> None:

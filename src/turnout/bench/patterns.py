@@ -141,6 +141,8 @@ def _flex_arms(case: Case, inputs: Sequence[Tensor]) -> dict[str, Arm]:
     device, w = inputs[0].device, max(16, case.n // 16)
     slopes = 2.0 ** (-8 * (torch.arange(case.heads, device=device) + 1) / case.heads)
     compiled: Any = torch.compile(flex_attention, dynamic=False)
+    # Uncompiled it holds every pair: 32 GiB at 65,536 tokens.
+    masked: Any = torch.compile(create_block_mask, dynamic=False) if case.n > 2**15 else create_block_mask
 
     def near(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return (j <= i) & (j > i - w)
@@ -152,7 +154,7 @@ def _flex_arms(case: Case, inputs: Sequence[Tensor]) -> dict[str, Arm]:
         return score - slopes[h] * (i - j)
 
     def arm(visible: Callable[..., Tensor], score_mod: Callable[..., Tensor] | None, share: float) -> Arm:
-        mask = create_block_mask(visible, None, None, case.n, case.n, device=str(device))
+        mask = masked(visible, None, None, case.n, case.n, device=str(device))
 
         def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))

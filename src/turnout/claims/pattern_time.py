@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import statistics
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +13,8 @@ from turnout.claims.registry import Arm, Claim, Finding, Summaries, claim
 from turnout.claims.store import read_json, results_dir
 from turnout.stats import mean_interval
 
-# Steps after which a step's time is read: captured, and past the first interval.
-TIMED_STEPS = 75
+# Arms are timed in turn, in another order every round; a turn is two intervals of logging, of which the second counts.
+ROUNDS, WARM_INTERVALS = 7, 2
 EQUAL = ", equal time"
 KEY = (
     "forgetting", "ALiBi", "learned constant decay", "fixed decay", "window 64", "sinks + window 64", "dilated",
@@ -21,16 +23,36 @@ KEY = (
 
 
 def measure(device: str) -> dict[str, Any]:
-    """Milliseconds of a training step of every pattern that has an arm; nothing else should run beside it."""
+    """Milliseconds of a training step of every pattern that has an arm; nothing else should run beside it.
+
+    All are captured first; one measured beside the compilation of the others once came out 40 % too slow.
+    """
     from turnout.train.loop import Trainer, pick_device
     from turnout.train.manifest import device_name
 
-    ms = {}
-    for arm in (arm for arm in text_arms() if arm.name in ("dense", *KEY)):
-        trainer = Trainer(replace(arm.config(0), device=device))
-        trainer.train(stop_after=TIMED_STEPS)
-        ms[arm.name] = trainer.last_ms
-    return {"ms": ms, "rows": [], "device_name": device_name(pick_device(device))}
+    trainers = {
+        arm.name: Trainer(replace(arm.config(0), device=device))
+        for arm in text_arms() if arm.name in ("dense", *KEY)
+    }  # fmt: skip
+    for trainer in trainers.values():
+        turn(trainer)
+    rounds: dict[str, list[float]] = {name: [] for name in trainers}
+    shuffle = random.Random(0)
+    for _ in range(ROUNDS):
+        for name in shuffle.sample(list(trainers), len(trainers)):
+            rounds[name].append(turn(trainers[name]))
+    return {**summed(rounds), "rows": [], "device_name": device_name(pick_device(device))}
+
+
+def turn(trainer: Any) -> float:
+    """Train for two intervals of logging, as far as the schedule goes; milliseconds of a step of the last one."""
+    trainer.train(stop_after=trainer.step_count + WARM_INTERVALS * trainer.config.loop.log_every)
+    return float(trainer.last_ms)
+
+
+def summed(rounds: dict[str, list[float]]) -> dict[str, Any]:
+    """The median of each arm's rounds, and the rounds."""
+    return {"ms": {name: statistics.median(times) for name, times in rounds.items()}, "rounds": rounds}
 
 
 def step_times() -> dict[str, float]:
@@ -63,9 +85,16 @@ def _longer(arm: Arm, factor: float) -> Arm:
     return replace(arm, name=arm.name + EQUAL, config=config)
 
 
+def _told(bench: dict[str, Any], name: str) -> str:
+    """Milliseconds of a step, and from where to where its rounds went."""
+    rounds = bench.get("rounds", {}).get(name)
+    spread = f" ({min(rounds):.2f} to {max(rounds):.2f} in {len(rounds)} rounds)" if rounds else ""
+    return f"{bench['ms'].get(name, float('nan')):.2f} ms{spread}"
+
+
 def judge(seen: Summaries) -> list[Finding]:
     """Is a pattern ahead of dense attention after the same milliseconds?"""
-    ms: dict[str, float] = next((record["ms"] for record in seen.get("bench", [])), {})
+    bench: dict[str, Any] = next(iter(seen.get("bench", [])), {"ms": {}})
     findings = []
     for name in (name for name in KEY if name + EQUAL in seen and "dense" in seen):
         arm = name + EQUAL
@@ -83,21 +112,21 @@ def judge(seen: Summaries) -> list[Finding]:
                 interval=f"± {half:.4f}",
                 control=f"dense {words(list(dense.values()))}",
                 verdict="holds" if mean - half > 0 else "does not hold",
-                detail=f"{seen[arm][0]['steps']} steps of {ms.get(name, float('nan')):.2f} ms against "
-                f"{seen['dense'][0]['steps']} of {ms.get('dense', float('nan')):.2f}; beside dense: "
+                detail=f"{seen[arm][0]['steps']} steps of {_told(bench, name)} against "
+                f"{seen['dense'][0]['steps']} of {_told(bench, 'dense')}; beside dense: "
                 + "; ".join(f"{k} {words(v, '', sign=True)}" for k, v in sorted(parts.items()))
                 + (f"; evidence 256 tokens or more away minus below 32 {words(far, '', sign=True)}" if far else ""),
             )
         )
-    return [*findings, *_sooner(seen, ms)]
+    return [*findings, *_sooner(seen, bench)]
 
 
-def _sooner(seen: Summaries, ms: dict[str, float]) -> list[Finding]:
+def _sooner(seen: Summaries, bench: dict[str, Any]) -> list[Finding]:
     """Patterns whose steps take no longer than dense attention's: is what they reach in the same steps lower?
 
     More steps, which the same time would pay for, only add to it.
     """
-    findings = []
+    findings, ms = [], bench["ms"]
     for name in (n for n in KEY if n in seen and "dense" in seen and ms.get(n, float("inf")) <= ms.get("dense", 0.0)):
         dense = {r["seed"]: r["loss"] for r in seen["dense"]}
         gains = [dense[r["seed"]] - r["loss"] for r in seen[name] if r["seed"] in dense]
@@ -117,8 +146,8 @@ def _sooner(seen: Summaries, ms: dict[str, float]) -> list[Finding]:
                 interval=f"± {half:.4f}",
                 control=f"dense {words(list(dense.values()))}",
                 verdict="holds" if mean - half > 0 else "does not hold",
-                detail=f"{seen[name][0]['steps']} steps of {ms[name]:.2f} ms against {ms['dense']:.2f}; beside dense: "
-                + "; ".join(told),
+                detail=f"{seen[name][0]['steps']} steps of {_told(bench, name)} against "
+                f"{_told(bench, 'dense')}; beside dense: " + "; ".join(told),
             )
         )
     return findings
