@@ -74,7 +74,7 @@ _HOPPER: dict[str, Table] = {
     "forward": {
         (2, 64): (Tile(16, 64, 4, 3), Tile(64, 128, 4, 3, tma=1)),
         (2, 128): (Tile(16, 64, 4, 3), Tile(64, 32, 4, 3, tma=1), Tile(128, 128, 4, 2, tma=SPECIALISED)),
-        (2, 256): (Tile(16, 32, 4, 2), Tile(64, 64, 8, 2), Tile(128, 32, 8, 2)),
+        (2, 256): (Tile(16, 32, 8, 2), Tile(64, 64, 8, 2), Tile(128, 32, 8, 2)),
     },
     "dq": {
         (2, 64): (Tile(16, 64, 4, 2), Tile(64, 64, 4, 3, tma=1)),
@@ -134,7 +134,7 @@ TABLES: dict[str, dict[str, Table]] = {
 }
 # Masks, decay and lists hold registers of their own: one tile that leaves room for them.
 _LEAN: dict[tuple[int, int], Plan] = {
-    (2, 64): Plan(Tile(64, 64, 8, 2), Tile(64, 64, 8, 2), Tile(32, 64, 8, 1)),
+    (2, 64): Plan(Tile(64, 64, 8, 3), Tile(64, 64, 8, 2), Tile(32, 64, 8, 2)),
     (2, 128): Plan(Tile(64, 32, 4, 2), Tile(64, 64, 8, 2), Tile(32, 64, 8, 1)),
     (2, 256): Plan(Tile(64, 32, 8, 2), Tile(16, 32, 8, 1), Tile(32, 32, 8, 2)),
     (4, 64): Plan(Tile(16, 32, 4, 2), Tile(32, 16, 4, 1), Tile(16, 32, 8, 1)),
@@ -146,7 +146,7 @@ LEAN: dict[str, dict[tuple[int, int], Plan]] = {
     "ampere": _LEAN,
     "hopper": _LEAN
     | {
-        (2, 64): Plan(Tile(64, 64, 4, 3, tma=1), Tile(64, 64, 4, 2, tma=1), _LEAN[2, 64].dkdv),
+        (2, 64): Plan(Tile(64, 64, 4, 3, tma=1), Tile(64, 64, 4, 2, tma=1), Tile(32, 64, 8, 1)),
         (2, 128): Plan(Tile(64, 64, 4, 3, tma=1), Tile(64, 64, 4, 2, tma=1), _LEAN[2, 128].dkdv),
         (4, 256): Plan(_LEAN[4, 256].forward, *(_HOPPER[kernel][4, 256][0] for kernel in ("dq", "dkdv"))),
     },
