@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from turnout.ops.attend.triton.configs import Tile, forward_splits, row_splits
+from turnout.ops.attend.triton.configs import Tile, forward_splits
 from turnout.ops.attend.triton.inverse import inverse_list
 from turnout.ops.attend.triton.job import LOG2E, Job, run
 from turnout.ops.attend.triton.tiles import (
@@ -655,7 +655,7 @@ def _run_dkdv(job: Job, arguments: dict[str, Any], need_decay: bool) -> tuple[Te
         dc = torch.empty(n_batch, job.heads, n_keys, dtype=torch.float32, device=k.device)
     if dk.numel():
         programs = -(-n_keys // tile.keys) * n_batch * n_groups
-        splits = row_splits(tile, programs, job.n_sms(), job.n_tiles(tile))
+        splits = job.row_splits(tile)
         outs = [(out, _parts(out, splits)) for out in (dk, dv, dc)]
         entries = bounds = None
         n_blocks = n_entries = 0

@@ -320,7 +320,9 @@ def forward(job: Job, *, keep: bool = True) -> tuple[Tensor, Tensor, Tensor]:
             "part_ptr": part, "part_lse_ptr": part_lse, "o_ptr": o, "lse_ptr": lse, "BM": MERGE_ROWS,
             "DIRECTIONS": n_directions,
         }  # fmt: skip
-        run(merge_kernel, -(-job.n_packed // MERGE_ROWS) * n_heads, merge, warps=4)
+        # Directions in float32 need the registers of twice the threads.
+        warps = 8 if n_directions and q.element_size() == 4 else 4
+        run(merge_kernel, -(-job.n_packed // MERGE_ROWS) * n_heads, merge, warps=warps)
     return o, along, lse
 
 

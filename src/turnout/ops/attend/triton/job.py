@@ -34,6 +34,7 @@ from turnout.ops.attend.triton.configs import (
     family,
     padded,
     plan_of,
+    row_splits,
     within_blocks,
 )
 from turnout.ops.attend.triton.support import has_gluon
@@ -116,8 +117,10 @@ class Job:
             plan = replace(plan, forward=self._specialised(plan.forward))
             if self.has_options() and self._few_registers():
                 width = self.q.shape[3]
-                dkdv = DKDV_WITH_OPTIONS if self.total is None else DKDV_WITH_SUMS
-                plan = replace(plan, dq=DQ_WITH_OPTIONS[width], dkdv=dkdv[width])
+                dkdv = (DKDV_WITH_OPTIONS if self.total is None else DKDV_WITH_SUMS)[width]
+                # Partial sums of splits want registers too.
+                dkdv = plan.dkdv if self.row_splits(dkdv) > 1 else dkdv
+                plan = replace(plan, dq=DQ_WITH_OPTIONS[width], dkdv=dkdv)
         if self.blocks is None:
             return plan
         tiles = (plan.forward, plan.dq, plan.dkdv)
@@ -130,6 +133,11 @@ class Job:
     def n_tiles(self, tile: Tile) -> int:
         block = self.row_block_of(tile)
         return -(-self.n_packed // block) * -(-block // tile.rows)
+
+    def row_splits(self, tile: Tile) -> int:
+        """Into how many the rows of a block of keys are split in dK/dV."""
+        n_blocks = -(-self.k.shape[1] // tile.keys) * self.k.shape[0] * self.k.shape[2]
+        return row_splits(tile, n_blocks, self.n_sms(), self.n_tiles(tile))
 
     def span(self, tile: Tile) -> int:
         """Most keys between the first window and the last row of a tile; listed rows may lie anywhere."""
