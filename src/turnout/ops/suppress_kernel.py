@@ -25,8 +25,9 @@ from turnout.ops.attend.triton.job import capability, precision, run
 
 # Directions of one product: the least that it takes.
 LANES = tl.constexpr(16)
-# Bytes of outputs of a program: the tallest that do not spill, by the family of a device where products read registers.
-TILE_BYTES, TILE_BYTES_BACKWARD = 16384, {"hopper": 16384, "ampere": 4096}
+# Bytes of outputs of a program, forward and backward: the tallest that do not spill. Half precision on newer devices
+# multiplies from shared memory, everything else from registers.
+TILE_BYTES, TILE_BYTES_BACKWARD, FROM_REGISTERS = 16384, 16384, 4096
 # Programs' sums that are added up at a time, and how many columns of them: enough programs that wait at the same time.
 FAN, COLUMNS = 256, 32
 
@@ -302,7 +303,8 @@ def uncut(
         pack: query heads that share a place of δ.
     """
     n_batch, n_rows, heads, width = out.shape
-    n_bytes = TILE_BYTES_BACKWARD[family(capability(out.device))]
+    from_shared = out.element_size() == 2 and family(capability(out.device)) == "hopper"
+    n_bytes = TILE_BYTES_BACKWARD if from_shared else FROM_REGISTERS
     n_directions, sizes = directions.shape[1], _sizes(out, directions, n_bytes)
     n_chunks = -(-n_rows // sizes["BM"])
     raw_grad, d_amount, d_directions = (torch.empty_like(x) for x in (grad, amount, directions))
