@@ -318,7 +318,8 @@ def uncut(
     if not out.numel():
         return raw_grad, d_directions.zero_(), d_amount, delta
     with _on(out):
-        run(uncut_kernel, n_batch * n_chunks * heads, arguments, warps=4)
+        # Products in float32 need the registers of twice the threads.
+        run(uncut_kernel, n_batch * n_chunks * heads, arguments, warps=8 if out.element_size() == 4 else 4)
         add_parts(part, d_directions)
     return raw_grad, d_directions, d_amount, delta
 

@@ -23,6 +23,7 @@ from turnout.ops.attend.triton.configs import (
     LEAN,
     LOW,
     ORDINARY,
+    SPECIALISED,
     TABLES,
     WITH_OPTIONS,
     Tile,
@@ -32,6 +33,7 @@ pytest.importorskip("triton")
 
 CAPABILITY = {"hopper": 90, "ampere": 80}
 KERNELS = ("forward", "dq", "dkdv")
+OPTIONS = ("decay", "rates", "window, sinks and starts", "blocks", "small blocks", "everything")
 Check = Callable[[list[tuple[Any, ...]]], None]
 
 
@@ -52,6 +54,11 @@ def check() -> Iterator[Check]:
             assert not any(wrong), "\n".join(filter(None, wrong))
 
         yield compile_all
+
+
+def whole_and_split(orders: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """The same with all keys (or rows) in one program, and shared among several."""
+    return [*orders, *((kernel, replace(tile, splits=2), *rest) for kernel, tile, *rest in orders)]
 
 
 def test_the_tallest_tiles_fit_their_devices(check: Check) -> None:
@@ -106,35 +113,62 @@ def test_every_option_has_room_in_the_tiles_for_options(width: int, check: Check
     tables = {"forward": WITH_OPTIONS, "dq": DQ_WITH_OPTIONS, "dkdv": DKDV_WITH_OPTIONS}
     options = ("rates and starts", "window", "window, sinks and starts")
     orders = [(kernel, table[width], 2, width, option, 90) for kernel, table in tables.items() for option in options]
-    # Sinks are the portable kernel's.
-    orders = [order for order in orders if order[0] != "forward" or "sinks" not in str(order[4])]
+    # Sinks are the portable kernel's; short calls without options take the tile too.
+    orders = [order for order in orders if order[0] != "forward" or "sinks" not in order[4]]
+    orders += [("forward", WITH_OPTIONS[width], 2, width, "", 90)]
     tables["dkdv"] = DKDV_WITH_SUMS
     orders += [(kernel, table[width], 2, width, "decay and starts", 90) for kernel, table in tables.items()]
-    check(orders)
+    # Where rows are split dK/dV takes the tiles of `LEAN`.
+    check([*(order for order in orders if order[0] == "dkdv"), *whole_and_split([o for o in orders if o[0] != "dkdv"])])
 
 
 @pytest.mark.tiles
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("name", TABLES)
 def test_every_tile_fits_its_devices(name: str, kernel: str, check: Check) -> None:
-    check(
-        [
-            (kernel, tile, itemsize, width, "", CAPABILITY[name])
-            for (itemsize, width), tiles in TABLES[name][kernel].items()
-            for tile in tiles
-        ]
-    )
+    orders = [
+        (kernel, tile, itemsize, width, "", CAPABILITY[name])
+        for (itemsize, width), tiles in TABLES[name][kernel].items()
+        for tile in tiles
+    ]
+    check(whole_and_split(orders))
+
+
+@pytest.mark.tiles
+@pytest.mark.parametrize("name", TABLES)
+def test_directions_have_room_in_every_tile(name: str, check: Check) -> None:
+    orders = [
+        (kernel, LOW if tile.tma == SPECIALISED else tile, itemsize, width, "directions", CAPABILITY[name])
+        for (itemsize, width), tiles in TABLES[name]["forward"].items()
+        for tile in tiles
+        for kernel in ("forward", "uncut")
+    ]
+    check(orders)
 
 
 @pytest.mark.tiles
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("name", LEAN)
-@pytest.mark.parametrize("option", ["decay", "window, sinks and starts", "blocks"])
+@pytest.mark.parametrize("option", OPTIONS)
 def test_every_tile_for_options_fits_its_devices(option: str, name: str, kernel: str, check: Check) -> None:
+    orders = [
+        (kernel, getattr(plan, kernel), itemsize, width, option, CAPABILITY[name])
+        for (itemsize, width), plan in LEAN[name].items()
+    ]
+    # Lists of blocks are not split.
+    check(orders if "blocks" in option or option == "everything" else whole_and_split(orders))
+
+
+@pytest.mark.tiles
+@pytest.mark.parametrize("capability", CAPABILITY.values())
+def test_what_runs_before_and_after_fits_every_device(capability: int, check: Check) -> None:
+    split = Tile(16, 32, 4, 2, splits=2)
     check(
         [
-            (kernel, getattr(plan, kernel), itemsize, width, option, CAPABILITY[name])
-            for (itemsize, width), plan in LEAN[name].items()
+            (kernel, split, itemsize, width, option, capability)
+            for kernel, option in (("prepare", ""), ("merge", ""), ("merge", "directions"), ("sum", ""))
+            for itemsize in (2, 4)
+            for width in (64, 128, 256)
         ]
     )
 

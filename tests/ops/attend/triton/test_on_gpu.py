@@ -206,18 +206,20 @@ def test_options_in_single_precision(name: str, width: int) -> None:
     agree(rows.shape[-1], rows=rows, width=width, dtype=torch.float32, **options_of(name, rows, width))
 
 
+# Enough blocks of keys in the longer one that dK/dV does not split its rows.
+@pytest.mark.parametrize("n_keys", [S, 2300])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("width", [64, 128, 256])
 @pytest.mark.parametrize("key_block,row_block", [(16, 1), (128, 100), (32, 64)])
 def test_blocks_of_keys_and_rows_that_are_walked_in_parts(
-    key_block: int, row_block: int, width: int, dtype: torch.dtype
+    key_block: int, row_block: int, width: int, dtype: torch.dtype, n_keys: int
 ) -> None:
-    rows = some_rows(0.6)
-    shape = (B, -(-rows.shape[-1] // row_block), G, 3)
-    keys = torch.randint(-1, -(-S // key_block), shape, generator=torch.Generator().manual_seed(4)).cuda()
-    agree(
-        rows.shape[-1], rows=rows, width=width, dtype=dtype, keys=keys, key_block=key_block, row_block=row_block
-    )  # fmt: skip
+    rows = some_rows(0.6, n_keys=n_keys)
+    n_rows = rows.shape[-1]
+    shape = (B, -(-n_rows // row_block), G, 3)
+    keys = torch.randint(-1, -(-n_keys // key_block), shape, generator=torch.Generator().manual_seed(4)).cuda()
+    blocks = {"keys": keys, "key_block": key_block, "row_block": row_block}
+    agree(n_rows, n_keys=n_keys, rows=rows, width=width, dtype=dtype, **blocks)
 
 
 @pytest.mark.parametrize("width", [64, 128])

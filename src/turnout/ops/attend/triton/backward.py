@@ -21,7 +21,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from turnout.ops.attend.triton.configs import Tile, forward_splits, row_splits
 from turnout.ops.attend.triton.inverse import inverse_list
 from turnout.ops.attend.triton.job import LOG2E, Job, run
 from turnout.ops.attend.triton.tiles import (
@@ -166,9 +165,9 @@ def dq_kernel(
     row_index = (batch64 * n_rows + index) * HEADS + head
     grad_offset = row_index[:, None] * D + offset_d[None, :]
     mask = valid[:, None] & (offset_d[None, :] < D)
-    out_offset = grad_offset
     if SPLIT:
-        out_offset += split.to(tl.int64) * n_batch * n_rows * HEADS * D
+        # A number, where offsets of their own would take registers.
+        dq_ptr += split.to(tl.int64) * n_batch * n_rows * HEADS * D
     out_mask = inside[:, None] & (offset_d[None, :] < D)
     row_offset = (batch64 * PACKED_HEADS + packed_head) * n_rows * PACK + packed
     raw_ptr = grad_ptr
@@ -194,7 +193,7 @@ def dq_kernel(
         full_hi = tl.minimum(tl.maximum(full_hi, begin), tl.maximum(hi, begin))
         lo = begin
     if hi <= lo:
-        tl.store(dq_ptr + out_offset, tl.zeros([BM, BD], dq_ptr.dtype.element_ty), mask=out_mask)
+        tl.store(dq_ptr + grad_offset, tl.zeros([BM, BD], dq_ptr.dtype.element_ty), mask=out_mask)
         return
 
     q_offset = packed_offsets(batch64, index, head, stride_qb, stride_qt, stride_qh)
@@ -267,7 +266,7 @@ def dq_kernel(
                     D, BD, BN, PRECISION, True, DECAY, WINDOW, SINKS, STARTS, TMA,
                 )  # fmt: skip
     acc = tl.where(valid[:, None], acc * out_scale, 0.0)
-    tl.store(dq_ptr + out_offset, acc.to(dq_ptr.dtype.element_ty), mask=out_mask)
+    tl.store(dq_ptr + grad_offset, acc.to(dq_ptr.dtype.element_ty), mask=out_mask)
 
 
 @triton.jit
@@ -524,7 +523,11 @@ def dkdv_kernel(
         if DECAY_GRAD:
             dc_base = dc_ptr + ((split.to(tl.int64) * n_batch + batch) * HEADS + packed_head) * n_keys
             tl.store(dc_base + key, dc, mask=key < n_keys)
-    out = ((split.to(tl.int64) * n_batch + batch) * n_keys + key) * KV_HEADS + kv_head
+    if SPLIT:
+        before = split.to(tl.int64) * n_batch * n_keys * KV_HEADS * D
+        dk_ptr += before
+        dv_ptr += before
+    out = (batch64 * n_keys + key) * KV_HEADS + kv_head
     out_offset = out[:, None] * D + offset_d[None, :]
     out_mask = (key < n_keys)[:, None] & (offset_d[None, :] < D)
     tl.store(dk_ptr + out_offset, (dk * out_scale).to(dk_ptr.dtype.element_ty), mask=out_mask)
@@ -573,7 +576,7 @@ def backward(
 
 def _uncuts_beside_dq(job: Job, directions: Tensor) -> bool:
     """Whether every row is in one tile of dQ, of one head, with room for what directions need."""
-    whole = job.pack == 1 and job.blocks is None and _dq_splits(job, job.plan().dq)[0] == 1
+    whole = job.pack == 1 and job.blocks is None and job.key_splits(job.plan().dq)[0] == 1
     small = job.q.shape[3] <= WIDEST_BESIDE_DQ and directions.shape[1] <= LANES.value
     return whole and small and job.q.element_size() == 2
 
@@ -617,21 +620,13 @@ def _prepare(
     return grad, delta, torch.zeros_like(job.directions), torch.zeros_like(job.suppress)
 
 
-def _dq_splits(job: Job, tile: Tile) -> tuple[int, int]:
-    """Splits of the keys, and keys a split."""
-    if job.blocks is not None:
-        return 1, 0
-    n_heads = job.q.shape[0] * job.packed_heads
-    return forward_splits(tile, job.n_tiles(tile), n_heads, job.span(tile), job.n_sms())
-
-
 def _run_dq(job: Job, arguments: dict[str, Any]) -> Tensor:
     q, tile = job.q, job.plan().dq
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if not dq.numel():
         return dq
     n_tiles, n_heads = job.n_tiles(tile), q.shape[0] * job.packed_heads
-    splits, span = _dq_splits(job, tile)
+    splits, span = job.key_splits(tile)
     part = dq if splits == 1 else torch.empty(splits, *dq.shape, dtype=torch.float32, device=q.device)
     own = {
         "list_ptr": job.blocks, "listed_ptr": job.n_blocks, "dq_ptr": part, "n_splits": splits, "span": span,
@@ -659,7 +654,7 @@ def _run_dkdv(job: Job, arguments: dict[str, Any], need_decay: bool) -> tuple[Te
         dc = torch.empty(n_batch, job.heads, n_keys, dtype=torch.float32, device=k.device)
     if dk.numel():
         programs = -(-n_keys // tile.keys) * n_batch * n_groups
-        splits = row_splits(tile, programs, job.n_sms(), job.n_tiles(tile))
+        splits = job.row_splits(tile)
         outs = [(out, _parts(out, splits)) for out in (dk, dv, dc)]
         entries = bounds = None
         n_blocks = n_entries = 0

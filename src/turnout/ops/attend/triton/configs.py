@@ -64,8 +64,8 @@ Table = dict[tuple[int, int], tuple[Tile, ...]]
 # float32 products run on the ordinary units, and their operands fill the registers: low tiles everywhere. At width 256
 # no tile fits both kinds of device.
 _SINGLE: dict[str, Table] = {
-    "forward": {(4, 64): (Tile(16, 32, 4, 2),), (4, 128): (Tile(16, 32, 8, 1),), (4, 256): (Tile(16, 16, 8, 1),)},
-    "dq": {(4, 64): (Tile(32, 16, 4, 1),), (4, 128): (Tile(16, 16, 8, 2),)},
+    "forward": {(4, 64): (Tile(32, 32, 4, 2),), (4, 128): (Tile(16, 32, 8, 1),), (4, 256): (Tile(16, 16, 8, 1),)},
+    "dq": {(4, 64): (Tile(32, 32, 4, 2),), (4, 128): (Tile(16, 16, 8, 2),)},
     "dkdv": {(4, 64): (Tile(16, 32, 4, 2),), (4, 128): (Tile(16, 16, 8, 1),)},
 }
 # Compute capability 9.0 and newer data centre parts: at most 227 KB of shared memory, matrix units that take 64 rows.
@@ -74,7 +74,7 @@ _HOPPER: dict[str, Table] = {
     "forward": {
         (2, 64): (Tile(16, 64, 4, 3), Tile(64, 128, 4, 3, tma=1)),
         (2, 128): (Tile(16, 64, 4, 3), Tile(64, 32, 4, 3, tma=1), Tile(128, 128, 4, 2, tma=SPECIALISED)),
-        (2, 256): (Tile(16, 32, 4, 2), Tile(64, 64, 8, 2), Tile(128, 32, 8, 2)),
+        (2, 256): (Tile(16, 32, 8, 2), Tile(64, 64, 8, 3), Tile(128, 32, 8, 2)),
     },
     "dq": {
         (2, 64): (Tile(16, 64, 4, 2), Tile(64, 64, 4, 3, tma=1)),
@@ -102,10 +102,13 @@ SHORT, LOW = 2048, Tile(128, 64, 4, 4, tma=SPECIALISED)
 # rows on, in these tiles.
 LEAST_PACKED = 32
 WITH_OPTIONS = {64: Tile(128, 64, 4, 6, tma=SPECIALISED), 128: Tile(128, 64, 4, 4, tma=SPECIALISED)}
-# Their dQ and dK/dV, unless heads of several decays share keys; sums of a decay hold registers in dK/dV.
+# Their dQ and dK/dV, unless heads of several decays share keys; sums of a decay hold registers in dK/dV. Key lists
+# take the latter, too.
 DQ_WITH_OPTIONS = {64: Tile(64, 64, 4, 3, tma=1), 128: Tile(128, 64, 8, 3, tma=1)}
 DKDV_WITH_OPTIONS = {64: Tile(64, 64, 4, 2, tma=1), 128: Tile(32, 64, 4, 2, tma=1)}
 DKDV_WITH_SUMS = {64: Tile(64, 64, 4, 2, tma=1), 128: Tile(16, 64, 4, 2, tma=1)}
+# A tile without room for directions or for a share of its keys, and what takes its place there.
+FULL, ROOMY = Tile(128, 32, 8, 2), Tile(64, 64, 8, 3)
 # From so many tiles a multiprocessor on its programs stay and take one after another.
 STAYS_FROM = 12
 # All others: at most 99 KB, which every part from 8.0 on has.
@@ -114,6 +117,7 @@ _AMPERE: dict[str, Table] = {
         (2, 64): (Tile(16, 64, 4, 3), Tile(64, 64, 4, 3), Tile(128, 128, 8, 3)),
         (2, 128): (Tile(16, 64, 2, 3), Tile(64, 32, 4, 3)),
         (2, 256): (Tile(64, 32, 8, 2),),
+        (4, 64): (Tile(16, 32, 4, 2),),
     },
     "dq": {
         (2, 64): (Tile(16, 64, 4, 2), Tile(64, 64, 4, 3), Tile(128, 64, 8, 3)),
@@ -129,12 +133,12 @@ _AMPERE: dict[str, Table] = {
     },
 }
 TABLES: dict[str, dict[str, Table]] = {
-    name: {kernel: table[kernel] | _SINGLE[kernel] for kernel in table}
+    name: {kernel: _SINGLE[kernel] | table[kernel] for kernel in table}
     for name, table in (("hopper", _HOPPER), ("ampere", _AMPERE))
 }
 # Masks, decay and lists hold registers of their own: one tile that leaves room for them.
 _LEAN: dict[tuple[int, int], Plan] = {
-    (2, 64): Plan(Tile(64, 64, 8, 2), Tile(64, 64, 8, 2), Tile(32, 64, 8, 1)),
+    (2, 64): Plan(Tile(64, 64, 8, 3), Tile(64, 64, 8, 2), Tile(32, 64, 8, 2)),
     (2, 128): Plan(Tile(64, 32, 4, 2), Tile(64, 64, 8, 2), Tile(32, 64, 8, 1)),
     (2, 256): Plan(Tile(64, 32, 8, 2), Tile(16, 32, 8, 1), Tile(32, 32, 8, 2)),
     (4, 64): Plan(Tile(16, 32, 4, 2), Tile(32, 16, 4, 1), Tile(16, 32, 8, 1)),
@@ -146,7 +150,7 @@ LEAN: dict[str, dict[tuple[int, int], Plan]] = {
     "ampere": _LEAN,
     "hopper": _LEAN
     | {
-        (2, 64): Plan(Tile(64, 64, 4, 3, tma=1), Tile(64, 64, 4, 2, tma=1), _LEAN[2, 64].dkdv),
+        (2, 64): Plan(Tile(64, 64, 4, 3, tma=1), Tile(64, 64, 4, 2, tma=1), Tile(32, 64, 4, 2)),
         (2, 128): Plan(Tile(64, 64, 4, 3, tma=1), Tile(64, 64, 4, 2, tma=1), _LEAN[2, 128].dkdv),
         (4, 256): Plan(_LEAN[4, 256].forward, *(_HOPPER[kernel][4, 256][0] for kernel in ("dq", "dkdv"))),
     },

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from turnout.ops.attend.triton.configs import SPECIALISED, STAYS_FROM, Tile, forward_splits
+from turnout.ops.attend.triton.configs import SPECIALISED, STAYS_FROM, Tile
 from turnout.ops.attend.triton.job import LOG2E, Job, run
 from turnout.ops.attend.triton.tiles import (
     BASE_2,
@@ -121,12 +121,11 @@ def forward_kernel(
     o_offset = row_index[:, None] * D + offset_d[None, :]
     o_mask = inside[:, None] & (offset_d[None, :] < D)
     lse_offset = (batch64 * PACKED_HEADS + packed_head) * n_rows * PACK + packed
-    # Elements of one split's output.
     if SPLIT:
-        split64 = split.to(tl.int64)
-        size = tl.cast(n_batch, tl.int64) * HEADS * n_rows
-        o_offset += split64 * size * D
-        lse_offset += split64 * size
+        # Elements before one split's output: a number, where offsets of their own would take registers.
+        before = split.to(tl.int64) * n_batch * HEADS * n_rows
+        o_ptr += before * D
+        lse_ptr += before
 
     low = load_starts(starts_ptr, batch, kv_head, index, valid, n_rows, START_LISTS)
     sink_lo, sink_hi, lo, full_lo, full_hi, hi = key_spans(
@@ -297,9 +296,7 @@ def forward(job: Job, *, keep: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     if not o.numel():
         return o, along, lse
     n_tiles, n_heads = job.n_tiles(tile), n_batch * job.packed_heads
-    splits, span = (1, 0)
-    if job.blocks is None:
-        splits, span = forward_splits(tile, n_tiles, n_heads, job.span(tile), job.n_sms())
+    splits, span = job.key_splits(tile)
     part, part_lse = o, lse
     if splits > 1:
         part = torch.empty(splits, *o.shape, dtype=torch.float32, device=q.device)
@@ -320,7 +317,9 @@ def forward(job: Job, *, keep: bool = True) -> tuple[Tensor, Tensor, Tensor]:
             "part_ptr": part, "part_lse_ptr": part_lse, "o_ptr": o, "lse_ptr": lse, "BM": MERGE_ROWS,
             "DIRECTIONS": n_directions,
         }  # fmt: skip
-        run(merge_kernel, -(-job.n_packed // MERGE_ROWS) * n_heads, merge, warps=4)
+        # Directions in float32 need the registers of twice the threads.
+        warps = 8 if n_directions and q.element_size() == 4 else 4
+        run(merge_kernel, -(-job.n_packed // MERGE_ROWS) * n_heads, merge, warps=warps)
     return o, along, lse
 
 

@@ -18,11 +18,13 @@ from turnout.ops.attend.triton.configs import (
     DKDV_WITH_OPTIONS,
     DKDV_WITH_SUMS,
     DQ_WITH_OPTIONS,
+    FULL,
     LEAST_PACKED,
     LOW,
     MOST_DIRECTIONS,
     MOST_PACKED,
     ORDINARY,
+    ROOMY,
     SHORT,
     SPECIALISED,
     STEADY,
@@ -32,8 +34,10 @@ from turnout.ops.attend.triton.configs import (
     Tile,
     choose_plan,
     family,
+    forward_splits,
     padded,
     plan_of,
+    row_splits,
     within_blocks,
 )
 from turnout.ops.attend.triton.support import has_gluon
@@ -113,11 +117,13 @@ class Job:
                 self.n_packed,
                 lean=self.has_options(),
             )
-            plan = replace(plan, forward=self._specialised(plan.forward))
+            plan = replace(plan, forward=self._with_room(self._specialised(plan.forward)))
             if self.has_options() and self._few_registers():
                 width = self.q.shape[3]
-                dkdv = DKDV_WITH_OPTIONS if self.total is None else DKDV_WITH_SUMS
-                plan = replace(plan, dq=DQ_WITH_OPTIONS[width], dkdv=dkdv[width])
+                dkdv = (DKDV_WITH_OPTIONS if self.total is None else DKDV_WITH_SUMS)[width]
+                # Partial sums of splits want registers too.
+                dkdv = plan.dkdv if self.row_splits(dkdv) > 1 else dkdv
+                plan = replace(plan, dq=plan.dq if self.blocks is not None else DQ_WITH_OPTIONS[width], dkdv=dkdv)
         if self.blocks is None:
             return plan
         tiles = (plan.forward, plan.dq, plan.dkdv)
@@ -130,6 +136,18 @@ class Job:
     def n_tiles(self, tile: Tile) -> int:
         block = self.row_block_of(tile)
         return -(-self.n_packed // block) * -(-block // tile.rows)
+
+    def key_splits(self, tile: Tile) -> tuple[int, int]:
+        """Into how many the keys of a tile of rows are split, and keys a split; lists are not split."""
+        if self.blocks is not None:
+            return 1, 0
+        n_heads = self.q.shape[0] * self.packed_heads
+        return forward_splits(tile, self.n_tiles(tile), n_heads, self.span(tile), self.n_sms())
+
+    def row_splits(self, tile: Tile) -> int:
+        """Into how many the rows of a block of keys are split in dK/dV."""
+        n_blocks = -(-self.k.shape[1] // tile.keys) * self.k.shape[0] * self.k.shape[2]
+        return row_splits(tile, n_blocks, self.n_sms(), self.n_tiles(tile))
 
     def span(self, tile: Tile) -> int:
         """Most keys between the first window and the last row of a tile; listed rows may lie anywhere."""
@@ -232,10 +250,16 @@ class Job:
             return WITH_OPTIONS[self.q.shape[3]] if self.n_packed > LEAST_PACKED else tile
         return LOW if self.pack > 1 or self.k.shape[1] <= SHORT else tile
 
+    def _with_room(self, tile: Tile) -> Tile:
+        """The tile, or a lower one where directions or splits want registers of their own."""
+        crowded = tile == FULL and (self.directions is not None or self.key_splits(tile)[0] > 1)
+        return ROOMY if crowded else tile
+
     def _few_registers(self) -> bool:
-        """Whether a backward pass with options has room for tall tiles: half precision, no lists, one decay a head."""
+        """Whether a backward pass with options has room for tall tiles: half precision, one decay a head, no lists
+        beside it."""
         here = capability(self.q.device) == (9, 0) and self.q.element_size() == 2 and self.q.shape[3] in WIDTHS
-        return here and self.blocks is None and (not self.decay or self.heads == self.kv_heads)
+        return here and (not self.decay or (self.blocks is None and self.heads == self.kv_heads))
 
     def _bulk_copies(self, x: Tensor) -> bool:
         """Whether [B, S, G, D] is one matrix [B·S, G·D] with aligned rows, on a device with a copy engine."""
