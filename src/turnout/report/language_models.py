@@ -42,7 +42,9 @@ def pareto(root: Path) -> Figure | None:
     lines = {name: mean_interval([r["loss"] for r in seen[name]]) for name in LINES if name in seen}
     wide, narrow = both_sizes(lambda width: _draw(curves, lines, width))
     rows: list[list[Cell]] = [
-        [name, r["seed"], r["usage"], r["loss"], r["tokens_per_s"]] for name, records in seen.items() for r in records
+        [name, r["seed"], usage_of([r]), r["loss"], r["tokens_per_s"]]
+        for name, records in seen.items()
+        for r in records
     ]
     first = next(iter(seen.values()))[0]
     seeds = sorted({len(records) for records in seen.values()})
