@@ -12,6 +12,7 @@ from torch import Tensor
 from oracles import assert_as_exact_as_eager, joined, scan_inputs
 from turnout.layers.kv_cache import KVCache
 from turnout.layers.rope import rotate
+from turnout.layers.ssm import SelectiveSSM
 from turnout.ops import attend, causal_conv, causal_ema, compact, explain
 from turnout.ops.few_rows import few_rows
 from turnout.ops.inference_kernels import swiglu_forward
@@ -157,6 +158,14 @@ def test_the_scan_kernel_is_as_exact_as_the_chunked_products(length: int, n_stat
         [tensor.cuda() for tensor in inputs],
         reduction=5 * length * 16,
     )
+
+
+def test_a_state_space_layer_trains_under_autocast() -> None:
+    layer = SelectiveSSM(64).cuda()
+    with torch.autocast("cuda", torch.bfloat16):
+        y, _ = layer(randn(2, 40, 64).float())
+    y.float().square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

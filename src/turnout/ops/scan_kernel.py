@@ -27,8 +27,9 @@ def fits(x: Tensor, write: Tensor) -> bool:
 def scan(
     x: Tensor, log_decay: Tensor, write: Tensor, read: Tensor, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`turnout.ops.scan.selective_scan` by the kernels."""
-    y, last = SelectiveScan.apply(x, log_decay, write, read, state)
+    """`turnout.ops.scan.selective_scan` by the kernels, in float32: under autocast only x is."""
+    log_decay, write, read = log_decay.float(), write.float(), read.float()
+    y, last = SelectiveScan.apply(x, log_decay, write, read, None if state is None else state.float())
     return y, last
 
 

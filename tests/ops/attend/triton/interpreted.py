@@ -384,3 +384,16 @@ def test_stacked_models_scan_as_if_each_were_alone() -> None:
     for i in range(2):
         alone = scan(*(part[i] for part in stacked))
         assert torch.equal(y[i], alone[0]) and torch.equal(last[i], alone[1])
+
+
+def test_a_scan_under_autocast_runs_in_float32() -> None:
+    x, *rest = (part.float() for part in scan_inputs(33, 0))
+    half = [part.bfloat16().requires_grad_() for part in rest]
+    whole = [part.detach().float().requires_grad_() for part in half]
+    results = [scan(x, *parts) for parts in (half, whole)]
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    grads = [
+        torch.autograd.grad(y.sum() + last.sum(), parts)
+        for (y, last), parts in zip(results, (half, whole), strict=True)
+    ]
+    assert all(torch.equal(a, b.bfloat16()) for a, b in zip(*grads, strict=True))
