@@ -352,8 +352,8 @@ def steering(seen: Summaries) -> list[Finding]:
             control=f"random directions of the same layers {100 * min(controls):+.2f} to {100 * max(controls):+.2f} %; "
             f"share of the class in top tokens: learned {words(share, '.3f')}, random directions {words(null, '.3f')}",
             verdict=judged(beyond and average(change) <= -0.03, beyond),
-            detail="holds if it falls by 3 % or more and, interval included, below every random choice; with changes if "
-            "only below them",
+            detail="holds if it falls by 3 % or more and, interval included, below every random choice; with changes "
+            "if by less",
         ))  # fmt: skip
     return found
 
