@@ -153,7 +153,7 @@ def _epilogue_pays(call: Call) -> bool:
     """Whether directions are cheaper in the kernel's epilogue than behind torch's attention: by the rows of DR12 where
     the specialised kernel runs, from EPILOGUE_FROM tokens on, and as long as no backward pass follows."""
     q = call.q
-    if call.directions is None or not call.directions.shape[1] or not q.is_cuda or q.element_size() != 2:
+    if call.directions is None or not q.is_cuda or q.element_size() != 2:
         return False
     if _backward_follows(call) or q.shape[1] < EPILOGUE_FROM or q.shape[3] != 128 or why_not_triton(call):
         return False
