@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -118,8 +119,9 @@ def check_call(
     return call
 
 
-def _check_tensors(needed: dict[str, object], optional: dict[str, object]) -> None:
-    for name, value in (needed | {name: value for name, value in optional.items() if value is not None}).items():
+def _check_tensors(needed: Mapping[str, object], optional: Mapping[str, object]) -> None:
+    given = {name: value for name, value in optional.items() if value is not None}
+    for name, value in {**needed, **given}.items():
         if not isinstance(value, Tensor):
             raise ShapeError(f"{name} is a {type(value).__name__}; expected a torch.Tensor; use torch.tensor(...)")
 
