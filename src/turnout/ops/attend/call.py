@@ -108,7 +108,7 @@ def check_call(
         sinks=sinks,
         directions=directions,
         suppress=suppress,
-        scale=q.shape[-1] ** -0.5 if scale is None else _finite(scale),
+        scale=q.shape[-1] ** -0.5 if scale is None else finite_scale(scale),
     )
     if rows is None and q.shape[1] > k.shape[1]:
         raise ShapeError(
@@ -126,7 +126,7 @@ def _check_tensors(needed: Mapping[str, object], optional: Mapping[str, object])
             raise ShapeError(f"{name} is a {type(value).__name__}; expected a torch.Tensor; use torch.tensor(...)")
 
 
-def _finite(scale: float) -> float:
+def finite_scale(scale: float) -> float:
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
         raise ConfigError(f"scale={scale!r}; expected a finite number, or None for head_dim ** -0.5")
     return float(scale)
