@@ -160,6 +160,7 @@ BAD_OPTIONS = {
         {"directions": torch.ones(H, 0, D), "suppress": torch.ones(B, R, H, 0)},
         "pass neither directions nor suppress",
     ),
+    "rows that are no tensor": ({"rows": [[0, 3, 6], [2, 5, -1]]}, "rows is a list; expected a torch.Tensor"),
     "suppress that is no number": (
         {"directions": torch.full((H, 1, D), D**-0.5), "suppress": torch.full((B, R, H, 1), torch.nan)},
         "suppress holds NaN",
@@ -193,6 +194,8 @@ def test_bad_options_are_refused_with_what_was_expected(name: str) -> None:
         ({"directions": torch.ones(H, 1, D)}, "directions is given without suppress"),
         ({"suppress": torch.ones(B, R, H, 1)}, "suppress is given without directions"),
         ({"impl": "gatherd"}, "did you mean 'gathered'"),
+        ({"scale": float("nan")}, "scale=nan"),
+        ({"scale": "0.5"}, "scale='0.5'"),
     ],
 )
 def test_settings_without_meaning_are_refused(options: dict[str, Any], message: str) -> None:

@@ -5,7 +5,9 @@ Axes: B batch, R query rows, S keys, H query heads, G kv heads, D head dim, K ke
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -82,6 +84,9 @@ def check_call(
         ConfigError: a number or a combination of arguments has no meaning.
         UnsupportedError: a dtype that no implementation computes in.
     """
+    needed = {"q": q, "k": k, "v": v}
+    optional = {"rows": rows, "starts": starts, "keys": keys, "log_decay": log_decay, "directions": directions}
+    _check_tensors(needed, optional | {"suppress": suppress})
     q, k, v = _autocast(q, k, v)
     _check_qkv(q, k, v)
     _check_pattern(window, sinks)
@@ -103,7 +108,7 @@ def check_call(
         sinks=sinks,
         directions=directions,
         suppress=suppress,
-        scale=q.shape[-1] ** -0.5 if scale is None else float(scale),
+        scale=q.shape[-1] ** -0.5 if scale is None else finite_scale(scale),
     )
     if rows is None and q.shape[1] > k.shape[1]:
         raise ShapeError(
@@ -112,6 +117,19 @@ def check_call(
         )
     _check_directions(call)
     return call
+
+
+def _check_tensors(needed: Mapping[str, object], optional: Mapping[str, object]) -> None:
+    given = {name: value for name, value in optional.items() if value is not None}
+    for name, value in {**needed, **given}.items():
+        if not isinstance(value, Tensor):
+            raise ShapeError(f"{name} is a {type(value).__name__}; expected a torch.Tensor; use torch.tensor(...)")
+
+
+def finite_scale(scale: float) -> float:
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
+        raise ConfigError(f"scale={scale!r}; expected a finite number, or None for head_dim ** -0.5")
+    return float(scale)
 
 
 def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from turnout.errors import ConfigError, ShapeError, UnsupportedError, nearest
 from turnout.ops.attend.api import attend
+from turnout.ops.attend.call import finite_scale
 from turnout.ops.attend.reference import compute_dtype, suppress_directions
 
 DECODE_IMPLS = ("auto", "triton", "reference")
@@ -73,7 +74,7 @@ def decode_attend(
     _check(q, k, v, rows, page_table)
     _check_options(q, k, page_table, total_decay, window, sinks, directions, suppress)
     chosen = _choose(q, k, impl)
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    scale = q.shape[-1] ** -0.5 if scale is None else finite_scale(scale)
     if chosen != "triton":
         function = _reference if chosen == "reference" else _of_open_gates
         out = function(q, k, v, rows, page_table, total_decay, window, sinks, scale)
