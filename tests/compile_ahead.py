@@ -97,7 +97,7 @@ def launch_of(order: Order) -> tuple[Any, dict[str, Any], dict[str, int]]:
             found.append((kernel, arguments, {"num_warps": warps, "num_stages": stages}))
 
     forward.run = backward.run = suppress_kernel.run = record
-    suppress_kernel.capability = lambda device: (order.capability // 10, order.capability % 10)
+    backward.capability = suppress_kernel.capability = lambda device: (order.capability // 10, order.capability % 10)
     dtype = torch.float32 if order.itemsize == 4 else torch.bfloat16
     tile = order.tile
     # Grouped heads have low tiles of their own, and so have those with several decays.

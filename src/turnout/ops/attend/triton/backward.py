@@ -21,8 +21,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from turnout.ops.attend.triton.configs import family
 from turnout.ops.attend.triton.inverse import inverse_list
-from turnout.ops.attend.triton.job import LOG2E, Job, run
+from turnout.ops.attend.triton.job import LOG2E, Job, capability, run
 from turnout.ops.attend.triton.tiles import (
     BASE_2,
     count_below,
@@ -578,7 +579,8 @@ def _uncuts_beside_dq(job: Job, directions: Tensor) -> bool:
     """Whether every row is in one tile of dQ, of one head, with room for what directions need."""
     whole = job.pack == 1 and job.blocks is None and job.key_splits(job.plan().dq)[0] == 1
     small = job.q.shape[3] <= WIDEST_BESIDE_DQ and directions.shape[1] <= LANES.value
-    return whole and small and job.q.element_size() == 2
+    # Where products read registers there are none left for it.
+    return whole and small and job.q.element_size() == 2 and family(capability(job.q.device)) == "hopper"
 
 
 def _run_dq_and_uncut(
