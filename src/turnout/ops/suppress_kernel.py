@@ -28,6 +28,8 @@ LANES = tl.constexpr(16)
 # Bytes of outputs of a program, forward and backward: the tallest that do not spill. Half precision on newer devices
 # multiplies from shared memory, everything else from registers.
 TILE_BYTES, TILE_BYTES_BACKWARD, FROM_REGISTERS = 16384, 16384, 4096
+# Channels that fit into registers at a time.
+WIDEST = 128
 # Programs' sums that are added up at a time, and how many columns of them: enough programs that wait at the same time.
 FAN, COLUMNS = 256, 32
 
@@ -175,11 +177,53 @@ def uncut_tile(
     tl.store(raw_grad_ptr + offset, raw, mask=inside[:, None] & (channel < D)[None, :])
 
 
+@triton.jit
+def uncut_in_parts(
+    out_ptr, grad_ptr, d_ptr, r_ptr, along_ptr, raw_grad_ptr, dr_ptr, part_ptr, delta_ptr, row_offset, index,
+    delta_offset, valid, inside, head, place, K: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`uncut_tile` with WIDE channels in registers at a time, read once for the shares and once for what they scale."""
+    dtype: tl.constexpr = grad_ptr.dtype.element_ty
+    r = load_shares(r_ptr, index, valid, 0, K).to(tl.float32)
+    c, along_grad = r * 0.0, r * 0.0
+    delta = tl.sum(c, 1)
+    for first in tl.range(0, BD, WIDE, num_stages=1):
+        channel = first + tl.arange(0, WIDE)
+        mask = valid[:, None] & (channel < D)[None, :]
+        grad = tl.load(grad_ptr + row_offset[:, None] + channel[None, :], mask=mask, other=0.0)
+        out = tl.load(out_ptr + row_offset[:, None] + channel[None, :], mask=mask, other=0.0)
+        delta += tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1)
+        d = load_directions(d_ptr, head, 0, channel, K, D, dtype)
+        along_grad = tl.dot(grad, tl.trans(d), along_grad, input_precision=PRECISION)
+        if along_ptr is None:
+            c = tl.dot(out, tl.trans(d), c, input_precision=PRECISION)
+    if along_ptr is not None:
+        c = load_shares(along_ptr, index, valid, 0, K)
+    if delta_ptr is not None:
+        tl.store(delta_ptr + delta_offset, delta, mask=inside)
+    store_shares(dr_ptr, index, inside, 0, -c * along_grad, K)
+    taken, removed = (r * c).to(dtype), (r * along_grad).to(dtype)
+    for first in tl.range(0, BD, WIDE, num_stages=1):
+        channel = first + tl.arange(0, WIDE)
+        mask = valid[:, None] & (channel < D)[None, :]
+        grad = tl.load(grad_ptr + row_offset[:, None] + channel[None, :], mask=mask, other=0.0)
+        out = tl.load(out_ptr + row_offset[:, None] + channel[None, :], mask=mask, other=0.0)
+        d = load_directions(d_ptr, head, 0, channel, K, D, dtype)
+        total = sum_rows(out, grad, taken, removed, PRECISION)
+        if along_ptr is not None:
+            total = restore_rows(total, d, taken, removed, PRECISION)
+        store_sums(part_ptr, place, total, 0, channel, K, D)
+        raw = grad - tl.dot(removed, d, input_precision=PRECISION).to(dtype)
+        stored = inside[:, None] & (channel < D)[None, :]
+        tl.store(raw_grad_ptr + row_offset[:, None] + channel[None, :], raw, mask=stored)
+
+
 @triton.jit(do_not_specialize=["n_rows", "n_chunks"])
 def uncut_kernel(
     out_ptr, grad_ptr, d_ptr, r_ptr, along_ptr, rows_ptr, raw_grad_ptr, dr_ptr, part_ptr, delta_ptr, n_rows, n_chunks,
     HEADS: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, PACK: tl.constexpr,
-    ROW_LISTS: tl.constexpr, PRECISION: tl.constexpr,
+    ROW_LISTS: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """∂o [B, R, H, D], ∂r [B, R, H, K] and part [B, C, H, K, D], the sums of a program's rows.
 
@@ -200,6 +244,12 @@ def uncut_kernel(
     offset = index[:, None] * D + channel[None, :]
     delta_offset = (batch * (HEADS // PACK) + head // PACK) * n_rows * PACK + head % PACK + row * PACK
     place = (batch * n_chunks + chunk) * HEADS + head
+    if K <= LANES and WIDE < BD:
+        uncut_in_parts(
+            out_ptr, grad_ptr, d_ptr, r_ptr, along_ptr, raw_grad_ptr, dr_ptr, part_ptr, delta_ptr, index * D, index,
+            delta_offset, valid, inside, head, place, K, D, BD, WIDE, PRECISION,
+        )  # fmt: skip
+        return
     if K <= LANES:
         uncut_tile(
             out_ptr, grad_ptr, d_ptr, r_ptr, along_ptr, raw_grad_ptr, dr_ptr, part_ptr, delta_ptr, offset, index,
@@ -314,6 +364,7 @@ def uncut(
         "out_ptr": out, "grad_ptr": grad, "d_ptr": directions, "r_ptr": amount, "along_ptr": along, "rows_ptr": rows,
         "raw_grad_ptr": raw_grad, "dr_ptr": d_amount, "part_ptr": part, "delta_ptr": delta if pack else None,
         "n_rows": n_rows, "n_chunks": n_chunks, "PACK": max(pack, 1), "ROW_LISTS": 0 if rows is None else rows.shape[1],
+        "WIDE": sizes["BD"] if from_shared else min(sizes["BD"], WIDEST),
     }  # fmt: skip
     if not out.numel():
         return raw_grad, d_directions.zero_(), d_amount, delta
