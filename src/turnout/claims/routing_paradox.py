@@ -116,7 +116,7 @@ def chance_of_published(quoted: str) -> float:
 
 
 def _finding(row: Any, seen: Summaries, controls: Summaries, scale: str) -> Finding | None:
-    arms = [(arm, seen[f"{arm.name}, {scale}"]) for arm in row.arms if f"{arm.name}, {scale}" in seen]
+    arms = [(arm, seen[f"{arm.name}, {scale}"]) for arm in row.arms if arm.name in _there(row, seen, scale)]
     if not arms:
         return None
     tested = [(arm, records) for arm, records in arms if not arm.control]
@@ -138,8 +138,13 @@ def _finding(row: Any, seen: Summaries, controls: Summaries, scale: str) -> Find
     return Finding(
         statement=f"{row.statement} ({scale})", quoted=row.quoted, measured=f"% {words}", n=n,
         interval=f"% {intervals}", control=f"% {beside}" if beside and routes else "chance in brackets",
-        verdict=_verdict(row, tested, floors), detail=detail,
+        verdict=_alike(row.like, arms) if row.like else _verdict(row, tested, floors), detail=detail,
     )  # fmt: skip
+
+
+def _there(row: Any, seen: Summaries, scale: str) -> set[str]:
+    """Names of the row's arms that were measured at this scale."""
+    return {arm.name for arm in row.arms if scale in arm.scales and f"{arm.name}, {scale}" in seen}
 
 
 def _verdict(row: Any, tested: list[tuple[Any, list[dict[str, Any]]]], floors: dict[str, float]) -> str:
@@ -152,6 +157,19 @@ def _verdict(row: Any, tested: list[tuple[Any, list[dict[str, Any]]]], floors: d
     return "holds" if all(same) else "holds with changes" if any(same) else "does not hold"
 
 
+def _alike(like: str, arms: list[tuple[Any, list[dict[str, Any]]]]) -> str:
+    """Whether the tested arms find what the arm of that name finds: their intervals overlap."""
+    found = {arm.name: precision(records) for arm, records in arms}
+    if like not in found:
+        return "not measured"
+    same = [
+        found[arm.name].low <= found[like].high and found[arm.name].high >= found[like].low
+        for arm, _ in arms
+        if not arm.control
+    ]
+    return ("holds" if all(same) else "holds with changes" if any(same) else "does not hold") if same else "not measured"
+
+
 def judge_rows(claim_id: str, seen: Summaries) -> list[Finding]:
     """One finding per quoted number: at the published size once all its arms were measured there; until then the small
     size, and what there is of the published one beside it."""
@@ -162,7 +180,7 @@ def judge_rows(claim_id: str, seen: Summaries) -> list[Finding]:
     findings = []
     for row in all_rows():
         if row.claim == claim_id:
-            there = {scale: {arm.name for arm in row.arms if f"{arm.name}, {scale}" in seen} for scale in (SMALL, FULL)}
+            there = {scale: _there(row, seen, scale) for scale in (SMALL, FULL)}
             scales = (FULL,) if there[SMALL] <= there[FULL] else (SMALL, FULL)
             findings += [found for scale in scales if (found := _finding(row, seen, controls, scale))]
     return findings

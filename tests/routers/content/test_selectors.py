@@ -18,7 +18,7 @@ from turnout.tasks import RetrievalConfig
 
 CONTEXT = SelectorContext(width=16, length=64, vocab=256, heads=2)
 SPECS = (
-    "pairwise", "pairwise:frozen=true", "low_rank:rank=3", "rank1", "rank1:query=none", "rank1:query=shuffled",
+    "pairwise", "pairwise:frozen=true", "low_rank:rank=3", "rank1", "rank1:query=none", "rank1:query=shuffled", "rank1:query=sign",
     "linear_attention", "segment:size=4", "segment:size=4,pool=max", "segment:size=4,pool=decay,project=false",
     "cosine", "cosine:project=false", "random_projection", "random_projection:rank=5,twin=false", "memory:slots=4",
     "centroid:clusters=5", "loop", "exact", "exact:ngram=2,offset=1", "bloom:size=4", "bm25:size=4",
