@@ -76,7 +76,9 @@ def floor_of(record: dict[str, Any], controls: Summaries, scale: str) -> float:
         return chance
     if "pairs" in task:
         return max(chance, record["config"]["model"]["k"] / task["pairs"])
-    prior = controls.get(f"position only, {task['label']}, {scale}")
+    # That of this very task if it was measured: near evidence is easier to guess.
+    same = (r for name, r in controls.items() if name.startswith("position only") and r[0]["config"]["task"] == task)
+    prior = next(same, controls.get(f"position only, {task['label']}, {scale}"))
     # Without learned positions there is no position to know.
     known = prior is not None and record["config"]["model"]["positions"] == "learned"
     return max(chance, precision(prior).mean) if known and prior is not None else chance
@@ -123,7 +125,8 @@ def _finding(row: Any, seen: Summaries, controls: Summaries, scale: str) -> Find
     words = "; ".join(_words(arm.name, records, row.metric) for arm, records in arms)
     n = min(len(records) for _, records in tested or arms)
     routes = row.metric == "precision"
-    floors = {arm.name: floor_of(r[0], controls, scale) if routes else _guess(r[0]) for arm, r in tested}
+    priors = controls | {f"{arm.name}, {scale}": r for arm, r in arms if arm.selector == "position"}
+    floors = {arm.name: floor_of(r[0], priors, scale) if routes else _guess(r[0]) for arm, r in tested}
     intervals = "; ".join(
         f"{arm.name} {100 * p.low:.1f}-{100 * p.high:.1f}"
         for arm, r in arms
@@ -167,7 +170,9 @@ def _alike(like: str, arms: list[tuple[Any, list[dict[str, Any]]]]) -> str:
         for arm, _ in arms
         if not arm.control
     ]
-    return ("holds" if all(same) else "holds with changes" if any(same) else "does not hold") if same else "not measured"
+    return (
+        ("holds" if all(same) else "holds with changes" if any(same) else "does not hold") if same else "not measured"
+    )
 
 
 def judge_rows(claim_id: str, seen: Summaries) -> list[Finding]:
