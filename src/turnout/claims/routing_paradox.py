@@ -155,9 +155,7 @@ def _verdict(row: Any, tested: list[tuple[Any, list[dict[str, Any]]]], floors: d
         return "cannot be tested as published"
     wanted = routing_class(row.published, chance_of_published(row.quoted))
     same = [routing_class(precision(r, None, row.metric).mean, floors[arm.name]) == wanted for arm, r in tested]
-    if not same:
-        return "not measured"
-    return "holds" if all(same) else "holds with changes" if any(same) else "does not hold"
+    return _shared(same)
 
 
 def _alike(like: str, arms: list[tuple[Any, list[dict[str, Any]]]]) -> str:
@@ -173,6 +171,13 @@ def _alike(like: str, arms: list[tuple[Any, list[dict[str, Any]]]]) -> str:
     return (
         ("holds" if all(same) else "holds with changes" if any(same) else "does not hold") if same else "not measured"
     )
+
+
+def _shared(same: list[bool]) -> str:
+    """The verdict of a row whose arms agree with it or do not."""
+    if not same:
+        return "not measured"
+    return "holds" if all(same) else "holds with changes" if any(same) else "does not hold"
 
 
 def judge_rows(claim_id: str, seen: Summaries) -> list[Finding]:

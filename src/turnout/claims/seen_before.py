@@ -15,6 +15,16 @@ from turnout.stats import mean_over_seeds
 CELLS = ((64, 4), (256, 16))
 # Usage of the learned and of the index router is near that of the queries, one slot in sixteen; random gets as much.
 QUERIES = 1 / 16
+# Minutes on one CPU core: 64 tokens and 4 pairs of 2,048 ids; what cannot be learned ends after so many steps.
+SMALL, SMALL_STEPS = "small", 800
+# Besides the index of tokens: of bigrams; at the usage of the queries; at that of what is learned.
+UNLEARNED = {
+    "bloom": "bloom",
+    "bigrams": "bloom:ngram=2",
+    "oracle": "oracle",
+    "periodic": "periodic:period=16",
+    "random": f"random:p={QUERIES}",
+}
 
 
 def _arms() -> list[Arm]:
@@ -49,7 +59,34 @@ def _arms() -> list[Arm]:
         owner="RA6",
         when="full",
     )
-    return [*found, hard, learned]
+    return [*found, hard, learned, *_small_arms()]
+
+
+def _small_arms() -> list[Arm]:
+    """Every way to decide, at a size where three seeds take minutes on a CPU."""
+    arms = [
+        Arm(name=f"{name}, {SMALL}", config=lambda seed, spec=spec: _small(seed, spec), control=name != "bloom")  # type: ignore[misc]
+        for name, spec in UNLEARNED.items()
+    ]
+    return [*arms, Arm(name=f"learned, {SMALL}", config=_small, control=True)]
+
+
+def _small(seed: int, router: str = "") -> Any:
+    from turnout.recipes.mqar import UNLEARNED, mqar
+    from turnout.train.config import CurriculumConfig
+
+    config = mqar(seed, random_filler=True, **({"mixer": UNLEARNED, "router": router} if router else {}))  # type: ignore[arg-type]
+    curriculum = isinstance(config.schedule, CurriculumConfig)
+    changed = (
+        {"explore_steps": SMALL_STEPS, "ramp_steps": 400, "hold_steps": 200} if curriculum else {"steps": SMALL_STEPS}
+    )
+    return replace(
+        config,
+        task=replace(config.task, vocab=2048),
+        schedule=replace(config.schedule, **changed),
+        optim=replace(config.optim, batch=64, precision="fp32"),
+        loop=replace(config.loop, eval_every=50, eval_sequences=256, savings=False),
+    )
 
 
 def _measured(config: Any) -> Any:
@@ -86,6 +123,8 @@ def _judge(seen: Summaries) -> list[Finding]:
         mine = {name.removesuffix(suffix): records for name, records in seen.items() if name.endswith(suffix)}
         findings += _finding(title, mine)
     hard = {"bloom": seen.get("bloom, hard recall", []), "learned": seen.get("learned", [])}
+    small = {name.removesuffix(f", {SMALL}"): records for name, records in seen.items() if name.endswith(SMALL)}
+    findings += _finding("MQAR with random filler, 2,048 ids, T=64, 4 pairs, CPU", small) + _bigrams(small)
     return findings + _finding("hard recall (8 pairs, shared vocabulary)", {k: v for k, v in hard.items() if v})
 
 
@@ -105,6 +144,25 @@ def _finding(title: str, mine: Summaries) -> list[Finding]:
             interval=f"{100 * accuracy.low:.1f}-{100 * accuracy.high:.1f} %",
             control="; ".join(f"{name} {_words(records)}" for name, records in mine.items() if name != "bloom"),
             verdict="holds" if good else "does not hold",
+        )
+    ]
+
+
+def _bigrams(mine: Summaries) -> list[Finding]:
+    """What must repeat: the token alone, or it and the one before."""
+    if not {"bloom", "bigrams"} <= mine.keys():
+        return []
+    pair, token = (mean_over_seeds([r["accuracy"] for r in mine[name]]) for name in ("bigrams", "bloom"))
+    return [
+        Finding(
+            statement="MQAR with random filler, 2,048 ids, T=64, 4 pairs, CPU: an index of bigrams routes as well as "
+            "one of tokens",
+            quoted="(ours; a query of MQAR repeats its key and not what stood before it)",
+            measured=f"bigrams {_words(mine['bigrams'])}",
+            n=len(mine["bigrams"]),
+            interval=f"{100 * pair.low:.1f}-{100 * pair.high:.1f} %",
+            control=f"tokens {_words(mine['bloom'])}",
+            verdict="holds" if pair.mean >= token.mean - 0.01 else "does not hold",
         )
     ]
 
