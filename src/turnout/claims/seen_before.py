@@ -18,7 +18,7 @@ QUERIES = 1 / 16
 # Half a minute a run on one CPU core: 64 tokens, 4 pairs, 2,048 ids, 32 sequences a step.
 SMALL, SMALL_STEPS = "small", 600
 # An index of tokens, one of bigrams, and what knows nothing at the usage of the first, 7.5 %.
-UNLEARNED = {
+WAYS = {
     "bloom": "bloom", "bigrams": "bloom:ngram=2", "periodic": "periodic:period=13", "random": "random:p=0.075",
 }  # fmt: skip
 
@@ -62,23 +62,24 @@ def _small_arms() -> list[Arm]:
     """Ways to decide at equal usage, at a size where three seeds take minutes on a CPU."""
     arms = [
         Arm(name=f"{name}, {SMALL}", config=lambda seed, spec=spec: _small(seed, spec), control=name != "bloom")  # type: ignore[misc]
-        for name, spec in UNLEARNED.items()
+        for name, spec in WAYS.items()
     ]
     return [*arms, Arm(name=f"learned, {SMALL}", config=_small, control=True)]
 
 
 def _small(seed: int, router: str = "") -> Any:
-    from turnout.recipes.mqar import UNLEARNED, mqar
+    from turnout.recipes import mqar
+    from turnout.tasks import MQARConfig
     from turnout.train.config import CurriculumConfig
 
-    config = mqar(seed, random_filler=True, **({"mixer": UNLEARNED, "router": router} if router else {}))  # type: ignore[arg-type]
+    config = mqar.mqar(seed, mixer=mqar.UNLEARNED, router=router) if router else mqar.mqar(seed)
     changed: dict[str, Any] = {"steps": SMALL_STEPS}
     if isinstance(config.schedule, CurriculumConfig):
         # Gates that are learned make the task harder to find.
         changed = {"explore_steps": 2 * SMALL_STEPS, "ramp_steps": 400, "hold_steps": 200}
     return replace(
         config,
-        task=replace(config.task, vocab=2048),
+        task=MQARConfig(length=64, pairs=4, vocab=2048),
         schedule=replace(config.schedule, **changed),
         optim=replace(config.optim, batch=32, precision="fp32"),
         loop=replace(config.loop, eval_every=50, eval_sequences=256, savings=False),
