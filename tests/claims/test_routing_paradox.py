@@ -105,3 +105,29 @@ def test_what_positions_give_away_counts_as_the_floor() -> None:
     seen[f"position only, value, {SMALL}"] = [record(i, 0.125, expand=0) for i in range(3)]
     (row,) = judge_rows("RP1", seen)
     assert row.verdict == "holds" and "position only, value: 12.5" in row.control
+
+
+def test_near_evidence_is_compared_with_the_positions_of_near_evidence() -> None:
+    def near(value: float) -> list[dict[str, Any]]:
+        records = [record(i, value, expand=0) for i in range(3)]
+        for entry in records:
+            entry["config"]["task"] |= {"max_distance": 20}
+        return records
+
+    seen = {f"ssm causal, near, value, {SMALL}": near(0.3)}
+    (row,) = (row for row in judge_rows("RP2", seen) if "near and far" in row.statement)
+    assert row.verdict == "does not hold"
+    seen[f"position only, near, value, {SMALL}"] = near(0.28)
+    (row,) = (row for row in judge_rows("RP2", seen) if "near and far" in row.statement)
+    assert row.verdict == "holds"
+
+
+def test_arms_are_like_another_where_their_intervals_overlap() -> None:
+    def about(value: float) -> list[dict[str, Any]]:
+        return [record(i, value + 0.01 * i) for i in range(3)]
+
+    seen = {f"raw, rank-1, key, {SMALL}": about(0.34), f"raw, rank-1 without query, key, {SMALL}": about(0.35)}
+    assert [row.verdict for row in judge_rows("RP10", seen) if "without its query" in row.statement] == ["holds"]
+    seen[f"raw, rank-1 random sign, key, {SMALL}"] = about(0.22)
+    (row,) = (row for row in judge_rows("RP10", seen) if "without its query" in row.statement)
+    assert row.verdict == "holds with changes" and row.n == 3

@@ -76,7 +76,9 @@ def floor_of(record: dict[str, Any], controls: Summaries, scale: str) -> float:
         return chance
     if "pairs" in task:
         return max(chance, record["config"]["model"]["k"] / task["pairs"])
-    prior = controls.get(f"position only, {task['label']}, {scale}")
+    # That of this very task if it was measured: near evidence is easier to guess.
+    same = (r for name, r in controls.items() if name.startswith("position only") and r[0]["config"]["task"] == task)
+    prior = next(same, controls.get(f"position only, {task['label']}, {scale}"))
     # Without learned positions there is no position to know.
     known = prior is not None and record["config"]["model"]["positions"] == "learned"
     return max(chance, precision(prior).mean) if known and prior is not None else chance
@@ -116,14 +118,15 @@ def chance_of_published(quoted: str) -> float:
 
 
 def _finding(row: Any, seen: Summaries, controls: Summaries, scale: str) -> Finding | None:
-    arms = [(arm, seen[f"{arm.name}, {scale}"]) for arm in row.arms if f"{arm.name}, {scale}" in seen]
+    arms = [(arm, seen[f"{arm.name}, {scale}"]) for arm in row.arms if arm.name in _there(row, seen, scale)]
     if not arms:
         return None
     tested = [(arm, records) for arm, records in arms if not arm.control]
     words = "; ".join(_words(arm.name, records, row.metric) for arm, records in arms)
     n = min(len(records) for _, records in tested or arms)
     routes = row.metric == "precision"
-    floors = {arm.name: floor_of(r[0], controls, scale) if routes else _guess(r[0]) for arm, r in tested}
+    priors = controls | {f"{arm.name}, {scale}": r for arm, r in arms if arm.selector == "position"}
+    floors = {arm.name: floor_of(r[0], priors, scale) if routes else _guess(r[0]) for arm, r in tested}
     intervals = "; ".join(
         f"{arm.name} {100 * p.low:.1f}-{100 * p.high:.1f}"
         for arm, r in arms
@@ -138,8 +141,13 @@ def _finding(row: Any, seen: Summaries, controls: Summaries, scale: str) -> Find
     return Finding(
         statement=f"{row.statement} ({scale})", quoted=row.quoted, measured=f"% {words}", n=n,
         interval=f"% {intervals}", control=f"% {beside}" if beside and routes else "chance in brackets",
-        verdict=_verdict(row, tested, floors), detail=detail,
+        verdict=_alike(row.like, arms) if row.like else _verdict(row, tested, floors), detail=detail,
     )  # fmt: skip
+
+
+def _there(row: Any, seen: Summaries, scale: str) -> set[str]:
+    """Names of the row's arms that were measured at this scale."""
+    return {arm.name for arm in row.arms if scale in arm.scales and f"{arm.name}, {scale}" in seen}
 
 
 def _verdict(row: Any, tested: list[tuple[Any, list[dict[str, Any]]]], floors: dict[str, float]) -> str:
@@ -147,6 +155,26 @@ def _verdict(row: Any, tested: list[tuple[Any, list[dict[str, Any]]]], floors: d
         return "cannot be tested as published"
     wanted = routing_class(row.published, chance_of_published(row.quoted))
     same = [routing_class(precision(r, None, row.metric).mean, floors[arm.name]) == wanted for arm, r in tested]
+    return _shared(same)
+
+
+def _alike(like: str, arms: list[tuple[Any, list[dict[str, Any]]]]) -> str:
+    """Whether the tested arms find what the arm of that name finds: their intervals overlap."""
+    found = {arm.name: precision(records) for arm, records in arms}
+    if like not in found:
+        return "not measured"
+    same = [
+        found[arm.name].low <= found[like].high and found[arm.name].high >= found[like].low
+        for arm, _ in arms
+        if not arm.control
+    ]
+    return (
+        ("holds" if all(same) else "holds with changes" if any(same) else "does not hold") if same else "not measured"
+    )
+
+
+def _shared(same: list[bool]) -> str:
+    """The verdict of a row whose arms agree with it or do not."""
     if not same:
         return "not measured"
     return "holds" if all(same) else "holds with changes" if any(same) else "does not hold"
@@ -162,7 +190,7 @@ def judge_rows(claim_id: str, seen: Summaries) -> list[Finding]:
     findings = []
     for row in all_rows():
         if row.claim == claim_id:
-            there = {scale: {arm.name for arm in row.arms if f"{arm.name}, {scale}" in seen} for scale in (SMALL, FULL)}
+            there = {scale: _there(row, seen, scale) for scale in (SMALL, FULL)}
             scales = (FULL,) if there[SMALL] <= there[FULL] else (SMALL, FULL)
             findings += [found for scale in scales if (found := _finding(row, seen, controls, scale))]
     return findings

@@ -1,10 +1,12 @@
-"""What a match needs before a pairwise router: rungs of the ladder, and on which side of the query the answer lies.
+"""What a match needs before a pairwise router: rungs of the ladder, on which side of the query the answer lies, how
+far away, and how large the state of a scan is.
 
 Arms of their own, because the study has no such rows: `routing_paradox` reads them as it reads the others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from turnout.recipes.routing_paradox import SMALL, BedArm, PaperRow
@@ -25,7 +27,50 @@ def _before(flow: str, name: str, label: str) -> BedArm:
     return BedArm(name=name, flow=flow, label=label, task={"direction": "before"}, scales=(SMALL,), quick=False)
 
 
+# Tokens between query and evidence: the small size asks for 25 and more, the published one for 200.
+NEAR, FAR = {"min_distance": 4, "max_distance": 20}, {"min_distance": 40}
+
+
+def _scan(form: str, name: str, label: str, *, state: int = 16, task: Mapping[str, Any] | None = None) -> BedArm:
+    flow = f"ssm:form={form},state={state}"
+    # A match 40 tokens away is learned late.
+    run = {"steps": 1000 if task == FAR else 500, "lrs": (3e-3,)}
+    name = f"ssm {form}, {name}, {label}"
+    return BedArm(name=name, flow=flow, label=label, task=task or {}, run=run, scales=(SMALL,), quick=False)
+
+
 LADDER = (
+    PaperRow(
+        claim="RP2",
+        statement="(ours) a causal SSM stays at chance with a state of 4 or 64, near and far",
+        quoted="(ours; state and distance of the 2.2 % [1.6] unknown and 200 or more)",
+        published=0.022,
+        arms=(
+            _scan("causal", "state of 4", "key", state=4),
+            _scan("causal", "state of 64", "value", state=64),
+            _scan("causal", "far", "key", task=FAR),
+            _scan("causal", "near", "value", task=NEAR),
+            BedArm(
+                name="position only, near, value",
+                selector="position",
+                label="value",
+                task=NEAR,
+                run={"lrs": (1e-2, 1e-1)},
+                scales=(SMALL,),
+                control=True,
+                quick=False,
+            ),
+        ),
+        note="near is 4 to 20 tokens away, far 40 or more of 64; 500 steps, 1,000 far, at one rate",
+    ),
+    PaperRow(
+        claim="RP9",
+        statement="(ours) a bidirectional SSM routes with a state of 4",
+        quoted="(ours; state of the 99.5 % [1.6] unknown)",
+        published=0.995,
+        arms=(_scan("both", "state of 4", "key", state=4),),
+        note="500 steps at one rate; its larger states and other distances were not run",
+    ),
     PaperRow(
         claim="RPL",
         statement="(ours) keys of two adjacent tokens need a shift and nothing more",

@@ -95,6 +95,7 @@ class PaperRow:
         arms: readings, the literal ones first.
         note: what the reader has to know about our reading.
         metric: "precision" of the routing, or "accuracy" of the answers.
+        like: name of an arm; what is claimed is that the others find what it finds (their intervals overlap).
     """
 
     claim: str
@@ -104,6 +105,7 @@ class PaperRow:
     arms: tuple[BedArm, ...]
     note: str = ""
     metric: Literal["precision", "accuracy"] = "precision"
+    like: str = ""
 
 
 def both(name: str, **options: Any) -> tuple[BedArm, BedArm]:
@@ -144,7 +146,10 @@ def all_rows() -> tuple[PaperRow, ...]:
 
 def arms_of(claim: str) -> Iterator[tuple[BedArm, str]]:
     """Every (arm, scale) that a claim runs."""
-    own = [arm for row in all_rows() if row.claim == claim for arm in row.arms]
-    for arm in own + (list(CONTROLS) if claim == "RP1" else []):
+    own: dict[str, BedArm] = {}
+    for row in all_rows():
+        # Rows may share an arm; the first has all its scales.
+        own |= {arm.name: arm for arm in row.arms if row.claim == claim and arm.name not in own}
+    for arm in [*own.values(), *(CONTROLS if claim == "RP1" else ())]:
         for scale in arm.scales:
             yield arm, scale

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from turnout.recipes.routing_paradox import (
     BRIEF,
     FULL,
     SEGMENT,
+    SMALL,
     UNTRAINED,
     BedArm,
     PaperRow,
@@ -23,6 +25,8 @@ PLAIN: dict[str, Any] = {
 }  # fmt: skip
 NEAR = {"min_distance": 4, "max_distance": 20}
 FRESH = BRIEF | {"train_sequences": 0}
+RANK_ONE = BedArm(name="raw, rank-1, key", selector="rank1", control=True, full=BRIEF)
+NO_POSITIONS: dict[str, Any] = {"model": {"positions": "none"}, "scales": (SMALL,), "control": True}
 
 ROWS = (
     PaperRow(
@@ -236,7 +240,24 @@ ROWS = (
             BedArm(name="raw, low rank 4, key", selector="low_rank:rank=4", full=BRIEF),
             BedArm(name="raw, low rank 16, key", selector="low_rank:rank=16", full=BRIEF),
             BedArm(name="raw, pairwise, key, 4 queries", task={"queries": 4}, full=BRIEF),
-            BedArm(name="raw, rank-1, key", selector="rank1", control=True, full=BRIEF),
+            RANK_ONE,
+        ),
+    ),
+    PaperRow(
+        claim="RP10",
+        statement="(ours) rank 1 finds as much without its query, with a random sign, with another sequence's query",
+        quoted="(ours; for one query the order of the keys is one order or its reverse)",
+        published=None,
+        like=RANK_ONE.name,
+        arms=(
+            replace(RANK_ONE, scales=(SMALL,)),
+            *(
+                BedArm(name=f"raw, rank-1 {name}, key", selector=f"rank1:query={query}", scales=(SMALL,))
+                for name, query in (("without query", "none"), ("random sign", "sign"), ("shuffled query", "shuffled"))
+            ),
+            BedArm(name="raw, rank-1, key, no positions", selector="rank1", **NO_POSITIONS),
+            BedArm(name="raw, rank-1 without query, key, no positions", selector="rank1:query=none", **NO_POSITIONS),
+            BedArm(name="raw, low rank 2, key", selector="low_rank:rank=2", scales=(SMALL,), control=True),
         ),
     ),
     PaperRow(

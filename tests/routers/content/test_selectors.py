@@ -19,10 +19,11 @@ from turnout.tasks import RetrievalConfig
 CONTEXT = SelectorContext(width=16, length=64, vocab=256, heads=2)
 SPECS = (
     "pairwise", "pairwise:frozen=true", "low_rank:rank=3", "rank1", "rank1:query=none", "rank1:query=shuffled",
-    "linear_attention", "segment:size=4", "segment:size=4,pool=max", "segment:size=4,pool=decay,project=false",
-    "cosine", "cosine:project=false", "random_projection", "random_projection:rank=5,twin=false", "memory:slots=4",
-    "centroid:clusters=5", "loop", "exact", "exact:ngram=2,offset=1", "bloom:size=4", "bm25:size=4",
-    "bm25:size=4,neighbours=2", "position", "position:size=4", "bandit",
+    "rank1:query=sign", "linear_attention", "segment:size=4", "segment:size=4,pool=max",
+    "segment:size=4,pool=decay,project=false", "cosine", "cosine:project=false", "random_projection",
+    "random_projection:rank=5,twin=false", "memory:slots=4", "centroid:clusters=5", "loop", "exact",
+    "exact:ngram=2,offset=1", "bloom:size=4", "bm25:size=4", "bm25:size=4,neighbours=2", "position", "position:size=4",
+    "bandit",
     "budget", "budget:spend=0.25,adaptive=false", "none",
 )  # fmt: skip
 
@@ -119,6 +120,30 @@ def test_rank_one_ranks_keys_the_same_for_every_query_up_to_a_sign() -> None:
     order = score[:, :1].argsort(-1).expand_as(score)
     steps = score.gather(-1, order).diff(dim=-1)
     assert ((steps >= 0).all(-1) | (steps <= 0).all(-1)).all()
+
+
+def test_a_random_sign_is_a_fair_coin_that_the_query_does_not_toss() -> None:
+    selector, drawn = build("rank1:query=sign"), batch(512)
+    x = codes(drawn.tokens)
+    free = build("rank1:query=none")
+    free.load_state_dict(selector.state_dict())
+    sign = selector.score(x, drawn.tokens, drawn.at) / free.score(x, drawn.tokens, drawn.at)
+    assert (sign.abs() - 1).abs().max() <= 4 * torch.finfo(torch.float32).eps
+    # Five standard deviations of a fair coin, among all sequences and those whose query has an even id.
+    even = drawn.tokens.gather(1, drawn.at)[:, 0] % 2 == 0
+    for coin in (sign[:, 0, 0], sign[even, 0, 0], sign[~even, 0, 0]):
+        assert coin.mean().abs() <= 5 * len(coin) ** -0.5
+
+
+def test_rank_one_answers_two_of_four_queries_with_one_pick_at_the_very_best() -> None:
+    # The queries of a sequence pick the first key of one order, or the last: k picks answer 2k of them.
+    selector, drawn = build("rank1"), batch(queries=4)
+    best = torch.tensor([10.0, 11.0, -10.0, -11.0]).expand(drawn.at.shape)
+    x = torch.zeros(*drawn.tokens.shape, 16)
+    x[..., 0] = torch.zeros(drawn.tokens.shape).scatter(1, drawn.at, best).scatter(1, drawn.evidence, best)
+    selector.load_state_dict({"v.weight": torch.eye(1, 16)})
+    picks = selector(x, drawn.tokens, drawn.at).argmax(-1)
+    assert (picks == drawn.evidence).sum(1).eq(2).all()
 
 
 def test_full_rank_low_rank_spans_the_pairwise_form() -> None:
