@@ -82,6 +82,7 @@ def _colour(name: str) -> str:
 def landscape(runs: Runs) -> Figure:
     """Precision of every arm at its best learning rate, its interval and its own chance."""
     arms = sorted(runs, key=lambda name: (-precision(runs[name]).mean, name))
+    usual = max(records[0]["config"]["task"]["length"] for records in runs.values())
     rows: list[list[Any]] = []
     for name in arms:
         found = precision(runs[name])
@@ -102,16 +103,17 @@ def landscape(runs: Runs) -> Figure:
         panel = Panel(
             box=box, x=x, y=linear_scale([0.0, float(len(arms))], box.top, box.bottom, floor=0.0), marks=marks
         )
-        for i, (name, _, mean, low, high, chance, n) in enumerate(rows):
+        for i, (arm, length, mean, low, high, chance, n) in enumerate(rows):
             y = box.top + (i + 0.5) * pitch
+            name = arm if length == usual else f"{arm}, T={length}"
             short = name if wide or len(name) < 27 else name[:25] + "…"
             marks.append(text(short, box.left - 8, y + 4, class_="row-label", text_anchor="end", title=name))
             marks.append(tag("line", class_="reference", x1=x(chance), x2=x(chance), y1=y - 7, y2=y + 7))
             if not math.isnan(low):
                 d = f"M{x(low):.1f} {y:.1f}L{x(high):.1f} {y:.1f}"
-                marks.append(tag("path", class_="whisker", d=d, style=f"stroke:{_colour(name)}"))
+                marks.append(tag("path", class_="whisker", d=d, style=f"stroke:{_colour(arm)}"))
             words = f"{name}: {100 * mean:.1f} %, chance {100 * chance:.1f} %, {n} seeds"
-            style = f"fill:{_colour(name)}"
+            style = f"fill:{_colour(arm)}"
             marks.append(tag("circle", tag("title", words), class_="dot", cx=x(mean), cy=y, r=3.6, style=style))
         return picture(width, box.bottom + 24, panel.marks, label="Routing precision by mechanism with chance marks")
 
