@@ -183,7 +183,8 @@ def test_every_verb_has_help(cli: Cli, verb: str) -> None:
         ("reproduce RA99 --jobs 0", 2, "--jobs=0; expected >= 1"),
         ("reproduce --quick --seeds 2", 2, "leave out --quick or --seeds"),
         ("reproduce RA99", 2, "unknown claim 'RA99'; choose one of: "),
-        ("claims RA1", 2, "unexpected 'RA1'; turnout claims takes no further words"),
+        ("claims RA99", 2, "unknown claim 'RA99'; choose one of: "),
+        ("claims RA1 --write", 2, "leave the ids out"),
     ],
 )
 def test_bad_input_is_one_line_with_the_right_exit_code_and_leaves_nothing(

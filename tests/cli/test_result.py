@@ -17,12 +17,14 @@ def test_a_plain_table_is_aligned_and_has_no_trailing_blanks() -> None:
     )
 
 
-def test_a_sentence_goes_on_in_the_next_line_of_its_column() -> None:
+def test_a_sentence_goes_on_in_the_next_line_of_its_column_where_that_is_asked_for() -> None:
     sentence = " ".join(["word"] * 40)
-    lines = plain_table(Table(("id", "measured", "n"), [("a", sentence, "3"), ("b", "x" * 100, "4")])).splitlines()
+    rows = [("a", sentence, "3"), ("b", "x" * 100, "4")]
+    lines = plain_table(Table(("id", "measured", "n"), rows, wrapped=True)).splitlines()
     assert [line[:1] for line in lines] == ["i", "a", " ", " ", "b"]
     assert sum(line.split().count("word") for line in lines) == 40 and max(map(len, lines[:4])) < 120
     assert "x" * 100 in lines[4], "a path is never broken"
+    assert len(plain_table(Table(("id", "measured", "n"), rows)).splitlines()) == 3
 
 
 def test_json_is_one_document_with_null_for_what_is_not_finite(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,11 +15,16 @@ WIDEST = 72
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of short texts under column names."""
+    """Rows of texts under column names.
+
+    Attributes:
+        wrapped: without a terminal too, cells of more than `WIDEST` characters go on in the next line.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     title: str = ""
+    wrapped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +59,11 @@ def emit(result: Result, *, as_json: bool) -> None:
 
 
 def plain_table(table: Table) -> str:
-    """Aligned columns, two spaces apart; a sentence of more than `WIDEST` characters goes on in the next line."""
-    cells = [[wrap(str(cell), WIDEST, break_long_words=False) for cell in row] for row in (table.columns, *table.rows)]
-    rows = [line for row in cells for line in zip_longest(*row, fillvalue="")]
+    """Aligned columns, two spaces apart; a line a row unless cells are `wrapped`."""
+    rows = [[str(cell) for cell in row] for row in (table.columns, *table.rows)]
+    if table.wrapped:
+        cells = [[wrap(cell, WIDEST, break_long_words=False) for cell in row] for row in rows]
+        rows = [list(line) for row in cells for line in zip_longest(*row, fillvalue="")]
     widths = [max(len(row[i]) for row in rows) for i in range(len(table.columns))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([table.title, *lines] if table.title else lines)

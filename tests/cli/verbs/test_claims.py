@@ -17,10 +17,3 @@ def test_ids_letters_and_groups_choose_rows(capsys: pytest.CaptureFixture[str]) 
     assert shown("RP1") == {"RP1"}
     assert shown("RA") == {f"RA{i}" for i in range(1, 7)}
     assert {"RP1", "RA1", "TH1"} < shown() and shown("heuristics") < shown()
-
-
-def test_an_unknown_id_and_ids_to_write_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["claims", "RB1"]) == 2
-    assert "unknown claim 'RB1'" in capsys.readouterr().err
-    assert main(["claims", "RP1", "--write"]) == 2
-    assert "leave the ids out" in capsys.readouterr().err

@@ -57,7 +57,7 @@ def run(call: Call[Options]) -> Result:
 
 def claims_table(rows: Sequence[dict[str, Any]]) -> Table:
     """The columns that fit on a screen."""
-    return Table(COLUMNS, [[str(row.get(key, "")) for key in COLUMNS] for row in rows])
+    return Table(COLUMNS, [[str(row.get(key, "")) for key in COLUMNS] for row in rows], wrapped=True)
 
 
 def claims_package() -> types.ModuleType:
