@@ -20,7 +20,7 @@ import pytest
 from turnout.claims import markdown, table
 from turnout.claims.registry import VERDICTS, Arm, Claim, Finding, get_claim, load_claims
 from turnout.claims.reproduce import judge, reproduce
-from turnout.claims.store import results_dir, summaries
+from turnout.claims.store import from_here, results_dir, summaries
 from turnout.claims.table import COLUMNS, HEADLINES, headlines
 from turnout.errors import ConfigError, DataError, TurnoutError
 from turnout.train.config import JointConfig, LoopConfig, OptimConfig, RunConfig
@@ -260,3 +260,16 @@ def test_readme_shows_the_committed_table() -> None:
     readme = results_dir().parent / "README.md"
     shown = readme.read_text().partition("<!-- claims -->\n")[2].partition("\n<!-- /claims -->")[0]
     assert shown == markdown(headlines(), HEADLINES)
+
+
+def test_a_record_names_a_text_below_the_working_directory_by_where_it_is_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def shown(path: str) -> str:
+        return from_here({"task": {"path": path, "length": 8}})["task"]["path"]
+
+    assert shown(str(tmp_path / "data" / "corpus")) == "data/corpus" == shown("data/corpus")
+    assert shown("/elsewhere/corpus") == "/elsewhere/corpus"
+    assert from_here({"task": {"length": 8}}) == {"task": {"length": 8}}

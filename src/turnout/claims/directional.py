@@ -78,7 +78,7 @@ def record_run(
     """
     import torch
 
-    from turnout.claims.store import results_dir
+    from turnout.claims.store import from_here, results_dir
     from turnout.config import to_dict
     from turnout.train.jsonfile import read_json, write_json
     from turnout.train.loop import load_model, pick_device
@@ -103,19 +103,12 @@ def record_run(
     before = read_json(path)["study"] if parts and path.exists() else {}
     record = {
         **(run.summary() or {}), **_training(run, config),
-        "config": _from_here(to_dict(config)), "claim": "DR1", "arm_name": arm, "seed": config.seed,
+        "config": from_here(to_dict(config)), "claim": "DR1", "arm_name": arm, "seed": config.seed,
         "device_name": device_name(where), "study": before | _study(model.to(where), task, config.seed, parts)["study"],
     }  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, record)
     return path
-
-
-def _from_here(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's config with the text's path as seen from the working directory: a record is read on other machines."""
-    path = Path(config["task"]["path"])
-    inside = path.is_relative_to(Path.cwd())
-    return config | {"task": config["task"] | {"path": str(path.relative_to(Path.cwd()) if inside else path)}}
 
 
 def _training(run: Any, config: Any) -> dict[str, Any]:

@@ -93,64 +93,45 @@ def _told(bench: dict[str, Any], name: str) -> str:
 
 
 def judge(seen: Summaries) -> list[Finding]:
-    """Is a pattern ahead of dense attention after the same milliseconds?"""
-    bench: dict[str, Any] = next(iter(seen.get("bench", [])), {"ms": {}})
-    findings = []
-    for name in (name for name in KEY if name + EQUAL in seen and "dense" in seen):
-        arm = name + EQUAL
-        dense = {r["seed"]: r["loss"] for r in seen["dense"]}
-        gains = [dense[r["seed"]] - r["loss"] for r in seen[arm] if r["seed"] in dense]
-        mean, half = mean_interval(gains)
-        parts = excess(seen, arm, "domain")
-        far = far_minus_near(excess(seen, arm, "evidence"))
-        findings.append(
-            Finding(
-                statement=f"{name}: a lower loss than dense attention after as many milliseconds of training",
-                quoted="(ours) equal measured cost",
-                measured=words(gains, "nats/byte lower", sign=True),
-                n=len(gains),
-                interval=f"± {half:.4f}",
-                control=f"dense {words(list(dense.values()))}",
-                verdict="holds" if mean - half > 0 else "does not hold",
-                detail=f"{seen[arm][0]['steps']} steps of {_told(bench, name)} against "
-                f"{seen['dense'][0]['steps']} of {_told(bench, 'dense')}; beside dense: "
-                + "; ".join(f"{k} {words(v, '', sign=True)}" for k, v in sorted(parts.items()))
-                + (f"; evidence 256 tokens or more away minus below 32 {words(far, '', sign=True)}" if far else ""),
-            )
-        )
-    return [*findings, *_sooner(seen, bench)]
+    """Is a pattern ahead of dense attention after the same milliseconds?
 
-
-def _sooner(seen: Summaries, bench: dict[str, Any]) -> list[Finding]:
-    """Patterns whose steps take no longer than dense attention's: is what they reach in the same steps lower?
-
-    More steps, which the same time would pay for, only add to it.
+    And of those whose steps take no longer: after the same steps? More steps, which the same time would pay for, only
+    add to that.
     """
-    findings, ms = [], bench["ms"]
-    for name in (n for n in KEY if n in seen and "dense" in seen and ms.get(n, float("inf")) <= ms.get("dense", 0.0)):
-        dense = {r["seed"]: r["loss"] for r in seen["dense"]}
-        gains = [dense[r["seed"]] - r["loss"] for r in seen[name] if r["seed"] in dense]
-        mean, half = mean_interval(gains)
-        domains, places = excess(seen, name, "domain"), excess(seen, name, "position")
-        far = far_minus_near(excess(seen, name, "evidence"))
-        told = [f"{k} {words(v, '', sign=True)}" for k, v in sorted(domains.items())]
-        told += [f"from position {k} {words(places[k], '', sign=True)}" for k in ("64", "512") if k in places]
-        told += [f"evidence 256 tokens or more away minus below 32 {words(far, '', sign=True)}"] if far else []
-        findings.append(
-            Finding(
-                statement=f"{name}: a lower loss than dense attention after the same steps, in no more time",
-                quoted="(ours) equal measured cost",
-                measured=words(gains, "nats/byte lower", sign=True)
-                + f" in {100 * ms[name] / ms['dense']:.0f} % of the time",
-                n=len(gains),
-                interval=f"± {half:.4f}",
-                control=f"dense {words(list(dense.values()))}",
-                verdict="holds" if mean - half > 0 else "does not hold",
-                detail=f"{seen[name][0]['steps']} steps of {_told(bench, name)} against "
-                f"{_told(bench, 'dense')}; beside dense: " + "; ".join(told),
-            )
-        )
+    bench: dict[str, Any] = next(iter(seen.get("bench", [])), {"ms": {}})
+    ms, findings = bench["ms"], list[Finding]()
+    for name in (name for name in KEY if "dense" in seen and name + EQUAL in seen):
+        findings.append(_beside_dense(seen, bench, name, name + EQUAL, "as many milliseconds of training"))
+    for name in (name for name in KEY if "dense" in seen and name in seen):
+        share = ms.get(name, float("inf")) / ms.get("dense", float("nan"))
+        if share <= 1:
+            words_ = f" in {100 * share:.0f} % of the time"
+            findings.append(_beside_dense(seen, bench, name, name, "the same steps, in no more time", words_))
     return findings
+
+
+def _beside_dense(
+    seen: Summaries, bench: dict[str, Any], name: str, arm: str, after: str, in_time: str = ""
+) -> Finding:
+    """What the runs of `arm` gain on dense attention: in all, by domain, position and distance of the evidence."""
+    dense = {r["seed"]: r["loss"] for r in seen["dense"]}
+    gains = [dense[r["seed"]] - r["loss"] for r in seen[arm] if r["seed"] in dense]
+    mean, half = mean_interval(gains)
+    places, far = excess(seen, arm, "position"), far_minus_near(excess(seen, arm, "evidence"))
+    told = [f"{k} {words(v, '', sign=True)}" for k, v in sorted(excess(seen, arm, "domain").items())]
+    told += [f"from position {k} {words(places[k], '', sign=True)}" for k in ("64", "512") if k in places]
+    told += [f"evidence 256 tokens or more away minus below 32 {words(far, '', sign=True)}"] if far else []
+    return Finding(
+        statement=f"{name}: a lower loss than dense attention after {after}",
+        quoted="(ours) equal measured cost",
+        measured=words(gains, "nats/byte lower", sign=True) + in_time,
+        n=len(gains),
+        interval=f"± {half:.4f}",
+        control=f"dense {words(list(dense.values()))}",
+        verdict="holds" if mean - half > 0 else "does not hold",
+        detail=f"{seen[arm][0]['steps']} steps of {_told(bench, name)} against "
+        f"{seen['dense'][0]['steps']} of {_told(bench, 'dense')}; beside dense: " + "; ".join(told),
+    )
 
 
 claim(

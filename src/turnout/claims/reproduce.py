@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from turnout.claims.registry import Claim, Finding, find_claims, get_claim, load_claims
-from turnout.claims.store import results_dir, summaries
+from turnout.claims.store import from_here, results_dir, summaries
 from turnout.errors import TurnoutError
 
 Report = Callable[[str], None]
@@ -300,11 +300,11 @@ def _measure(entry: Claim, arm_name: str, seeds: tuple[int, ...], device: str) -
         shared: dict[str, Any] = {"train_s": time.perf_counter() - began}
         if on_gpu:
             shared["peak_bytes"] = torch.cuda.max_memory_reserved()
-        told = [shared | r | {"config": to_dict(c)} | named for r, c in zip(records, configs, strict=True)]
+        told = [shared | r | {"config": from_here(to_dict(c))} | named for r, c in zip(records, configs, strict=True)]
         return told, f"{len(told)} seed{'' if len(told) == 1 else 's'} in {time.perf_counter() - began:.0f} s"
     config = replace(configs[0], device=device, threads=1)
     trainer = Trainer(config)
-    record = trainer.train() | {"config": to_dict(config)} | named
+    record = trainer.train() | {"config": from_here(to_dict(config))} | named
     if arm.costs:
         from turnout.bench.savings import measure_run
 

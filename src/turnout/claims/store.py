@@ -40,3 +40,11 @@ def summaries(claim_id: str, root: Path | None = None) -> dict[str, list[dict[st
     for records in found.values():
         records.sort(key=lambda record: record["seed"])
     return found
+
+
+def from_here(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's config with its text's path as seen from the working directory: a record is read on other machines."""
+    path = Path(str(config["task"].get("path", "")))
+    if not path.is_absolute() or not path.is_relative_to(Path.cwd()):
+        return config
+    return config | {"task": config["task"] | {"path": str(path.relative_to(Path.cwd()))}}
