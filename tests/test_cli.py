@@ -183,6 +183,7 @@ def test_every_verb_has_help(cli: Cli, verb: str) -> None:
         ("reproduce RA99 --jobs 0", 2, "--jobs=0; expected >= 1"),
         ("reproduce --quick --seeds 2", 2, "leave out --quick or --seeds"),
         ("reproduce RA99", 2, "unknown claim 'RA99'; choose one of: "),
+        ("reproduce RA1 --dry-run --device gpu", 2, "device='gpu'; expected auto, cpu or cuda"),
         ("claims RA99", 2, "unknown claim 'RA99'; choose one of: "),
         ("claims RA1 --write", 2, "leave the ids out"),
     ],

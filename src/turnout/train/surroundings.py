@@ -35,8 +35,10 @@ def pick_device(name: str) -> torch.device:
     """The device of a config; "auto" is a GPU when there is one.
 
     Raises:
-        ConfigError: "cuda" without a GPU.
+        ConfigError: another name; "cuda" without a GPU.
     """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device={name!r}; expected auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda, but PyTorch sees no GPU; use device=cpu, or install a CUDA build of torch")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

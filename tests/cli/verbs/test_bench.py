@@ -76,5 +76,5 @@ def test_a_device_that_is_not_there_is_named(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main(["bench", "peaks", "--device", "cuda"]) == 2
-    assert "torch finds no GPU here; use --device cpu" in capsys.readouterr().err
+    assert "PyTorch sees no GPU; use device=cpu, or install a CUDA build of torch" in capsys.readouterr().err
     assert main(["bench", "peaks", "--device", "tpu"]) == 2

@@ -106,7 +106,9 @@ def run(call: Call[Options]) -> Result:
     ):
         if given and options.what not in where:
             raise ConfigError(f"--{flag} has no effect with {options.what}; it belongs to {' or '.join(where)}")
-    device = _device(options.device)
+    from turnout.train.surroundings import pick_device
+
+    device = pick_device(options.device)
     if options.what in MODELS or options.what == "blocks":
         from turnout.cli.bench_models import bench_models
 
@@ -128,16 +130,6 @@ def run(call: Call[Options]) -> Result:
         note = _written(options, found)
         rows += found
     return Result(rows, [_table(rows, note)])
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"--device={name!r}; expected auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device=cuda but torch finds no GPU here; use --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _cases(options: Options, device: torch.device) -> list[Case]:
