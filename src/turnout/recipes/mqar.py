@@ -17,7 +17,7 @@ WIDTHS = (64, 128, 256)
 LONG = ((1024, 8), (2048, 8), (4096, 8))
 SEED_LENGTH = 128
 # The sweep of every mixer; Zoology's own is 1e-4 to 1e-2 in four steps.
-LRS = (1e-3, 3e-3, 1e-2)
+LRS = (3e-4, 1e-3, 3e-3, 1e-2)
 STATE_SPACE = "state space"
 SELECTED = "selected blocks"
 LAYOUTS = {
