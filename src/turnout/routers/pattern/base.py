@@ -82,6 +82,15 @@ def keys_in_window(length: int, window: int, sinks: int = 0) -> float:
     return (w * length - w * (w - 1) / 2 + outside) / length
 
 
+def keys_in_blocks(length: int, block: int, keep: int, near: int = 0) -> float:
+    """Mean keys of a row that reads its own block up to itself, `near` whole ones before it and `keep` before those."""
+    total = 0.0
+    for m in range(-(-length // block)):
+        rows = min(block, length - m * block)
+        total += rows * (min(m, keep + near) * block + (rows + 1) / 2)
+    return total / length
+
+
 def check_window(name: str, option: str, window: int, length: int) -> None:
     """A window as long as the sequence is no window."""
     if window >= length:
