@@ -18,7 +18,9 @@ LEAST_ROWS = 16
 _HIDDEN = -1e30
 
 
-def near_and_chosen(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, window: int, rows: Tensor | None) -> Tensor:
+def near_and_chosen(
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, window: int, rows: Tensor | None, *, mark: Tensor | None = None
+) -> Tensor:
     """Softmax attention of each row t to s with t - window < s <= t, and to its chosen keys s <= t - window.
 
     Args:
@@ -26,6 +28,7 @@ def near_and_chosen(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, window: int, 
         keys: int64 [B, R, L, K], no position twice in a list, -1 = empty slot; those inside the window count once.
         window: w >= 1.
         rows: positions int64 [B or 1, L, R], -1 = empty slot; None = the last R.
+        mark: log weight [H] of a chosen key outside the window.
     Returns:
         o: like q; 0 in an empty slot.
     Cost: O(R·(w + K)·H·D) multiply-adds, O(R·(w + K)·H) weights, and a copy of the chosen keys and values, R·K·G·D
@@ -43,10 +46,14 @@ def near_and_chosen(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, window: int, 
     seen = (far >= 0).expand(len(q), -1, groups, -1).transpose(1, 2)[:, :, None]
     index = torch.where(far >= 0, far, at.clamp(min=0)).expand(len(q), -1, -1, -1)
     heads = q.unflatten(2, (groups, -1))
-    score = torch.einsum("brgfd,brgkd->bgfrk", heads, _pick(k, index)).to(number).masked_fill(~seen, _HIDDEN)
+    score = torch.einsum("brgfd,brgkd->bgfrk", heads, _pick(k, index)).to(number) * q.shape[-1] ** -0.5
+    if mark is not None:
+        more = mark.to(number).view(groups, -1, 1, 1)
+        score = torch.cat([score[..., : keys.shape[-1]] + more, score[..., keys.shape[-1] :]], -1)
+    score = score.masked_fill(~seen, _HIDDEN)
     if rows is None:
-        score = torch.cat([score, _near_scores(heads, k, window).to(number)], -1)
-    weight = (score * q.shape[-1] ** -0.5).softmax(-1).to(v.dtype)
+        score = torch.cat([score, _near_scores(heads, k, window).to(number) * q.shape[-1] ** -0.5], -1)
+    weight = score.softmax(-1).to(v.dtype)
     o = torch.einsum("bgfrk,brgkd->brgfd", weight[..., : index.shape[-1]], _pick(v, index))
     if rows is None:
         return (o + _near_values(weight[..., index.shape[-1] :], v, window)).flatten(2, 3)

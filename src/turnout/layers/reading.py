@@ -206,7 +206,8 @@ def _chosen(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor | None) 
         keys = keys_of_buckets(q, k, reach.chosen, reach.window, positions(q, k, rows))
     else:
         keys = reach.chosen if rows is None else _of_rows(reach.chosen, q, k, rows)
-    return near_and_chosen(q, k, v, keys, reach.window, None if rows is None else positions(q, k, rows))
+    at = None if rows is None else positions(q, k, rows)
+    return near_and_chosen(q, k, v, keys, reach.window, at, mark=reach.mark)
 
 
 def _parts(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor | None, impl: str) -> Tensor:

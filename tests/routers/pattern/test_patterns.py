@@ -198,7 +198,9 @@ CHANGED: dict[str, dict[str, str]] = {
     "low_rank:block=2,keep=1,near=1,rank=3,shift=true": {
         "block": "3", "keep": "2", "near": "2", "rank": "4", "shift": "false",
     },
-    "last_match:size=3,ngram=1,matches=1,follow=1": {"size": "4", "ngram": "2", "matches": "2", "follow": "2"},
+    "last_match:size=3,ngram=1,matches=1,follow=1,mark=true": {
+        "size": "4", "ngram": "2", "matches": "2", "follow": "2", "mark": "false",
+    },
     "buckets:size=3,keep=1,tables=1,buckets=4,shift=0,seed=0": {
         "size": "4", "keep": "2", "tables": "2", "buckets": "2", "shift": "1", "seed": "1",
     },
@@ -299,7 +301,8 @@ def test_an_impossible_pattern_is_refused_with_what_was_given(spec: str, message
     "spec",
     [
         "window:size=16", "sinks:size=12", "dilated:branches=(16/1+32/2)", "strided:block=8,near=0",
-        "head_mixture:parts=(2 full;2 window:size=99)", "span:longest=24,ramp=4", "top_blocks:block=4,keep=2,near=1", "random_blocks:block=4,keep=2,near=1",
+        "head_mixture:parts=(2 full;2 window:size=99)", "span:longest=24,ramp=4",
+        "top_blocks:block=4,keep=2,near=1", "random_blocks:block=4,keep=2,near=1",
         "low_rank:block=4,keep=2,near=1", "last_match:size=15,ngram=1", "buckets:size=8,keep=4,tables=2,buckets=4",
     ],
 )  # fmt: skip

@@ -7,7 +7,7 @@ far, H query heads, E width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,12 @@ class PatternContext:
 
 
 class Pattern(nn.Module):
-    """Base of all patterns: `reach` decides how far the tokens of a call read."""
+    """Base of all patterns: `reach` decides how far the tokens of a call read.
+
+    `causal`: what a row reads hangs on no later token; a causal language model refuses any other.
+    """
+
+    causal: ClassVar[bool] = True
 
     def __init__(self, context: PatternContext) -> None:
         super().__init__()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from turnout.errors import ConfigError, UnsupportedError
 from turnout.ops.choose import CODE_BITS, latest
@@ -25,13 +26,15 @@ class LastMatchPattern(Pattern):
         j + 1 <= t - size
 
     The lookup of an induction head (Olsson et al. 2022), made by an index instead of learned: nothing is scored, all
-    heads read the same keys, and where nothing matches a row has its window alone.
+    heads find the same keys, and where nothing matches a row has its window alone.
 
     Args:
         size: window w >= 1.
         ngram: tokens that must agree, >= 1; they are compared one by one, whatever their hash.
         matches: places a row reads from, the latest ones, >= 1.
         follow: tokens read at each, >= 1.
+        mark: learn a log weight of the found keys for each head, 0 at first; else a head cannot tell them from its
+            window.
     Raises:
         UnsupportedError: the pass has no token ids (`RoutingMode.tokens`; a model fills it in).
     State: token ids of the past, int64 [B, S, 1].
@@ -39,7 +42,14 @@ class LastMatchPattern(Pattern):
     """
 
     def __init__(
-        self, context: PatternContext, *, size: int = 64, ngram: int = 2, matches: int = 4, follow: int = 1
+        self,
+        context: PatternContext,
+        *,
+        size: int = 64,
+        ngram: int = 2,
+        matches: int = 4,
+        follow: int = 1,
+        mark: bool = True,
     ) -> None:
         super().__init__(context)
         if min(size, ngram, matches, follow) < 1:
@@ -47,6 +57,7 @@ class LastMatchPattern(Pattern):
                 f"pattern last_match: size={size}, ngram={ngram}, matches={matches}, follow={follow}; expected all >= 1"
             )
         self.size, self.ngram, self.matches, self.follow = size, ngram, matches, follow
+        self.mark = nn.Parameter(torch.zeros(context.heads)) if mark else None
 
     def init_state(self, batch: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> Any:
         return torch.zeros(batch, max_len, 1, device=device, dtype=torch.int64)
@@ -61,14 +72,14 @@ class LastMatchPattern(Pattern):
         if state is not None:
             state.index_copy_(1, at, tokens[..., None])
             tokens = state[:, :length, 0]
-        return Reach(window=self.size, chosen=self._keys(tokens, x.shape[1]))
+        return Reach(window=self.size, chosen=self._keys(tokens, x.shape[1]), mark=self.mark)
 
     @torch.no_grad()
     def _keys(self, tokens: Tensor, n_rows: int) -> Tensor:
         """Keys of the last rows of `tokens` [B, S]: [B, T, 1, matches · follow]."""
         length = tokens.shape[1]
         code = torch.zeros_like(tokens)
-        before = [torch.nn.functional.pad(tokens, (i, 0), value=-1)[:, :length] for i in range(self.ngram)]
+        before = [pad(tokens, (i, 0), value=-1)[:, :length] for i in range(self.ngram)]
         for token in before:
             code = (code + token + 2) * _FACTOR
             code = code ^ (code >> 29)
@@ -76,7 +87,7 @@ class LastMatchPattern(Pattern):
         # Fewer tokens than an n-gram match nothing.
         code = torch.where(place >= self.ngram - 1, code & (2**CODE_BITS - 1), -1)
         rows = place[length - n_rows :]
-        holds = torch.nn.functional.pad(code, (1, 0), value=-1)[:, :length]
+        holds = pad(code, (1, 0), value=-1)[:, :length]
         start = latest(code[:, length - n_rows :], holds, rows - self.size, self.matches)
         # A key is found by the token before it; two n-grams of one hash are told apart here.
         same = start > 0
@@ -84,7 +95,7 @@ class LastMatchPattern(Pattern):
             there = token.gather(1, (start - 1).clamp(min=0).flatten(1)).view_as(start)
             same &= there == token[:, length - n_rows :, None]
         start = torch.where(same, start, -1)
-        later = torch.nn.functional.pad(start, (1, 0), value=length)[..., :-1]
+        later = pad(start, (1, 0), value=length)[..., :-1]
         key = start[..., None] + torch.arange(self.follow, device=tokens.device)
         # What two matches both reach is read once, and what the window holds is read there.
         wanted = (start >= 0)[..., None] & (key < later[..., None]) & (key <= (rows - self.size)[:, None, None])

@@ -114,6 +114,7 @@ class Reach:
             read; with blocks.
         chosen: single keys that the last T rows read beside their window, int64 [B, T, 1 or G, K], none twice, -1 =
             empty slot, or the rule that finds them; with window.
+        mark: log weight [H] that is added to the scores of the chosen keys, by which heads tell them from their window.
         dilation: sparse keys; alone.
         bias: log weight of (row, key) by position; with window and sinks.
         contextual: table [H, positions, D] of contextual position embeddings; alone.
@@ -130,6 +131,7 @@ class Reach:
     blocks: Blocks | TopBlocks | BlockLists | None = None
     index: tuple[Tensor, Tensor] | None = None
     chosen: Tensor | Buckets | None = None
+    mark: Tensor | None = None
     dilation: Dilation | None = None
     bias: Bias | None = None
     contextual: Tensor | None = None
