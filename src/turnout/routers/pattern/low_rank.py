@@ -31,7 +31,7 @@ class LowRankPattern(Pattern):
         keep: earlier blocks a row reads, >= 1; near: blocks before its own that it always reads, >= 0.
         rank: r >= 1. The operator sees heads of D + r dimensions.
         shift: whether Ws exists.
-    State: c of the past [B, S, r], and the last input, as c's shifted part, in a place of its own: [B, S, 2r].
+    State: Wc x and Ws x of the past, side by side, [B, S, 2r].
     Cost: t / b bounds of 2r multiply-adds a row, so b ~ sqrt(S) makes it O(S^1.5); O(b · (keep + near + 1)) keys a row.
     """
 
@@ -53,22 +53,37 @@ class LowRankPattern(Pattern):
         return torch.zeros(batch, max_len, self.holds.out_features, device=device, dtype=dtype)
 
     def reach(self, x: Tensor, *, at: Tensor, length: int, state: Any, mode: RoutingMode) -> Reach:
-        asks, holds = self.asks(x), self.holds(x)
+        asks, made = self.asks(x), self.holds(x)
         if state is not None:
-            state.index_copy_(1, at, holds.to(state.dtype))
-            holds = state[:, :length].to(asks.dtype)
-        if self.shift:
-            here, after = holds.chunk(2, -1)
-            holds = here + nn.functional.pad(after, (0, 0, 1, 0))[:, :-1]
+            state.index_copy_(1, at, made.to(state.dtype))
+            made = state[:, :length].to(asks.dtype)
+        holds = self._shifted(made)
         count = (at // self.block - self.near).clamp(min=0)[None, :, None]
-        lists = best_blocks(_signed(asks.detach())[:, :, None], self._bounds(holds.detach()), count, self.keep)
+        lists = best_blocks(
+            _signed(asks.detach())[:, :, None], self._ends(holds.detach())[:, :, None], count, self.keep
+        )
         return Reach(blocks=BlockLists(size=self.block, near=self.near, lists=lists), index=(asks, holds))
 
-    def _bounds(self, holds: Tensor) -> Tensor:
-        """Largest and smallest c of every whole block, [B, N, 1, 2r]."""
+    def index(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """u and c of whole sequences, [B, T, r] each."""
+        return self.asks(x), self._shifted(self.holds(x))
+
+    def bounds(self, asks: Tensor, holds: Tensor) -> Tensor:
+        """bound(t, n) for every row and every whole block, [B, T, N]."""
+        return _signed(asks) @ self._ends(holds).mT
+
+    def _shifted(self, made: Tensor) -> Tensor:
+        """Wc x_s + Ws x_{s-1} from both products, side by side."""
+        if not self.shift:
+            return made
+        here, after = made.chunk(2, -1)
+        return here + nn.functional.pad(after, (0, 0, 1, 0))[:, :-1]
+
+    def _ends(self, holds: Tensor) -> Tensor:
+        """Largest and smallest c of every whole block, [B, N, 2r]."""
         whole = holds.shape[1] // self.block
         blocks = holds[:, : whole * self.block].unflatten(1, (whole, self.block))
-        return torch.cat([blocks.amax(2), blocks.amin(2)], -1)[:, :, None]
+        return torch.cat([blocks.amax(2), blocks.amin(2)], -1)
 
     def mean_keys(self, length: int) -> float:
         return keys_in_blocks(length, self.block, self.keep, self.near)
