@@ -27,7 +27,7 @@ from turnout.tasks import Batch, Task
 FIT_STEPS, FIT_RATE = 200, 1e-2
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Recall:
     """What one selector reads of the attention of a dense model, by layer, from rows in the second half.
 
@@ -52,8 +52,8 @@ def attention_recall(
 ) -> dict[str, Recall]:
     """Ask each pattern, layer by layer, which keys it would read of a trained dense model, and weigh them.
 
-    A pattern gets the model's own queries, keys, inputs and tokens. One with an index of its own has it fitted first, to
-    the attention of the frozen model on sequences that are not looked at.
+    A pattern gets the model's own queries, keys, inputs and tokens. One with an index of its own has it fitted first,
+    to the attention of the frozen model on sequences that are not looked at.
 
     Args:
         model: all of its attention reads everything.
@@ -82,11 +82,7 @@ def attention_recall(
             if isinstance(pattern, LowRankPattern):
                 fit_index(pattern, x_fit, attention_weights(track, x_fit))
             found[spec].append(_weigh(weight, keys_read(track, pattern.eval(), x, batch), near))
-    names = ("mass", "best", "far", "best_far", "keys")
-    return {
-        spec: Recall(**dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)))
-        for spec, rows in found.items()
-    }
+    return {spec: Recall(*map(list, zip(*rows, strict=True))) for spec, rows in found.items()}
 
 
 def pattern_of(config: ModelConfig, spec: str, layer: int) -> Pattern:
@@ -152,7 +148,9 @@ def fit_index(pattern: LowRankPattern, x: Tensor, weight: Tensor) -> None:
     Args:
         x: inputs [B, T, E]; weight: attention [B, H, T, S].
     """
-    x, size = x.detach(), pattern.block
+    x, size, source = x.detach(), pattern.block, torch.Generator().manual_seed(0)
+    for p in pattern.parameters():
+        p.data = torch.randn(p.shape, generator=source).to(p) * p.shape[1] ** -0.5
     whole = x.shape[1] // size
     mass = weight.mean(1)[..., : whole * size].unflatten(-1, (whole, size)).sum(-1)
     own = torch.arange(x.shape[1], device=x.device)[:, None] // size - pattern.near
