@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pattern_laws import KV_HEADS, WIDTH, build
+from oracles import assert_as_exact_as_eager
+from pattern_laws import HEADS, IDS, KV_HEADS, WIDTH, build
 from routing_laws import VOCAB, assert_same, awake, tiny
 from turnout.errors import ConfigError, UnsupportedError
+from turnout.layers.reading import read
 from turnout.models import CausalLM, ModelConfig
 from turnout.probe.causality import certify
 from turnout.routers.mode import SKIP, RoutingMode
@@ -149,3 +151,65 @@ def test_a_small_model_learns_to_recall_through_the_index() -> None:
         optimiser.step()
     # Dense attention, which has to find out by itself, is at ln 32 = 3.47 after twice as many steps.
     assert float(loss) < 0.5
+
+
+ON_A_GPU = (
+    "random_blocks:block=16,keep=2,near=1",
+    "top_blocks:block=16,keep=2,near=1",
+    "low_rank:block=16,keep=2,near=1,rank=3",
+    "last_match:size=20,ngram=1,matches=3,follow=2",
+    "buckets:size=20,keep=3,tables=2,buckets=4",
+)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("spec", ON_A_GPU)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gpu_reads_the_same_keys_to_the_same_gradients(spec: str, dtype: torch.dtype) -> None:
+    length, dim = 200, WIDTH // HEADS
+    source = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(2, length, n, dim, generator=source, dtype=torch.float64) for n in (HEADS, KV_HEADS, KV_HEADS)
+    )
+    x = torch.randn(2, length, WIDTH, generator=source, dtype=torch.float64)
+    tokens = torch.randint(IDS, (2, length), generator=source)
+
+    def run(device: str) -> Any:
+        def call(*given: Tensor) -> Tensor:
+            at = torch.arange(length, device=device)
+            # The index decides in float64, so that both choose alike.
+            pattern = build(spec).to(device)
+            mode = replace(SKIP, tokens=tokens.to(device))
+            reach = pattern.reach(x.to(device), at=at, length=length, state=None, mode=mode)
+            moved = [tensor.to(device) for tensor in given]
+            return read(moved[0], moved[1], moved[2], reach).to("cpu")
+
+        return call
+
+    assert_as_exact_as_eager(run("cuda"), run("cpu"), [q, k, v], reduction=2 * length * dim, dtype=dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("spec", ON_A_GPU)
+def test_a_compiled_step_of_training_and_a_graph_of_it_run_without_a_look_at_the_host(spec: str) -> None:
+    config = ModelConfig(layers=1, width=64, heads=2, layout="A", pattern=spec, positions="rope", form="llama")
+    model = CausalLM(config, vocab=64).cuda()
+    tokens = torch.randint(64, (2, 256), device="cuda")
+    want = model(tokens, mode=RoutingMode(skip=False)).logits.detach()
+    block = torch.compile(model.blocks[0], fullgraph=True)
+    x = model.embed(tokens)
+    mode = RoutingMode(skip=False, tokens=tokens)
+    y = block(x, mode=mode)[0]
+    y.square().sum().backward()
+    assert bool(torch.isfinite(y).all()) and model.embed.weight.grad is not None
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            model(tokens, mode=RoutingMode(skip=False)).logits.square().sum().backward()
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph):
+        out = model(tokens, mode=RoutingMode(skip=False)).logits
+        out.square().sum().backward()
+    graph.replay()
+    assert torch.equal(out.detach(), want)
