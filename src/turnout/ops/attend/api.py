@@ -24,6 +24,8 @@ from turnout.ops.suppress import suppress
 
 # Tokens from which on directions are removed in the specialised kernel's epilogue.
 EPILOGUE_FROM = 1024
+# So many times the keys of a list are cheaper to score than a list is to gather (one core of an EPYC, float32).
+LISTED_FROM = 32
 IMPLS = ("auto", "reference", "gathered", "listed", "triton", "scattered", "dense")
 
 
@@ -148,8 +150,10 @@ def _choose_fastest(call: Call) -> Choice:
     not_gathered = _why_not_gathered(call)
     if not not_gathered:
         return Choice("gathered", f"not dense, because {not_dense}")
-    if call.keys is not None and call.keys.shape[3] * call.key_block < call.k.shape[1] and not why_not_listed(call):
-        return Choice("listed", "the lists hold fewer keys than there are")
+    if call.keys is not None and not why_not_listed(call):
+        listed = call.keys.shape[3] * call.key_block
+        if LISTED_FROM * listed <= call.k.shape[1]:
+            return Choice("listed", f"a row reads at most {listed} of {call.k.shape[1]} keys")
     return Choice("reference", f"the only implementation for this call, because {not_gathered}")
 
 

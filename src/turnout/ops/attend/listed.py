@@ -14,7 +14,7 @@ from turnout.ops.attend.call import Call
 from turnout.ops.attend.reference import compute_dtype, suppress_directions
 
 # Numbers of gathered keys that are made at a time, at most.
-MOST_NUMBERS = 2**27
+MOST_NUMBERS = 2**24
 
 
 def why_not_listed(call: Call) -> str:
