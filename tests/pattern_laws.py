@@ -6,13 +6,17 @@ B batch, T tokens, S keys, H query heads, G kv heads, D head dim.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from turnout.routers.mode import SKIP, RoutingMode
 from turnout.routers.pattern import PATTERNS, Pattern, PatternContext
 
 HEADS, KV_HEADS, WIDTH = 4, 2, 16
+# Few enough ids that n-grams repeat within a dozen tokens.
+IDS = 4
 
 # Options under which a pattern shows all it does within a dozen tokens.
 LIVELY = {
@@ -21,6 +25,10 @@ LIVELY = {
     "dilated": "dilated:branches=(4/1+8/2)",
     "strided": "strided:block=2,near=1,stride=3",
     "top_blocks": "top_blocks:block=2,keep=1",
+    "random_blocks": "random_blocks:block=2,keep=2,near=1",
+    "low_rank": "low_rank:block=2,keep=1,rank=3",
+    "last_match": "last_match:size=3,ngram=1,matches=2,follow=2",
+    "buckets": "buckets:size=3,keep=2,tables=2,buckets=4",
     "alibi": "alibi:slope=2",
     "retnet": "retnet:shift=1",
     "forget": "forget:shortest=1,longest=8",
@@ -46,6 +54,12 @@ def build(spec: str) -> Pattern:
         pattern: Pattern = PATTERNS.build(spec, context=context)
         stir(pattern)
     return pattern.double()
+
+
+def pass_of(length: int, batch: int = 2) -> RoutingMode:
+    """A pass whose tokens repeat; patterns that look tokens up need them."""
+    tokens = torch.randint(IDS, (batch, length), generator=torch.Generator().manual_seed(4))
+    return replace(SKIP, tokens=tokens)
 
 
 def stir(module: torch.nn.Module) -> None:

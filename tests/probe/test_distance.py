@@ -88,7 +88,18 @@ def test_a_local_track_sees_what_lies_in_its_memory(layout: str, local: str, far
         assert int((slope[0].abs().sum(-1) > 0).nonzero()[0]) == LENGTH - 1 - track.farthest(LENGTH)
 
 
-@pytest.mark.parametrize("spec", ["cope", "top_blocks:block=4,keep=1", "head_mixture:parts=(2 cope;2 window:size=4)"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "cope",
+        "top_blocks:block=4,keep=1",
+        "last_match",
+        "buckets:buckets=4",
+        "low_rank",
+        "random_blocks",
+        "head_mixture:parts=(2 cope;2 window:size=4)",
+    ],
+)
 def test_what_is_chosen_by_content_may_reach_everything(spec: str) -> None:
     config = ModelConfig(layers=1, width=16, heads=4, layout="A", pattern=spec)
     assert reachable(config, LENGTH) == [{"layer": 0, "farthest": LENGTH - 1, "share": 1.0}]

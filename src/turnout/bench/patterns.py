@@ -1,11 +1,12 @@
-"""Rows of patterns: windows, decay, pruning, dilation through the operator, against dense attention and FlexAttention.
+"""Rows of patterns: windows, decay, dilation, chosen keys, against dense attention and FlexAttention.
 
-B batch, N tokens, H query heads, G kv heads, D head dim.
+B batch, N tokens, H query heads, G kv heads, D head dim, E width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -45,6 +46,23 @@ def default_specs(n: int) -> tuple[str, ...]:
         "forget:gate=fixed,shortest=4,longest=64,prune=0.0001,cap=11.3",
         f"dilated:branches=({w}/1+{4 * w}/4+{16 * w}/16)",
         f"strided:block=64,near={max(1, w // 128)},stride=16",
+        *selectors(n),
+    )
+
+
+def selectors(n: int) -> tuple[str, ...]:
+    """Patterns that choose keys by content, and a lot beside them: 256 keys a row, or fewer in short sequences.
+
+    Blocks of 64 keys, a row's own among them; where a window holds half of the keys, as many as it may are chosen
+    beside it one by one, but for buckets, whose lists differ between heads and cost a copy each.
+    """
+    b, w = (64, 128) if n >= 1024 else (16, 32)
+    return (
+        f"random_blocks:block={b},keep=2,near=1",
+        f"top_blocks:block={b},keep=2,near=1",
+        f"low_rank:block={b},keep=2,near=1,rank=8",
+        f"last_match:size={w},ngram=4,matches=4,follow=4",
+        f"buckets:size={w},keep=4,tables=2,buckets=64" if n >= 1024 else f"buckets:size={w},keep=4,tables=2",
     )
 
 
@@ -92,15 +110,27 @@ def build(spec: str, case: Case) -> Pattern:
     return pattern
 
 
-def reach_of(pattern: Pattern, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> Reach:
-    """What a pattern decides that does not look at the tokens."""
-    x = torch.zeros(batch, 1, 1, dtype=dtype, device=device).expand(-1, length, -1)
-    return pattern.reach(x, at=torch.arange(length, device=device), length=length, state=None, mode=SKIP)
+def reach_of(pattern: Pattern, x: Tensor, tokens: Tensor) -> Reach:
+    """What a pattern decides about the inputs [B, N, E] of random tokens [B, N]."""
+    at = torch.arange(x.shape[1], device=x.device)
+    return pattern.reach(x, at=at, length=x.shape[1], state=None, mode=replace(SKIP, tokens=tokens))
+
+
+def seen_by(pattern: Pattern, case: Case, batch: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Inputs [B, N, E], of width 1 where nothing projects them, and tokens [B, N] of a vocabulary of bytes."""
+    source = torch.Generator(device).manual_seed(1)
+    width = case.width if any(True for _ in pattern.parameters()) else 1
+    x = torch.randn(batch, length, width, device=device, generator=source)
+    return x, torch.randint(256, (batch, length), device=device, generator=source)
 
 
 def _reading(pattern: Pattern, case: Case, device: torch.device) -> Callable[..., Tensor]:
+    x, tokens = seen_by(pattern, case, case.batch, case.n, device)
+    x = x.to(dtype_of(case))
+    pattern = pattern.to(x.dtype)
+
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return read(q, k, v, reach_of(pattern, case.batch, case.n, q.dtype, device))
+        return read(q, k, v, reach_of(pattern, x, tokens))
 
     return call
 
@@ -112,6 +142,7 @@ def check_pattern(spec: str, case: Case, device: torch.device) -> str:
     shapes = [(2, LENGTH, heads, case.dim) for heads in (case.heads, case.kv_heads, case.kv_heads)]
     inputs = [torch.randn(s, device=device, dtype=torch.float64, generator=generator) for s in shapes]
 
+    x, tokens = seen_by(pattern, case, 2, LENGTH, device)
     # A list of rows that happens to hold all of them takes the way with explicit masks where there is no kernel.
     listed = torch.arange(LENGTH, device=device).expand(2, -1)
 
@@ -119,7 +150,7 @@ def check_pattern(spec: str, case: Case, device: torch.device) -> str:
         rows = listed if impl == "reference" else None
 
         def call(*given: Tensor) -> list[Tensor]:
-            reach = reach_of(pattern, 2, LENGTH, given[0].dtype, device)
+            reach = reach_of(pattern.to(given[0].dtype), x.to(given[0].dtype), tokens)
             if case.step == "forward":
                 return [read(given[0], given[1], given[2], reach, rows=rows, impl=impl)]
             q, k, v = (tensor.clone().requires_grad_() for tensor in given)

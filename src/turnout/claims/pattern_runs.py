@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from turnout.probe.distance import attention_distances
+from turnout.probe.recall import attention_recall
 from turnout.tasks import Batch, Task
 from turnout.tasks.slices import floor_power_of_two
 from turnout.train.evaluate import evaluate
@@ -55,6 +56,17 @@ def look(trainer: Trainer) -> dict[str, Any]:
     precision = config.optim.precision
     seen = evaluate(trainer.model, longer, sequences=_LONGER_SEQUENCES, batch=4, precision=precision)
     found["longer"] = {"length": length, "loss": seen["loss"], "accuracy": seen["accuracy"], "slices": seen["slices"]}
+    return found
+
+
+def look_at_choice(trainer: Trainer, specs: Sequence[str], *, near: int) -> dict[str, Any]:
+    """Loss by slice, and of a dense model the share of its attention that each selector's keys hold."""
+    found: dict[str, Any] = {"slices": trainer.last_eval["slices"] | _by_evidence(trainer)}
+    if trainer.config.model.pattern == "full":
+        # Compiled blocks would not stop where a probe looks.
+        with torch.compiler.set_stance("force_eager"):
+            seen = attention_recall(trainer.model, trainer.task, patterns=specs, near=near)
+        found["recall"] = {spec: asdict(recall) for spec, recall in seen.items()}
     return found
 
 

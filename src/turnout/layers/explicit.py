@@ -11,7 +11,7 @@ from torch import Tensor
 from turnout.errors import UnsupportedError
 from turnout.layers.dilation import on_grid
 from turnout.layers.reading import HIDDEN, log_weights
-from turnout.routers.pattern.reach import Reach, TopBlocks
+from turnout.routers.pattern.reach import Blocks, Reach
 
 
 def explicit_log_weights(
@@ -27,12 +27,12 @@ def explicit_log_weights(
     Raises:
         UnsupportedError: contextual positions or chosen blocks, which are no function of the pair.
     """
-    if by_content and (reach.contextual is not None or isinstance(reach.blocks, TopBlocks)):
+    if by_content and reach.by_content:
         return torch.full((length, length), HIDDEN, device=device).triu(1).expand(heads, -1, -1)
     if reach.contextual is not None:
         raise UnsupportedError("contextual positions hang on the scores; there is no weight of a pair of positions")
-    if isinstance(reach.blocks, TopBlocks):
-        raise UnsupportedError("chosen blocks hang on queries and keys; there is no weight of a pair of positions")
+    if reach.by_content:
+        raise UnsupportedError("chosen keys hang on tokens, queries or keys; there is no weight of a pair of positions")
     size = heads // kv_heads
     if reach.parts:
         return torch.cat(
@@ -59,7 +59,7 @@ def explicit_log_weights(
         counts = torch.stack([on_grid(rows[None, None], length, heads, w, r)[0] for w, r in reach.dilation.branches])
         count = counts.sum(0).float()
         return torch.where(count > 0, count.clamp(min=1).log(), HIDDEN)
-    if reach.blocks is not None:
+    if isinstance(reach.blocks, Blocks):
         b = reach.blocks
         near_ = rows[:, None] // b.size - rows // b.size <= b.near
         visible = causal & (near_ | (rows // b.size % b.stride == 0))

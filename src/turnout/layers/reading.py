@@ -9,17 +9,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from turnout.errors import UnsupportedError
+from turnout.layers.chosen import keys_of_buckets, near_and_chosen
 from turnout.layers.dilation import dilated
 from turnout.ops.attend import attend
 from turnout.ops.attend.decode import decode_attend
 from turnout.ops.attend.reference import sum_decay, suppress_directions
+from turnout.ops.choose import best_blocks
 from turnout.ops.shorten import shorten
 from turnout.routers.direction import Cut
 from turnout.routers.pattern.decay import log_threshold
-from turnout.routers.pattern.reach import Blend, Blocks, Prune, Reach, Routed, TopBlocks
+from turnout.routers.pattern.reach import Blend, BlockLists, Blocks, Buckets, Prune, Reach, Routed, TopBlocks
 
 # Score of a key that is not read: its weight is exactly 0 in every dtype, and no softmax is over nothing.
 HIDDEN = -3e4
@@ -61,7 +63,32 @@ def read(
         options["starts"] = reach.starts if rows is None else _at_rows(reach.starts, rows)
     if reach.blocks is not None:
         options |= _key_lists(q, k, rows, reach.blocks)
+    if reach.index is not None:
+        return _indexed(q, k, v, reach.index, rows, impl, options)
     return attend(q, k, v, rows=rows, impl=impl, **options)
+
+
+def _indexed(
+    q: Tensor, k: Tensor, v: Tensor, index: tuple[Tensor, Tensor], rows: Tensor | None, impl: str, options: Any
+) -> Tensor:
+    """Scores of an index beside those of the heads, as coordinates of q and k: any implementation computes them."""
+    cut = options.pop("directions", None), options.pop("suppress", None)
+    asks, holds = index
+    asks = asks[:, :, None] if rows is None else _of_rows(asks[:, :, None], q, k, rows)
+    scale, more = q.shape[-1] ** -0.5, asks.shape[-1]
+    asks = (asks / scale).repeat_interleave(q.shape[2] // asks.shape[2], 2)
+    wide_q = torch.cat([q, asks.to(q.dtype)], -1)
+    wide_k = torch.cat([k, holds[:, :, None].expand(-1, -1, k.shape[2], -1).to(k.dtype)], -1)
+    o = attend(wide_q, wide_k, pad(v, (0, more)), rows=rows, scale=scale, impl=impl, **options)[..., :-more]
+    return suppress_directions(o, *cut)
+
+
+def _of_rows(of_last: Tensor, q: Tensor, k: Tensor, rows: Tensor) -> Tensor:
+    """What the last T positions have, [B or 1, T, 1 or G, K], at the positions `rows`: [B, R, 1 or G, K]."""
+    at = (positions(q, k, rows) - (k.shape[1] - of_last.shape[1])).clamp(min=0).transpose(1, 2)
+    lists = max(at.shape[2], of_last.shape[2])
+    of_last = of_last.expand(len(at), -1, lists, -1)
+    return of_last.gather(1, at[..., None].expand(-1, -1, lists, of_last.shape[-1]))
 
 
 def _at_rows(starts: Tensor, rows: Tensor) -> Tensor:
@@ -80,6 +107,8 @@ def _around(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor | None, 
         return _routed(q, k, v, reach.routed, rows, impl)
     if impl not in ("auto", "reference"):
         raise UnsupportedError(f"impl={impl!r} has no bias, contextual positions or dilation; use impl='auto'")
+    if reach.chosen is not None:
+        return _chosen(q, k, v, reach, rows)
     if reach.dilation is not None:
         return _blank(dilated(q, k, v, reach.dilation, positions(q, k, rows), whole=rows is None), rows)
     if rows is None and reach.window is not None and not reach.sinks and reach.contextual is None:
@@ -139,42 +168,46 @@ def first_keys(log_decay: Tensor, rows: Tensor, groups: int, prune: Prune, head_
     return starts.unflatten(1, (groups, -1)).amin(2)
 
 
-def _key_lists(q: Tensor, k: Tensor, rows: Tensor | None, blocks: Blocks | TopBlocks) -> dict[str, Any]:
+def _key_lists(q: Tensor, k: Tensor, rows: Tensor | None, blocks: Blocks | TopBlocks | BlockLists) -> dict[str, Any]:
     """`keys`, `key_block`, `row_block` of `attend`: one list for a block of rows where rows are all, else one a row."""
-    if isinstance(blocks, TopBlocks):
-        return _best_blocks(q, k, rows, blocks)
     n_rows, n_keys, groups = q.shape[1], k.shape[1], k.shape[2]
-    aligned = rows is None and n_rows == n_keys
+    shared = isinstance(blocks, Blocks) and rows is None and n_rows == n_keys
     at = positions(q, k, rows).transpose(1, 2)
-    if aligned:
+    if shared:
         at = at[:, :: blocks.size]
     own = (at // blocks.size)[..., None]
     near = own - torch.arange(blocks.near + 1, device=q.device)
-    far = torch.arange(0, -(-n_keys // blocks.size), blocks.stride, device=q.device)
-    far = far.expand(*own.shape[:3], -1)
-    lists = torch.cat([near, torch.where(far < own - blocks.near, far, -1)], -1)
+    if isinstance(blocks, Blocks):
+        far = torch.arange(0, -(-n_keys // blocks.size), blocks.stride, device=q.device).expand(*own.shape[:3], -1)
+        far = torch.where(far < own - blocks.near, far, -1)
+    elif isinstance(blocks, BlockLists):
+        far = blocks.lists if rows is None else _of_rows(blocks.lists, q, k, rows)
+    else:
+        far = _best_blocks(q, k, own[..., 0], blocks)
+    lists = torch.cat([part.expand(q.shape[0], -1, groups, -1) for part in (near, far)], -1)
     lists = torch.where(at[..., None] < 0, -1, lists).clamp(min=-1)
-    lists = lists.expand(q.shape[0], -1, groups, -1)
-    return {"keys": lists, "key_block": blocks.size, "row_block": blocks.size if aligned else 1}
+    return {"keys": lists, "key_block": blocks.size, "row_block": blocks.size if shared else 1}
 
 
 @torch.no_grad()
-def _best_blocks(q: Tensor, k: Tensor, rows: Tensor | None, blocks: TopBlocks) -> dict[str, Any]:
-    """`keys` and `key_block` of `attend`: for each row and kv head its own block and the best whole ones before it."""
-    n_batch, n_rows, groups = q.shape[0], q.shape[1], k.shape[2]
+def _best_blocks(q: Tensor, k: Tensor, own: Tensor, blocks: TopBlocks) -> Tensor:
+    """For each row and kv head the whole blocks, before its own and those near it, that fit best: [B, R, G, K]."""
+    groups = k.shape[2]
     whole = k.shape[1] // blocks.size
-    at = positions(q, k, rows).expand(n_batch, -1, -1).transpose(1, 2).expand(-1, -1, groups)
-    own = torch.where(at < 0, -1, at // blocks.size)[..., None]
-    keep = min(blocks.keep, whole)
-    if not keep:
-        return {"keys": own, "key_block": blocks.size}
     means = k[:, : whole * blocks.size].unflatten(1, (whole, blocks.size)).float().mean(2)
     asked = q.unflatten(2, (groups, -1)).float().sum(3)
-    score = torch.einsum("brgd,bngd->brgn", asked, means)
-    early = torch.arange(whole, device=q.device) < own
-    best = score.masked_fill(~early, -torch.inf).topk(keep, dim=-1)
-    chosen = torch.where(best.values == -torch.inf, -1, best.indices)
-    return {"keys": torch.cat((chosen, own), -1).view(n_batch, n_rows, groups, keep + 1), "key_block": blocks.size}
+    return best_blocks(asked, means, own - blocks.near, blocks.keep)
+
+
+def _chosen(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor | None) -> Tensor:
+    """A window and single keys, found by the tokens or by the buckets of queries and keys."""
+    assert reach.chosen is not None and reach.window is not None
+    if isinstance(reach.chosen, Buckets):
+        keys = keys_of_buckets(q, k, reach.chosen, reach.window, positions(q, k, rows))
+    else:
+        keys = reach.chosen if rows is None else _of_rows(reach.chosen, q, k, rows)
+    at = None if rows is None else positions(q, k, rows)
+    return near_and_chosen(q, k, v, keys, reach.window, at, mark=reach.mark)
 
 
 def _parts(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor | None, impl: str) -> Tensor:

@@ -104,7 +104,13 @@ def build_pattern(config: ModelConfig, layer: int) -> Pattern | None:
         return None
     head_dim = config.width // config.heads
     context = PatternContext(width=config.width, heads=config.heads, kv_heads=config.n_kv_heads, head_dim=head_dim)
-    return PATTERNS.build(spec, context=context)
+    pattern: Pattern = PATTERNS.build(spec, context=context)
+    if not pattern.causal:
+        raise ConfigError(
+            f"pattern {spec!r} is not causal: what a row reads hangs on later tokens, which leaks the future into a "
+            "causal model; choose from what is known at each row, as last_match, buckets, top_blocks and low_rank do"
+        )
+    return pattern
 
 
 def _local_spec(text: str, bias: bool) -> Spec:

@@ -22,7 +22,7 @@ from turnout.models.block import build_pattern
 from turnout.models.causal_lm import CausalLM
 from turnout.models.config import ModelConfig
 from turnout.routers.mode import SKIP
-from turnout.tasks import Task
+from turnout.tasks import Batch, Task
 
 # A key below this weight, beside the same score without decay, counts as out of sight.
 NEGLIGIBLE = 1e-3
@@ -63,7 +63,7 @@ def attention_distances(
         ConfigError: the model has no attention.
     Cost: O(L·H·T²) memory for one sequence.
     """
-    tracks = _tracks(model)
+    tracks = tracks_of(model)
     length, device = task.length, model.embed.weight.device
     bins = torch.zeros(length, dtype=torch.int64, device=device)
     bins[1:] = torch.arange(1, length, device=device).log2().floor().long() + 1
@@ -142,12 +142,19 @@ def _passed(
     pattern = pattern.to(device).eval()
     x = torch.zeros(1, length, config.width, device=device)
     at = torch.arange(length, device=device)
-    reach = pattern.reach(x, at=at, length=length, state=None, mode=SKIP)
+    # Where every token is the same, an index finds everything.
+    mode = replace(SKIP, tokens=torch.zeros(1, length, device=device, dtype=torch.int64)) if by_content else SKIP
+    reach = pattern.reach(x, at=at, length=length, state=None, mode=mode)
     added = explicit_log_weights(reach, config.heads, config.n_kv_heads, length, device, by_content=by_content)
     return torch.where(added > HIDDEN, added.exp().clamp(max=1), 0.0)
 
 
-def _tracks(model: CausalLM) -> list[tuple[int, AttentionTrack]]:
+def tracks_of(model: CausalLM) -> list[tuple[int, AttentionTrack]]:
+    """The layers with attention.
+
+    Raises:
+        ConfigError: there is none.
+    """
     mixers = ((i, getattr(block.mixer, "attention", None)) for i, block in enumerate(model.blocks))
     tracks = [(i, track) for i, track in mixers if isinstance(track, AttentionTrack)]
     if not tracks:
@@ -159,6 +166,17 @@ def _attention(
     model: CausalLM, tracks: list[tuple[int, AttentionTrack]], task: Task, sequences: int, seed_offset: int
 ) -> Iterator[tuple[list[Tensor], Tensor | None]]:
     """Attention [H, T, S] of each layer on one sequence, and the domain of each of its rows."""
+    for batch in task.eval_batches(sequences, 1, seed_offset):
+        moved = batch.to(model.embed.weight.device)
+        seen, domains = inputs_of(model, tracks, moved), moved.slices.get("domain")
+        yield (
+            [_weights(track, x) for (_, track), x in zip(tracks, seen, strict=True)],
+            None if domains is None else domains[0],
+        )
+
+
+def inputs_of(model: CausalLM, tracks: list[tuple[int, AttentionTrack]], batch: Batch) -> list[Tensor]:
+    """What the tracks are given on one batch, [B, T, E] each."""
     seen: dict[int, Tensor] = {}
     hooks = [
         model.blocks[i].mixer.register_forward_pre_hook(lambda module, args, i=i: seen.__setitem__(i, args[0]))
@@ -167,24 +185,26 @@ def _attention(
     was_training = model.training
     model.eval()
     try:
-        for batch in task.eval_batches(sequences, 1, seed_offset):
-            moved = batch.to(model.embed.weight.device)
-            model(moved.tokens, mode=SKIP, hint=moved.hint)
-            domains = moved.slices.get("domain")
-            yield [_weights(track, seen[i]) for i, track in tracks], None if domains is None else domains[0]
+        model(batch.tokens, mode=SKIP, hint=batch.hint)
     finally:
         model.train(was_training)
         for hook in hooks:
             hook.remove()
+    return [seen[i] for i, _ in tracks]
+
+
+def queries_keys(track: AttentionTrack, x: Tensor) -> tuple[Tensor, Tensor]:
+    """q [B, T, H, D] and k [B, T, G, D] of the inputs [B, T, E] of a track, at their positions."""
+    q = track.q(x).unflatten(-1, (track.heads, track.head_dim))
+    k, _ = track.keys_values(x, None)
+    return rotate(q, torch.arange(x.shape[1], device=x.device)) if track.rope else q, k
 
 
 def _weights(track: AttentionTrack, x: Tensor) -> Tensor:
     """Softmax weights of every row of one sequence `x` [1, T, E], whoever takes the track: [H, T, S]."""
     length, device = x.shape[1], x.device
     at = torch.arange(length, device=device)
-    q = track.q(x).unflatten(-1, (track.heads, track.head_dim))
-    k, _ = track.keys_values(x, None)
-    q = rotate(q, at) if track.rope else q
+    q, k = queries_keys(track, x)
     k = k.repeat_interleave(track.heads // track.kv_heads, 2)
     score = torch.einsum("bthd,bshd->bhts", q, k)[0].float() * track.head_dim**-0.5
     score = score.masked_fill(at > at[:, None], HIDDEN)

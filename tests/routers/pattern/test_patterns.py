@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from oracles import assert_as_exact_as_eager
-from pattern_laws import HEADS, KV_HEADS, WIDTH, build, lively, oracle_attend
+from pattern_laws import HEADS, KV_HEADS, WIDTH, build, lively, oracle_attend, pass_of
 from routing_laws import VOCAB, assert_same, awake, in_pieces, sequences, terms_of, tiny
 from turnout.errors import ConfigError, UnsupportedError
 from turnout.layers import reading
@@ -36,7 +37,7 @@ def tensors(length: int = LENGTH, *, seed: int = 0) -> list[torch.Tensor]:
 
 def reach_of(spec: str, length: int, dtype: torch.dtype = torch.float64) -> Reach:
     x = torch.randn(2, length, WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
-    return build(spec).to(dtype).reach(x, at=torch.arange(length), length=length, state=None, mode=SKIP)
+    return build(spec).to(dtype).reach(x, at=torch.arange(length), length=length, state=None, mode=pass_of(length))
 
 
 @pytest.mark.parametrize("name", FIXED)
@@ -192,7 +193,17 @@ CHANGED: dict[str, dict[str, str]] = {
     "sinks:size=3,sinks=2": {"size": "4", "sinks": "1"},
     "dilated:branches=(4/1+8/2),detach=true": {"branches": "4/1+16/2", "detach": "false"},
     "strided:block=2,near=1,stride=3": {"block": "1", "near": "2", "stride": "2"},
-    "top_blocks:block=2,keep=1": {"block": "3", "keep": "2"},
+    "top_blocks:block=2,keep=1,near=1": {"block": "3", "keep": "2", "near": "2"},
+    "random_blocks:block=2,keep=1,near=1,seed=0": {"block": "3", "keep": "2", "near": "2", "seed": "1"},
+    "low_rank:block=2,keep=1,near=1,rank=3,shift=true": {
+        "block": "3", "keep": "2", "near": "2", "rank": "4", "shift": "false",
+    },
+    "last_match:size=3,ngram=1,matches=1,follow=1,mark=true": {
+        "size": "4", "ngram": "2", "matches": "2", "follow": "2", "mark": "false",
+    },
+    "buckets:size=3,keep=1,tables=1,buckets=4,shift=0,seed=0": {
+        "size": "4", "keep": "2", "tables": "2", "buckets": "2", "shift": "1", "seed": "1",
+    },
     "alibi:slope=8,prune=0.001,cap=0.5": {"slope": "1", "prune": "0.9", "cap": "0.3"},
     "retnet:shift=0.1,prune=0.001,cap=0.5": {"shift": "2", "prune": "0.9", "cap": "0.3"},
     "power_law:low=0.25,high=2.0,scale=1.0": {"low": "0.5", "high": "3", "scale": "2"},
@@ -226,12 +237,13 @@ def test_every_option_changes_an_output_or_a_gradient(spec: str) -> None:
             q, k = 100 * q, 100 * k
         x = torch.randn(2, 40, WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         pattern = build(text).train()
-        mode = RoutingMode(skip=False, sample=True, generator=torch.Generator().manual_seed(5))
+        seen = pass_of(40)
+        mode = replace(seen, skip=False, sample=True, generator=torch.Generator().manual_seed(5))
         # Several passes, because a schedule counts them.
         for _ in range(4):
             reach = pattern.reach(x, at=torch.arange(40), length=40, state=None, mode=mode)
         extra = pattern.penalty()
-        decided = pattern.eval().reach(x, at=torch.arange(40), length=40, state=None, mode=SKIP)
+        decided = pattern.eval().reach(x, at=torch.arange(40), length=40, state=None, mode=seen)
         out = torch.stack([read(q, k, v, reach), read(q, k, v, decided)])
         price = torch.zeros(1) if extra is None else extra.detach()[None]
         return torch.cat([out.flatten(), torch.autograd.grad(out.square().sum(), q)[0].flatten(), price])
@@ -269,6 +281,12 @@ BAD = [
     ("fire:hidden=0", r"hidden=0.*expected hidden >= 1"),
     ("cope:positions=1", r"positions=1; expected >= 2"),
     ("gated_window:closed=0", r"closed=0.0.*0 < closed <= 1"),
+    ("top_blocks:near=-1", "near=-1; expected block >= 1, keep >= 1 and near >= 0"),
+    ("random_blocks:keep=0", "keep=0, near=0; expected block >= 1, keep >= 1 and near >= 0"),
+    ("low_rank:rank=0", "rank=0; expected block, keep and rank >= 1"),
+    ("last_match:ngram=0", "ngram=0, matches=4, follow=1; expected all >= 1"),
+    ("buckets:tables=0", "tables=0, shift=0; expected size, keep and tables >= 1"),
+    ("buckets:buckets=9", "buckets=9; expected an even number from 2 to 8, twice the head dim"),
     ("windw", "unknown pattern 'windw'; did you mean 'window'"),
 ]
 
@@ -284,6 +302,8 @@ def test_an_impossible_pattern_is_refused_with_what_was_given(spec: str, message
     [
         "window:size=16", "sinks:size=12", "dilated:branches=(16/1+32/2)", "strided:block=8,near=0",
         "head_mixture:parts=(2 full;2 window:size=99)", "span:longest=24,ramp=4",
+        "top_blocks:block=4,keep=2,near=1", "random_blocks:block=4,keep=2,near=1",
+        "low_rank:block=4,keep=2,near=1", "last_match:size=15,ngram=1", "buckets:size=8,keep=4,tables=2,buckets=4",
     ],
 )  # fmt: skip
 def test_a_pattern_that_covers_the_whole_sequence_is_refused(spec: str) -> None:
@@ -293,7 +313,7 @@ def test_a_pattern_that_covers_the_whole_sequence_is_refused(spec: str) -> None:
 
 
 def test_the_counted_keys_are_those_that_are_read() -> None:
-    for name in ("full", "window", "sinks", "strided", "head_mixture"):
+    for name in ("full", "window", "sinks", "strided", "head_mixture", "top_blocks", "random_blocks"):
         spec = spec_of(name).replace("2 alibi", "2 window:size=5")
         context = PatternContext(width=WIDTH, heads=HEADS, kv_heads=KV_HEADS, head_dim=4)
         _, k, _ = tensors()

@@ -17,13 +17,16 @@ from turnout.errors import ConfigError, UnsupportedError, nearest
 from turnout.ops.attend.breakeven import break_even
 from turnout.ops.attend.call import Call, check_call
 from turnout.ops.attend.gathered import gathered_attend, scattered_attend
+from turnout.ops.attend.listed import listed_attend, why_not_listed
 from turnout.ops.attend.reference import reference_attend
 from turnout.ops.attend.triton.support import why_not_triton
 from turnout.ops.suppress import suppress
 
 # Tokens from which on directions are removed in the specialised kernel's epilogue.
 EPILOGUE_FROM = 1024
-IMPLS = ("auto", "reference", "gathered", "triton", "scattered", "dense")
+# So many times the keys of a list are cheaper to score than a list is to gather (one core of an EPYC, float32).
+LISTED_FROM = 32
+IMPLS = ("auto", "reference", "gathered", "listed", "triton", "scattered", "dense")
 
 
 class Choice(NamedTuple):
@@ -79,7 +82,8 @@ def attend(
         directions: unit vectors [H, K, D].
         suppress: how much of each direction is removed, [B, R, H, K]; 1 removes it.
         scale: default D ** -0.5.
-        impl: "auto", or one of "reference", "gathered", "triton", "scattered", "dense", which then runs or raises.
+        impl: "auto", or one of "reference", "gathered", "listed", "triton", "scattered", "dense", which then runs
+            or raises.
     Returns:
         o: like q, [B, R, H, D]; under autocast in autocast's dtype.
     Raises:
@@ -146,6 +150,10 @@ def _choose_fastest(call: Call) -> Choice:
     not_gathered = _why_not_gathered(call)
     if not not_gathered:
         return Choice("gathered", f"not dense, because {not_dense}")
+    if call.keys is not None and not why_not_listed(call):
+        listed = call.keys.shape[3] * call.key_block
+        if LISTED_FROM * listed <= call.k.shape[1]:
+            return Choice("listed", f"a row reads at most {listed} of {call.k.shape[1]} keys")
     return Choice("reference", f"the only implementation for this call, because {not_gathered}")
 
 
@@ -201,7 +209,7 @@ def _why_not_scattered(call: Call) -> str:
 
 def _why_not_gathered(call: Call) -> str:
     if call.keys is not None:
-        return "keys is given (content routing has a fast path on a GPU only)"
+        return "keys is given"
     if call.starts is not None:
         return "starts is given (packed sequences have a fast path on a GPU only)"
     if call.log_decay is not None and call.q.dtype == torch.float16:
@@ -234,6 +242,7 @@ def _triton_attend(call: Call) -> Tensor:
 _RUN = {
     "reference": reference_attend,
     "gathered": gathered_attend,
+    "listed": listed_attend,
     "triton": _triton_attend,
     "scattered": scattered_attend,
     "dense": dense_attend,
@@ -241,6 +250,7 @@ _RUN = {
 _WHY_NOT: dict[str, Callable[[Call], str]] = {
     "reference": lambda call: "",
     "gathered": _why_not_gathered,
+    "listed": why_not_listed,
     "triton": why_not_triton,
     "scattered": _why_not_scattered,
     "dense": _why_not_dense,

@@ -7,7 +7,7 @@ far, H query heads, E width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,12 @@ class PatternContext:
 
 
 class Pattern(nn.Module):
-    """Base of all patterns: `reach` decides how far the tokens of a call read."""
+    """Base of all patterns: `reach` decides how far the tokens of a call read.
+
+    `causal`: what a row reads hangs on no later token; a causal language model refuses any other.
+    """
+
+    causal: ClassVar[bool] = True
 
     def __init__(self, context: PatternContext) -> None:
         super().__init__()
@@ -80,6 +85,15 @@ def keys_in_window(length: int, window: int, sinks: int = 0) -> float:
     w = min(window, length)
     outside = sum(min(sinks, t - w + 1) for t in range(w, min(length, w + sinks))) + max(0, length - w - sinks) * sinks
     return (w * length - w * (w - 1) / 2 + outside) / length
+
+
+def keys_in_blocks(length: int, block: int, keep: int, near: int = 0) -> float:
+    """Mean keys of a row that reads its own block up to itself, `near` whole ones before it and `keep` before those."""
+    total = 0.0
+    for m in range(-(-length // block)):
+        rows = min(block, length - m * block)
+        total += rows * (min(m, keep + near) * block + (rows + 1) / 2)
+    return total / length
 
 
 def check_window(name: str, option: str, window: int, length: int) -> None:

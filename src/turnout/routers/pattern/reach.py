@@ -25,10 +25,36 @@ class Blocks:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TopBlocks:
-    """Blocks of `size` keys: a row sees its own and the `keep` earlier ones whose mean key fits its query best."""
+    """Blocks of `size` keys: a row sees its own, the `near` before it, and the `keep` before those whose mean key fits
+    its query best."""
 
     size: int
     keep: int
+    near: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockLists:
+    """Blocks of `size` keys: the last T rows see their own, the `near` before it, and those listed.
+
+    `lists` is int64 [B or 1, T, 1 or G, K], none of a row's own or nearer blocks in it; -1 = empty slot.
+    """
+
+    size: int
+    near: int
+    lists: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Buckets:
+    """Of each table a row reads the `keep` latest keys before its window whose bucket is that of its query.
+
+    `axes` is float [N, D, A], one rotation a table; with `shift` 1 a key is found by the key before it.
+    """
+
+    axes: Tensor
+    keep: int
+    shift: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +109,13 @@ class Reach:
     Attributes:
         window, sinks, log_decay: as in `turnout.ops.attend`; log_decay is float [B, S, H].
         prune: skip keys whose decay is too large; only with log_decay.
-        blocks, dilation: sparse keys; alone.
+        blocks: chosen blocks of keys; with index.
+        index: (asks [B, T, r] of the last T rows, holds [B, S, r]): <asks_t, holds_s> is added to every score that is
+            read; with blocks.
+        chosen: single keys that the last T rows read beside their window, int64 [B, T, 1 or G, K], none twice, -1 =
+            empty slot, or the rule that finds them; with window.
+        mark: log weight [H] that is added to the scores of the chosen keys, by which heads tell them from their window.
+        dilation: sparse keys; alone.
         bias: log weight of (row, key) by position; with window and sinks.
         contextual: table [H, positions, D] of contextual position embeddings; alone.
         parts: (heads, reach) of consecutive heads; alone.
@@ -96,7 +128,10 @@ class Reach:
     sinks: int = 0
     log_decay: Tensor | None = None
     prune: Prune | None = None
-    blocks: Blocks | TopBlocks | None = None
+    blocks: Blocks | TopBlocks | BlockLists | None = None
+    index: tuple[Tensor, Tensor] | None = None
+    chosen: Tensor | Buckets | None = None
+    mark: Tensor | None = None
     dilation: Dilation | None = None
     bias: Bias | None = None
     contextual: Tensor | None = None
@@ -108,7 +143,7 @@ class Reach:
     @property
     def in_operator(self) -> bool:
         """Whether one call of `attend` does it."""
-        around = (self.blend, self.routed, self.dilation, self.bias, self.contextual)
+        around = (self.blend, self.routed, self.dilation, self.bias, self.contextual, self.chosen)
         return not self.parts and all(option is None for option in around)
 
     @property
@@ -116,5 +151,19 @@ class Reach:
         """Whether the decode operator does it, whose steps need no decision on the host."""
         if self.parts:
             return all(reach.stepwise for _, reach in self.parts)
-        rest = (self.prune, self.blocks, self.dilation, self.bias, self.contextual, self.blend, self.routed)
+        rest = (
+            self.prune,
+            self.blocks,
+            self.dilation,
+            self.bias,
+            self.contextual,
+            self.blend,
+            self.routed,
+            self.chosen,
+        )
         return all(option is None for option in rest)
+
+    @property
+    def by_content(self) -> bool:
+        """Whether what is read hangs on tokens, queries or keys, so that there is no weight of a pair of positions."""
+        return self.contextual is not None or self.chosen is not None or isinstance(self.blocks, TopBlocks | BlockLists)

@@ -1,0 +1,59 @@
+"""The control of content routing by blocks: which earlier blocks a row reads is drawn by lot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from turnout.errors import ConfigError
+from turnout.routers.mode import RoutingMode
+from turnout.routers.pattern.base import PATTERNS, Pattern, PatternContext, check_window, keys_in_blocks
+from turnout.routers.pattern.reach import BlockLists, Reach
+
+
+@PATTERNS.register("random_blocks")
+class RandomBlocksPattern(Pattern):
+    """Row t in block m reads blocks m - near .. m and one block of each of `keep` equal parts of those before them.
+
+    The lot hangs on (t, kv head, part, seed) alone: it is the same in every pass, so that a step reads what the whole
+    sequence does, and no block is drawn twice.
+
+    Args:
+        block: tokens b of a block; a power of two from 16 on runs in the GPU kernel.
+        keep: earlier blocks a row reads, >= 1.
+        near: blocks before its own that a row always reads, >= 0.
+        seed: of the lots.
+    Cost: O(b · (keep + near + 1)) keys a row.
+    """
+
+    def __init__(
+        self, context: PatternContext, *, block: int = 64, keep: int = 3, near: int = 0, seed: int = 0
+    ) -> None:
+        super().__init__(context)
+        if block < 1 or keep < 1 or near < 0:
+            raise ConfigError(
+                f"pattern random_blocks: block={block}, keep={keep}, near={near}; expected block >= 1, keep >= 1 and "
+                "near >= 0"
+            )
+        self.block, self.keep, self.near, self.seed = block, keep, near, seed
+
+    def reach(self, x: Tensor, *, at: Tensor, length: int, state: Any, mode: RoutingMode) -> Reach:
+        part = torch.arange(self.keep, device=at.device)
+        head = torch.arange(self.context.kv_heads, device=at.device)[:, None] + self.context.first
+        count = (at // self.block - self.near).clamp(min=0)[:, None, None]
+        low, high = (count * part) // self.keep, (count * (part + 1)) // self.keep
+        lot = ((at[:, None, None] * 4099 + head) * 257 + part) * 65_537 + self.seed
+        # Two rounds of an integer hash; the sign bit is cut off.
+        for factor in (0x9E3779B97F4A7C1, 0x3F58476D1CE4E5B):
+            lot = (lot ^ (lot >> 31)) * factor
+        drawn = low + ((lot >> 20) & 0xFFFFFFF) % (high - low).clamp(min=1)
+        lists = torch.where(high > low, drawn, -1)[None]
+        return Reach(blocks=BlockLists(size=self.block, near=self.near, lists=lists))
+
+    def mean_keys(self, length: int) -> float:
+        return keys_in_blocks(length, self.block, self.keep, self.near)
+
+    def check_length(self, length: int) -> None:
+        check_window("random_blocks", "block · (keep + near + 1)", self.block * (self.keep + self.near + 1), length)
