@@ -35,7 +35,7 @@ THEIRS = {
     "random": ("TX1", TEXT), "static hybrid": ("TX1", TEXT), "dense": ("TX1", TEXT), "dense + local": ("TX1", TEXT),
 }  # fmt: skip
 TRAINED = {task: {HARD: ("LA",), TEXT: ("LLALLL", "AAAAAA")}.get(task, ()) for task in TITLES}
-# The index of 5-grams has the usage of a claim that was there before.
+# The index of four bytes has the usage of a claim that was there before.
 AT_A_SIXTH = ("learned, ema router", "random", "static hybrid")
 
 
@@ -51,7 +51,7 @@ def _task_arms(task: str) -> list[Arm]:
         when = "always" if task == SMALL else "full"
         return Arm(name=f"{name}, {task}", config=config, control=name not in INDICES, when=when)
 
-    arms = [arm(name, router=spec) for name, spec in INDICES.items() if name != "five bytes" or task == TEXT]
+    arms = [arm(name, router=spec) for name, spec in INDICES.items() if name != "four bytes" or task == TEXT]
     for index, usage in recipes.USAGE[task].items():
         arms += [arm(f"{name} as {index}", router=name, usage=usage) for name in recipes.LEARNED]
         arms += [_blind(f"{name} as {index}", name, task, usage) for name in ("random", "periodic")]
@@ -120,7 +120,7 @@ def _judge(seen: Summaries) -> list[Finding]:
 
 def _same(task: str, index: str, mine: Summaries) -> Summaries:
     """What has the usage of that index."""
-    if (task, index) == (TEXT, "five bytes"):
+    if (task, index) == (TEXT, "four bytes"):
         return {name: mine[name] for name in AT_A_SIXTH if name in mine}
     return {name: records for name, records in mine.items() if name.endswith(f" as {index}")}
 
@@ -155,7 +155,7 @@ _WORDS = {
     "tokens": "tokens",
     "bigrams": "bigrams",
     "rare": "tokens that occurred once or twice",
-    "five bytes": "5-grams",
+    "four bytes": "4-grams that occurred once or twice",
 }
 
 
