@@ -87,8 +87,8 @@ def test_every_arm_builds_a_router_at_the_usage_of_its_index(name: str) -> None:
     assert given == pytest.approx(usage, rel=1e-5)
 
 
-def test_small_arms_are_small_and_all_else_needs_a_gpu() -> None:
-    small = [arm for name, arm in ARMS.items() if name.endswith(", small")]
-    assert len(small) >= 10 and {arm.when for arm in small} == {"always"}
-    assert all(arm.config(0).task.vocab == 2048 and arm.config(0).schedule.steps <= 1000 for arm in small)
-    assert {arm.when for name, arm in ARMS.items() if not name.endswith(", small")} == {"full"}
+def test_a_quick_reproduction_trains_six_small_arms() -> None:
+    quick = [arm for arm in ARMS.values() if arm.when == "always"]
+    assert len(quick) == 6 and all(arm.name.endswith(", small") for arm in quick)
+    configs = [arm.config(0) for arm in quick]
+    assert all(c.task.vocab == 2048 and c.optim.batch == 32 and c.schedule.steps <= 1000 for c in configs)
