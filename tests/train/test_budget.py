@@ -95,3 +95,16 @@ def test_a_restored_state_goes_on_the_same() -> None:
         elif i > 2:
             again.on_interval(Interval(steps=25, loss=1.0, accuracy=None, usage=usage))
     assert vars(again) == vars(whole)
+
+
+def test_a_solved_task_ends_the_warm_up_early_and_only_the_warm_up() -> None:
+    schedule = Budget(BudgetConfig(usage=0.1, steps=100, warmup=0.4, solve_at=0.9))
+    look = Interval(steps=10, loss=1.0, accuracy=0.5, usage=1.0)
+    schedule.on_interval(look)
+    assert schedule.on_eval(0.89, 1.0) == [] and schedule.steps == 10
+    assert "solved at 0.9100 after 10 steps" in schedule.on_eval(0.91, 1.0)[0]
+    assert schedule.steps == 40 and schedule.cost == 0.0
+    schedule.on_interval(look)
+    assert schedule.cost > 0.0
+    # Solved again later: nothing is left out.
+    assert schedule.on_eval(1.0, 1.0) == [] and schedule.steps == 50

@@ -1,167 +1,283 @@
-"""BL1: a Bloom filter as query router, "attend if this token occurred before", against learned routers.
+"""BL1: "seen before" as query router, against what is learned and what knows nothing, at equal usage.
 
-An index answers "is there something to recall?" at a hash a token, so a router need not learn it; on a task whose
-filler repeats it opens nearly everywhere.
+An index answers "is there something to recall?" at a hash a token, so a router need not learn it. Its usage is what it
+is; every other router of its row is given as much. Arms are called "<router> as <index>, <task>", an index and what has
+no usage to set "<name>, <task>".
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-from turnout.claims.registry import Arm, Claim, Finding, Summaries, claim
-from turnout.stats import mean_over_seeds
+from turnout.claims.registry import Arm, Claim, Finding, Summaries, claim, get_claim
+from turnout.recipes import seen_before as recipes
+from turnout.recipes.seen_before import HARD, INDICES, LONG, RECALL, SHORT, SMALL, TEXT
+from turnout.stats import mean_interval, mean_over_seeds
 
-CELLS = ((64, 4), (256, 16))
-# Usage of the learned and of the index router is near that of the queries, one slot in sixteen; random gets as much.
-QUERIES = 1 / 16
-# Half a minute a run on one CPU core: 64 tokens, 4 pairs, 2,048 ids, 32 sequences a step.
-SMALL, SMALL_STEPS = "small", 600
-# An index of tokens, one of bigrams, and what knows nothing at the usage of the first, 7.5 %.
-WAYS = {
-    "bloom": "bloom", "bigrams": "bloom:ngram=2", "periodic": "periodic:period=13", "random": "random:p=0.075",
+Records = list[dict[str, Any]]
+TITLES = {
+    RECALL: "recall as published (T=128, 46 noise ids)",
+    HARD: "hard recall (8 pairs, 8 queries, T=512, 64 noise ids)",
+    SHORT: "MQAR with random filler, 8,192 ids, T=64, 4 pairs",
+    LONG: "MQAR with random filler, 8,192 ids, T=256, 16 pairs",
+    SMALL: "MQAR with random filler, 2,048 ids, T=64, 4 pairs, CPU",
+    TEXT: "real text, six layers",
+}
+# Positions of a sequence that ask; nobody knows which bytes of a text do.
+ASK = {RECALL: 1, HARD: 8, SHORT: 4, LONG: 16, SMALL: 4}
+# Of what the index opens this much must ask, for what occurred before to tell who needs attention.
+TELLS = 0.5
+MARGIN, FEWER, SAME = 0.01, 0.5, 1.1
+# What other claims have trained on the same task: name there -> (claim, task); and their layouts.
+THEIRS = {
+    "our curriculum, published model": ("RA1", RECALL), "learned": ("RA6", HARD), "oracle": ("RA6", HARD),
+    "static hybrid LA": ("RA6", HARD), "always": ("RA6", HARD), "learned, ema router": ("TX1", TEXT),
+    "random": ("TX1", TEXT), "static hybrid": ("TX1", TEXT), "dense": ("TX1", TEXT), "dense + local": ("TX1", TEXT),
 }  # fmt: skip
+QUICK = (*INDICES, "ema as tokens", "ema at a quarter", "random as tokens")
+TRAINED = {task: {HARD: ("LA",), TEXT: ("LLALLL", "AAAAAA")}.get(task, ()) for task in TITLES}
+# The index of four bytes has the usage of a claim that was there before.
+AT_A_SIXTH = ("learned, ema router", "random", "static hybrid")
 
 
 def _arms() -> list[Arm]:
-    from turnout.recipes import mqar, routed_attention
+    found = [arm for task in recipes.PACES for arm in _task_arms(task)]
+    return [*found, *(_their_arm(owner, name) for name, (owner, _) in THEIRS.items())]
 
-    def cell(name: str, length: int, pairs: int, control: bool, **options: Any) -> Arm:
-        return Arm(
-            name=f"{name}, T={length}",
-            config=lambda seed: _measured(mqar.mqar(seed, length=length, pairs=pairs, random_filler=True, **options)),
-            control=control,
-            # Minutes on a GPU each, hours on a CPU.
-            when="full",
-        )
 
-    found = []
-    for length, pairs in CELLS:
-        found += [
-            cell("bloom", length, pairs, False, mixer=mqar.UNLEARNED, router="bloom"),
-            cell("learned", length, pairs, True, mixer="routed"),
-            cell("random", length, pairs, True, mixer=mqar.UNLEARNED, router=f"random:p={QUERIES}"),
-            cell("attention", length, pairs, True, mixer="attention"),
-        ]
-    hard = Arm(
-        name="bloom, hard recall",
-        config=lambda seed: routed_attention.hard_recall(router="bloom", seed=seed, learned=False),
-        when="full",
-    )
-    learned = Arm(
-        name="learned",
-        config=lambda seed: routed_attention.hard_recall(seed=seed),
+def _task_arms(task: str) -> list[Arm]:
+    def arm(name: str, **options: Any) -> Arm:
+        config = lambda seed: recipes.seen_before(seed, task, **options)  # noqa: E731
+        return Arm(name=f"{name}, {task}", config=config, control=name not in INDICES, when=_when(name, task))
+
+    arms = [arm(name, router=spec) for name, spec in INDICES.items() if name != "four bytes" or task == TEXT]
+    for index, usage in recipes.USAGE[task].items():
+        arms += [arm(f"{name} as {index}", router=name, usage=usage) for name in recipes.LEARNED]
+        arms += [_blind(f"{name} as {index}", name, task, usage) for name in ("random", "periodic")]
+    if task in (SHORT, LONG, SMALL):
+        arms += [arm(f"{name} at a quarter", router=name, usage=recipes.QUARTER) for name in recipes.LEARNED]
+    if task in (RECALL, SHORT, LONG, SMALL):
+        arms += [arm("oracle", router="oracle"), arm("always", router="always")]
+    layouts = dict.fromkeys(recipes.static_hybrid(task, usage) for usage in recipes.USAGE[task].values())
+    return arms + [arm(f"static hybrid {layout}", layout=layout) for layout in layouts if layout not in TRAINED[task]]
+
+
+def _blind(name: str, kind: str, task: str, usage: float) -> Arm:
+    return Arm(
+        name=f"{name}, {task}",
+        config=lambda seed: recipes.seen_before(seed, task, router=recipes.control(kind, usage, seed)),
         control=True,
-        owner="RA6",
-        when="full",
-    )
-    return [*found, hard, learned, *_small_arms()]
-
-
-def _small_arms() -> list[Arm]:
-    """Ways to decide at equal usage, at a size where three seeds take minutes on a CPU."""
-    arms = [
-        Arm(name=f"{name}, {SMALL}", config=lambda seed, spec=spec: _small(seed, spec), control=name != "bloom")  # type: ignore[misc]
-        for name, spec in WAYS.items()
-    ]
-    return [*arms, Arm(name=f"learned, {SMALL}", config=_small, control=True)]
-
-
-def _small(seed: int, router: str = "") -> Any:
-    from turnout.recipes import mqar
-    from turnout.tasks import MQARConfig
-    from turnout.train.config import CurriculumConfig
-
-    config = mqar.mqar(seed, mixer=mqar.UNLEARNED, router=router) if router else mqar.mqar(seed)
-    changed: dict[str, Any] = {"steps": SMALL_STEPS}
-    if isinstance(config.schedule, CurriculumConfig):
-        # Gates that are learned make the task harder to find.
-        changed = {"explore_steps": 2 * SMALL_STEPS, "ramp_steps": 400, "hold_steps": 200}
-    return replace(
-        config,
-        task=MQARConfig(length=64, pairs=4, vocab=2048),
-        schedule=replace(config.schedule, **changed),
-        optim=replace(config.optim, batch=32, precision="fp32"),
-        loop=replace(config.loop, eval_every=50, eval_sequences=256, savings=False),
+        when=_when(name, task),
     )
 
 
-def _measured(config: Any) -> Any:
-    """The settings of the committed rows: two matrices of N(0, 1) for embedding and head, from which dense attention
-    does not find the task at 256 tokens within these steps (`recipes.mqar` starts smaller now).
-    """
-    from turnout.train.config import CurriculumConfig
-
-    curriculum = isinstance(config.schedule, CurriculumConfig)
-    changed = (
-        {"explore_steps": 4000, "cost": 0.004, "solve_at": 0.99, "guard": 0.99}
-        if curriculum
-        else {"steps": 4000, "solve_at": None}
-    )
-    return replace(
-        config,
-        model=replace(config.model, form="gpt", tie=False, heads=2),
-        schedule=replace(config.schedule, **changed),
-        optim=replace(config.optim, batch=128, lr=2e-3, weight_decay=0.01, precision="fp32"),
-        loop=replace(config.loop, eval_every=200),
-    )
+def _when(name: str, task: str) -> str:
+    """A quick reproduction shows the small size, and of it what decides; all else takes minutes on a GPU."""
+    return "always" if task == SMALL and name in QUICK else "full"
 
 
-def _words(records: list[dict[str, Any]]) -> str:
+def _their_arm(owner: str, name: str) -> Arm:
+    def config(seed: int) -> Any:
+        return next(arm for arm in get_claim(owner).arms() if arm.name == name).config(seed)
+
+    return Arm(name=name, config=config, control=True, owner=owner, when="full")
+
+
+def _of(seen: Summaries, task: str) -> Summaries:
+    """The runs of a task by name, without the task."""
+    mine = {name.removesuffix(f", {task}"): records for name, records in seen.items() if name.endswith(f", {task}")}
+    return mine | {name: seen[name] for name, (_, place) in THEIRS.items() if place == task and name in seen}
+
+
+def _words(records: Records) -> str:
     usage = [r["usage"] for r in records if r["usage"] is not None]
-    accuracy = mean_over_seeds([r["accuracy"] for r in records], proportion_of=[r["n_eval"] for r in records])
-    return f"{100 * accuracy.mean:.1f} %" + (f" at {100 * sum(usage) / len(usage):.1f} %" if usage else "")
+    at = f" at {100 * sum(usage) / len(usage):.3g} %" if usage else ""
+    if records[0]["chance"] is None:
+        mean, half = mean_interval([r["loss"] for r in records])
+        return f"{mean:.3f} ± {half:.3f} nats/byte{at}"
+    return f"{100 * _accuracy(records):.1f} %{at}"
+
+
+def _accuracy(records: Records) -> float:
+    return sum(r["accuracy"] for r in records) / len(records)
+
+
+def _usage(records: Records) -> float:
+    return sum(r["usage"] for r in records) / len(records)
+
+
+def _list(records: Summaries) -> str:
+    return "; ".join(f"{name} {_words(rs)}" for name, rs in records.items())
 
 
 def _judge(seen: Summaries) -> list[Finding]:
-    tasks = [(f"MQAR with random filler, T={length}, {pairs} pairs", f", T={length}") for length, pairs in CELLS]
     findings = []
-    for title, suffix in tasks:
-        mine = {name.removesuffix(suffix): records for name, records in seen.items() if name.endswith(suffix)}
-        findings += _finding(title, mine)
-    hard = {"bloom": seen.get("bloom, hard recall", []), "learned": seen.get("learned", [])}
-    small = {name.removesuffix(f", {SMALL}"): records for name, records in seen.items() if name.endswith(SMALL)}
-    findings += _finding("MQAR with random filler, 2,048 ids, T=64, 4 pairs, CPU", small) + _bigrams(small)
-    return findings + _finding("hard recall (8 pairs, shared vocabulary)", {k: v for k, v in hard.items() if v})
+    for task in recipes.PACES:
+        mine = _of(seen, task)
+        for index in INDICES:
+            same = _same(task, index, mine)
+            if index in mine and any(map(_is_learned, same)):
+                findings.append(_finding(task, index, mine, same))
+    findings += _bigrams(seen) + _rare(seen) + _hypothesis(seen)
+    return findings
 
 
-def _finding(title: str, mine: Summaries) -> list[Finding]:
-    if not {"bloom", "learned"} <= mine.keys():
-        return []
-    index, learned = mine["bloom"], mine["learned"]
-    accuracy, other = (mean_over_seeds([r["accuracy"] for r in records]) for records in (index, learned))
-    usage, theirs = (sum(r["usage"] for r in records) / len(records) for records in (index, learned))
-    good = accuracy.mean >= other.mean - 0.01 and usage <= 2 * theirs
-    return [
-        Finding(
-            statement=f"{title}: a Bloom filter routes as well as what is learned, at no more than twice its usage",
-            quoted="(ours; as a selector of segments a Bloom filter is quoted at 90.9 %)",
-            measured=f"bloom {_words(index)}",
-            n=len(index),
-            interval=f"{100 * accuracy.low:.1f}-{100 * accuracy.high:.1f} %",
-            control="; ".join(f"{name} {_words(records)}" for name, records in mine.items() if name != "bloom"),
-            verdict="holds" if good else "does not hold",
-        )
-    ]
+def _same(task: str, index: str, mine: Summaries) -> Summaries:
+    """What has the usage of that index."""
+    if (task, index) == (TEXT, "four bytes"):
+        return {name: mine[name] for name in AT_A_SIXTH if name in mine}
+    return {name: records for name, records in mine.items() if name.endswith(f" as {index}")}
 
 
-def _bigrams(mine: Summaries) -> list[Finding]:
+def _finding(task: str, index: str, mine: Summaries, same: Summaries) -> Finding:
+    """One index beside what is learned at its usage."""
+    records, equals = mine[index], {name: rs for name, rs in same.items() if _is_learned(name)}
+    if task == TEXT:
+        best = min(equals.values(), key=lambda rs: sum(r["loss"] for r in rs) / len(rs))
+        gap, width = mean_interval(_paired(records, best))
+        verdict = "holds" if gap <= 0 else "does not hold" if gap > width else "holds with changes"
+        behind = f"{gap:+.3f} ± {width:.3f} nats/byte against the better of what is learned"
+    else:
+        gap = max(map(_accuracy, equals.values())) - _accuracy(records)
+        verdict = "does not hold" if gap > MARGIN else "holds"
+        estimate = mean_over_seeds([r["accuracy"] for r in records], proportion_of=[r["n_eval"] for r in records])
+        behind = f"{100 * estimate.low:.1f}-{100 * estimate.high:.1f} %"
+    others = {name: rs for name, rs in mine.items() if name not in same and " as " not in name and name != index}
+    return Finding(
+        statement=f"{TITLES[task]}: an index of {_WORDS[index]} routes as well as what is learned at its usage",
+        quoted="(ours; as a selector of segments a Bloom filter is quoted at 90.9 %)",
+        measured=f"{index} {_words(records)}",
+        n=min(len(rs) for rs in (records, *equals.values())),
+        interval=behind,
+        control=_list(same),
+        verdict=verdict,
+        detail=f"at usages of their own: {_list(others)}",
+    )
+
+
+_WORDS = {
+    "tokens": "tokens",
+    "bigrams": "bigrams",
+    "rare": "tokens that occurred once or twice",
+    "four bytes": "4-grams that occurred once or twice",
+}
+
+
+def _paired(records: Records, other: Records) -> list[float]:
+    """How much higher the loss is on the same seeds."""
+    by_seed = {r["seed"]: r["loss"] for r in other}
+    return [r["loss"] - by_seed[r["seed"]] for r in records if r["seed"] in by_seed]
+
+
+def _compared(seen: Summaries, name: str) -> dict[str, tuple[Records, Records]]:
+    """task -> runs of that index and of the one of tokens, on tasks that have an answer."""
+    both = {task: (_of(seen, task).get(name), _of(seen, task).get("tokens")) for task in ASK}
+    return {task: (mine, tokens) for task, (mine, tokens) in both.items() if mine and tokens}
+
+
+def _bigrams(seen: Summaries) -> list[Finding]:
     """What must repeat: the token alone, or it and the one before."""
-    if not {"bloom", "bigrams"} <= mine.keys():
+    found = _compared(seen, "bigrams")
+    if not found:
         return []
-    pair, token = (mean_over_seeds([r["accuracy"] for r in mine[name]]) for name in ("bigrams", "bloom"))
+    good = [_accuracy(mine) >= _accuracy(tokens) - MARGIN for mine, tokens in found.values()]
     return [
         Finding(
-            statement="MQAR with random filler, 2,048 ids, T=64, 4 pairs, CPU: an index of bigrams routes as well as "
-            "one of tokens",
-            quoted="(ours; a query of MQAR repeats its key and not what stood before it)",
-            measured=f"bigrams {_words(mine['bigrams'])}",
-            n=len(mine["bigrams"]),
-            interval=f"{100 * pair.low:.1f}-{100 * pair.high:.1f} %",
-            control=f"tokens {_words(mine['bloom'])}",
-            verdict="holds" if pair.mean >= token.mean - 0.01 else "does not hold",
+            statement="where answers are recalled an index of bigrams routes as well as one of tokens",
+            quoted="(ours; a query repeats its key and not what stood before it)",
+            measured="; ".join(f"{task} {_words(mine)}" for task, (mine, _) in found.items()),
+            n=min(len(rs) for pair in found.values() for rs in pair),
+            interval=_ranges({task: mine for task, (mine, _) in found.items()}),
+            control="tokens: " + "; ".join(f"{task} {_words(tokens)}" for task, (_, tokens) in found.items()),
+            verdict="holds" if all(good) else "holds with changes" if any(good) else "does not hold",
         )
     ]
+
+
+def _rare(seen: Summaries) -> list[Finding]:
+    """What repeats often is seldom what is asked for: it may stay shut."""
+    found = {task: pair for task, pair in _compared(seen, "rare").items() if task in (RECALL, HARD)}
+    if not found:
+        return []
+    good = [
+        _accuracy(mine) >= _accuracy(tokens) - MARGIN and _usage(mine) <= 0.8 * _usage(tokens)
+        for mine, tokens in found.values()
+    ]
+    return [
+        Finding(
+            statement="where noise repeats, attending to what occurred once or twice finds what an index of tokens "
+            "finds, at four fifths of its usage or less",
+            quoted="(ours)",
+            measured="; ".join(f"{task} {_words(mine)}" for task, (mine, _) in found.items()),
+            n=min(len(rs) for pair in found.values() for rs in pair),
+            interval=_ranges({task: mine for task, (mine, _) in found.items()}),
+            control="tokens: " + "; ".join(f"{task} {_words(tokens)}" for task, (_, tokens) in found.items()),
+            verdict="holds" if all(good) else "holds with changes" if any(good) else "does not hold",
+        )
+    ]
+
+
+def _ranges(found: Summaries) -> str:
+    shown = []
+    for task, records in found.items():
+        seen = mean_over_seeds([r["accuracy"] for r in records], proportion_of=[r["n_eval"] for r in records])
+        shown.append(f"{task} {100 * seen.low:.1f}-{100 * seen.high:.1f} %")
+    return "; ".join(shown)
+
+
+def _hypothesis(seen: Summaries) -> list[Finding]:
+    """Learned routers only beat the index of tokens where most of what it opens asks for nothing."""
+    words, agree, fewest, intervals = [], [], [], {}
+    for task, asking in ASK.items():
+        mine = _of(seen, task)
+        learned = {name: rs for name, rs in mine.items() if _is_learned(name)}
+        if "tokens" not in mine or len(learned) < len(recipes.LEARNED):
+            continue
+        records = mine["tokens"]
+        opened = sum(r["gates_per_seq"] / len(r["usage_layers"]) for r in records) / len(records)
+        won = sorted((name for name, rs in learned.items() if _beats(rs, records)), key=lambda n: _usage(learned[n]))
+        agree.append((asking / opened < TELLS) == bool(won))
+        fewest += [len(records), *(len(rs) for rs in learned.values())]
+        intervals[task] = records
+        words.append(
+            f"{task}: {100 * asking / opened:.0f} % of what the index opens asks, "
+            + (f"beaten by {_list({won[0]: learned[won[0]]})}" if won else "not beaten")
+        )
+    if not words:
+        return []
+    return [
+        Finding(
+            statement="learned routers beat an index of tokens only where what occurred before does not tell who asks",
+            quoted="(our hypothesis; beaten: more than a point better at its usage, or as good at half of it)",
+            measured="; ".join(words),
+            n=min(fewest),
+            interval=_ranges(intervals),
+            control="tokens: " + "; ".join(f"{task} {_words(records)}" for task, records in intervals.items()),
+            verdict="holds" if all(agree) else "holds with changes" if any(agree) else "does not hold",
+            detail=_text_detail(_of(seen, TEXT)),
+        )
+    ]
+
+
+def _is_learned(name: str) -> bool:
+    return name.startswith(("learned", "our curriculum")) or name.split(" ")[0] in recipes.LEARNED
+
+
+def _beats(learned: Records, index: Records) -> bool:
+    better = _accuracy(learned) - _accuracy(index)
+    usage = _usage(learned) / _usage(index)
+    return (better > MARGIN and usage <= SAME) or (better >= -MARGIN and usage <= FEWER)
+
+
+def _text_detail(mine: Summaries) -> str:
+    """On text nobody knows who asks: what each index gains over gates thrown at random at its usage."""
+    gains = []
+    for index in INDICES:
+        blind = [name for name in _same(TEXT, index, mine) if name.startswith("random")]
+        if index in mine and blind:
+            gain, width = mean_interval(_paired(mine[blind[0]], mine[index]))
+            gains.append(f"{index} {gain:+.3f} ± {width:.3f}")
+    return f"text, nats/byte ahead of random gates at equal usage: {'; '.join(gains)}" if gains else ""
 
 
 claim(

@@ -26,6 +26,13 @@ class Budget(Schedule):
     def steps_left(self) -> int:
         return self.config.steps - self.steps
 
+    def on_eval(self, accuracy: float | None, loss: float) -> list[str]:
+        solve_at, begin = self.config.solve_at, math.ceil(self.config.warmup * self.config.steps)
+        if accuracy is None or solve_at is None or accuracy < solve_at or self.steps >= begin:
+            return []
+        early, self.steps = self.steps, begin
+        return [f"warm-up ends: solved at {accuracy:.4f} after {early} steps"]
+
     def on_interval(self, seen: Interval) -> list[str]:
         config = self.config
         self.steps += seen.steps

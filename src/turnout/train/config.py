@@ -132,6 +132,7 @@ class BudgetConfig:
         usage: target fraction of open (token, layer, group) slots, in (0, 1].
         steps: how long.
         warmup, ramp: fractions of `steps`.
+        solve_at: evaluation accuracy that ends the warm-up, and so the run, earlier; None waits for `warmup`.
         rate: step size of the multiplier, > 0; per step and unit of log(u / u*), which is taken as at most 1. The
             multiplier follows in about 2 · quadratic / rate steps, which must be longer than the router's own lag.
         quadratic: l2 >= 0; 0 leaves plain dual ascent, which swings.
@@ -145,6 +146,7 @@ class BudgetConfig:
     steps: int = 3000
     warmup: float = 0.1
     ramp: float = 0.5
+    solve_at: float | None = None
     rate: float = 0.01
     quadratic: float = 1.0
     undecided: float = 0.3

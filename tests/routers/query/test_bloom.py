@@ -1,7 +1,8 @@
-"""The Bloom router opens exactly where an n-gram may have occurred before, in pieces as in the whole."""
+"""The Bloom router opens exactly where an n-gram may have occurred before (a few times), in pieces as in the whole."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -13,30 +14,72 @@ from turnout.routers.mode import RoutingMode
 from turnout.routers.query import QUERY_ROUTERS, RouterContext
 
 
-def taken(tokens: Tensor, **options: Any) -> Tensor:
+def taken(tokens: Tensor, *, sizes: tuple[int, ...] = (), **options: Any) -> Tensor:
+    """Decisions of a router that reads `tokens` whole, or in pieces of `sizes`."""
     router = QUERY_ROUTERS.get("bloom")(RouterContext(width=4), **options)
-    x = torch.zeros(*tokens.shape, 4)
-    return router(x, mode=RoutingMode(tokens=tokens))[0].taken[..., 0]
+    state, parts = None, []
+    for piece in tokens.split(sizes or (tokens.shape[1],), dim=1):
+        route, state = router(torch.zeros(*piece.shape, 4), mode=RoutingMode(tokens=piece), state=state)
+        parts.append(route.taken[..., 0])
+    return torch.cat(parts, 1)
 
 
-def repeats(tokens: Tensor, ngram: int) -> Tensor:
-    """By brute force: did the last `ngram` tokens occur before?"""
-    found = torch.zeros(tokens.shape, dtype=torch.bool)
+def drawn(ids: int, length: int, seed: int = 0) -> Tensor:
+    return torch.randint(ids, (4, length), generator=torch.Generator().manual_seed(seed))
+
+
+def counts(tokens: Tensor, ngram: int) -> Tensor:
+    """By brute force: how often did the last `ngram` tokens occur before?"""
+    found = torch.zeros(tokens.shape, dtype=torch.int64)
     for b, line in enumerate(tokens.tolist()):
-        grams: set[tuple[int, ...]] = set()
+        before: Counter[tuple[int, ...]] = Counter()
         for t in range(ngram - 1, len(line)):
             gram = tuple(line[t - ngram + 1 : t + 1])
-            found[b, t] = gram in grams
-            grams.add(gram)
+            found[b, t] = before[gram]
+            before[gram] += 1
     return found
 
 
 @pytest.mark.parametrize("ngram", [1, 2, 3])
 def test_a_wide_filter_opens_where_an_ngram_repeats_and_nowhere_else(ngram: int) -> None:
-    tokens = torch.randint(5, (4, 60), generator=torch.Generator().manual_seed(ngram))
-    want = repeats(tokens, ngram)
+    tokens = drawn(5, 60, seed=ngram)
+    want = counts(tokens, ngram) > 0
     assert want.any() and not want.all()
     assert torch.equal(taken(tokens, ngram=ngram, bits=2**20), want)
+
+
+@pytest.mark.parametrize(("ngram", "most"), [(1, 1), (1, 2), (1, 5), (2, 1), (2, 2), (3, 1)])
+def test_a_wide_counting_filter_opens_where_an_ngram_occurred_a_few_times_before(ngram: int, most: int) -> None:
+    tokens = drawn(5, 60, seed=most)
+    count = counts(tokens, ngram)
+    assert (count > most).any()
+    want = (count >= 1) & (count <= most)
+    assert torch.equal(taken(tokens, ngram=ngram, most=most, bits=2**20), want)
+
+
+@pytest.mark.parametrize(("ngram", "most", "bits"), [(1, 0, 8192), (1, 1, 8192), (1, 2, 64), (2, 2, 8192), (3, 2, 128)])
+def test_pieces_are_decided_like_the_whole(ngram: int, most: int, bits: int) -> None:
+    # Narrow filters too: what they get wrong, they get wrong alike.
+    tokens, options = drawn(5, 60), {"ngram": ngram, "most": most, "bits": bits, "max_error": 1.0}
+    whole = taken(tokens, **options)
+    assert whole.any() and not whole.all()
+    for sizes in ((1,) * 60, (1, 30, 29), (2, 1, 57)):
+        assert torch.equal(taken(tokens, sizes=sizes, **options), whole)
+
+
+def test_a_narrow_counting_filter_never_counts_too_few() -> None:
+    ids, length, bits, hashes, most = 40, 200, 64, 2, 2
+    tokens = torch.randint(ids, (50, length), generator=torch.Generator().manual_seed(0))
+    count, options = counts(tokens, 1), {"bits": bits, "hashes": hashes, "max_error": 1.0}
+    seen, rare = taken(tokens, **options), taken(tokens, most=most, **options)
+    often, few = count > most, (count >= 1) & (count <= most)
+    assert not rare[often].any() and not (rare & ~seen).any()
+    # It errs in both of the other ways: new tokens that it takes, rare ones that it misses.
+    assert rare[count == 0].any() and not rare[few].all()
+    # A miss needs other tokens on every bit: at most the others' ids, on h bits of M, as for a token that is new.
+    rate = (1 - (1 - 1 / bits) ** (hashes * (ids - 1))) ** hashes
+    misses = (~rare[few]).double()
+    assert float(misses.mean()) <= rate + 4 * (rate * (1 - rate) / len(tokens)) ** 0.5
 
 
 def test_a_narrow_filter_never_misses_and_errs_at_about_the_known_rate() -> None:
@@ -63,8 +106,8 @@ def test_a_filter_that_overflows_its_error_rate_says_so_and_one_that_repeats_doe
 
 
 def test_impossible_filters_and_passes_without_tokens_are_refused() -> None:
-    for options in ({"ngram": 0}, {"bits": 0}, {"hashes": 0}):
-        with pytest.raises(ConfigError, match="expected >= 1"):
+    for options, least in (({"ngram": 0}, 1), ({"bits": 0}, 1), ({"hashes": 0}, 1), ({"most": -1}, 0)):
+        with pytest.raises(ConfigError, match=f"expected >= {least}"):
             taken(torch.zeros(1, 3, dtype=torch.int64), **options)
     with pytest.raises(UnsupportedError, match="decides by token ids"):
         QUERY_ROUTERS.get("bloom")(RouterContext(width=4))(torch.zeros(1, 3, 4), mode=RoutingMode())

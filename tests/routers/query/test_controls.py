@@ -83,6 +83,16 @@ def test_periodic_takes_every_nth_token_from_its_offset(spec: str, period: int, 
     assert torch.equal(torch.cat(parts, 1), want)
 
 
+@pytest.mark.parametrize(("period", "offset"), [(1.0, 0.0), (1.5, 0.0), (1.5625, 0.5), (7.25, 5.75)])
+def test_periodic_takes_one_token_in_each_period_that_is_no_whole_number(period: float, offset: float) -> None:
+    taken = decide(build(f"periodic:period={period},offset={offset}"), 1, 1000)[0, :, 0]
+    at = taken.nonzero()[:, 0].double()
+    nth = torch.arange(len(at)).double() + math.floor((float(at[0]) - offset) / period)
+    behind = at - (offset + nth * period)
+    assert bool(((behind >= 0) & (behind < 1)).all())
+    assert abs(len(at) - 1000 / period) <= 1
+
+
 def test_always_and_never() -> None:
     assert bool(decide(build("always", groups=2), 2, 7).all())
     assert not bool(decide(build("never", groups=2), 2, 7).any())

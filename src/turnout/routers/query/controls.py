@@ -93,23 +93,23 @@ def _uniform_hash(key: Tensor, salt: int) -> Tensor:
 
 @QUERY_ROUTERS.register("periodic")
 class PeriodicRouter(_Control):
-    """Every `period`-th token attends: position % period == offset.
+    """One token in `period` attends: (position - offset) % period < 1, positions in float64.
 
     Args:
-        period: >= 1; usage is 1 / period.
+        period: >= 1; usage is 1 / period, so that 1.5 takes two tokens of three.
         offset: 0 <= offset < period.
     """
 
-    def __init__(self, context: RouterContext, *, period: int = 16, offset: int = 0) -> None:
+    def __init__(self, context: RouterContext, *, period: float = 16.0, offset: float = 0.0) -> None:
         super().__init__(context)
-        if period < 1 or not 0 <= offset < period:
+        if not period >= 1 or not 0 <= offset < period:
             raise ConfigError(
-                f"router periodic: period={period}, offset={offset}; expected period >= 1 and 0 <= offset < period"
+                f"router periodic: period={period:g}, offset={offset:g}; expected period >= 1 and 0 <= offset < period"
             )
         self.period, self.offset = period, offset
 
     def take(self, positions: Tensor, x: Tensor, mode: RoutingMode, hint: Tensor | None) -> Tensor:
-        return (positions % self.period == self.offset)[None, :, None]
+        return ((positions.double() - self.offset) % self.period < 1)[None, :, None]
 
 
 @QUERY_ROUTERS.register("oracle")
