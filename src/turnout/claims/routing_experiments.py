@@ -20,6 +20,7 @@ from turnout.claims.routing_paradox import (
     EXPERIMENTS,
     OWN,
     arms_for,
+    best_lr,
     chance_of,
     measure,
     routing_class,
@@ -104,9 +105,11 @@ def _judge_segments(seen: Summaries) -> list[Finding]:
     cells = Cells(seen)
 
     def top(name: str, k: int) -> float:
-        records = cells.seen.get(name)
-        best = [max(run["tops"][str(k)] for run in record["runs"]) for record in records or ()]
-        return fmean(best) if best else math.nan
+        if name not in cells:
+            return math.nan
+        records = cells.seen[name]
+        rate = best_lr(records)
+        return fmean(run["tops"][str(k)] for record in records for run in record["runs"] if run["lr"] == rate)
 
     codes = ("random", "trained", "projected")
 
@@ -178,7 +181,8 @@ def _bands(records: list[dict[str, Any]]) -> str:
     """Precision by distance at the best rate, mean over seeds."""
     if "bands" not in records[0]["runs"][0]:
         return ""
-    best = [max(record["runs"], key=lambda run: run["precision"])["bands"] for record in records]
+    rate = best_lr(records)
+    best = [run["bands"] for record in records for run in record["runs"] if run["lr"] == rate]
     return " ".join(f"{d}+ {100 * fmean(b[d] for b in best if d in b):.1f}" for d in best[0])
 
 
