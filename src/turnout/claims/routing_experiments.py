@@ -87,12 +87,14 @@ def _judge_ranks(seen: Summaries) -> list[Finding]:
     lone = [n for n in ("rank 1, 16 queries", "one vector, 16 queries") if n in cells]
     ceiling = 2 * 4 / 16
     full = [cells.value(f"pairwise, {told[q]}") >= 0.9 for q in grids.QUERIES if f"pairwise, {told[q]}" in cells]
-    least = [next((r for r in grids.RANKS if cells.value(f"rank {r}, {told[q]}") >= 0.9), 0) for q in grids.QUERIES]
+    least = [
+        next((str(r) for r in grids.RANKS if cells.value(f"rank {r}, {told[q]}") >= 0.9), "none") for q in grids.QUERIES
+    ]
     return [
         cells.finding(
             "a score of rank 1 finds no more than the 2k of Q keys it can reach, the full form all",
             f"% at rank {'/'.join(map(str, grids.RANKS))}/full, {'; '.join(rows)}; 90 % from rank "
-            + " and ".join(map(str, least)),
+            + " and ".join(least),
             [cells.value(n) <= ceiling for n in lone] + full,
             f"ceiling of rank 1 at 16 queries {100 * ceiling:.0f}; one vector for queries and keys "
             f"{cells.words(['one vector, 16 queries'])}, without its query "

@@ -25,7 +25,7 @@ POOLS, SIZES, TOPS = ("mean", "max", "decay"), (16, 32, 64), (1, 2, 4)
 STATES, NEAREST = (4, 16, 64), 50
 STDS, HEADS, PLATEAU_RATES = (0.02, 1.0), (1, 4, 16), (3e-4, 1e-3, 3e-3)
 # Scans are dear: one rate at which they route, and the steps they need at it.
-SCAN: dict[str, Any] = {"steps": 1000, "lrs": (3e-3,)}
+SCAN: dict[str, Any] = {"steps": 800, "lrs": (3e-3,)}
 # Codes that are random and of one length, as the untrained control has them.
 CODES: dict[str, Any] = {"expand": 0, "positions": "none", "init_std": 1.0}
 
@@ -42,7 +42,7 @@ def _directions() -> tuple[BedArm, ...]:
     for direction, label in product(DIRECTIONS[1:], LABELS):
         task = {"direction": direction}
         for name, flow in FLOWS.items():
-            run = SCAN if name.startswith("ssm") else {}
+            run = SCAN if name.startswith("ssm") else {"steps": 1000} if "attention" in name else {}
             arms.append(_arm(f"{name}, {direction}, {label}", run, flow=flow, label=label, task=task))
         prior = {"steps": 1000, "lrs": (1e-2,)}
         name = f"position only, {direction}, {label}"
@@ -159,16 +159,17 @@ def _gap(width: int, run: dict[str, Any], told: str) -> BedArm:
 
 def _hops(name: str, flow: str, queries: int = 16, *, control: bool = False) -> BedArm:
     """Two hops with fresh data; several queries label as many rows of a sequence."""
-    run = {"steps": 4000, "train_sequences": 0, "lrs": (1e-3, 3e-3) if not control else (3e-3,)}
+    run = {"steps": 4000, "train_sequences": 0, "lrs": (1e-3,) if control else (1e-3, 3e-3)}
     told = f"{name}, {queries} quer{'ies' if queries > 1 else 'y'}"
     return _rung("two_hop", told, run, flow=flow, task={"queries": queries}, control=control)
 
 
-def _rows(name: str, flow: str, queries: int, *, control: bool = False) -> BedArm:
-    """Trailing MQAR under label value."""
+def _rows(name: str, flow: str, queries: int, *, control: bool = False, placement: str = "contiguous") -> BedArm:
+    """Trailing MQAR under label value; "contiguous" pairs are at the same positions of every sequence."""
     run = {"steps": 2500, "lrs": (1e-3, 3e-3)}
     told = f"mqar {name}, value, {queries} queries"
-    return _arm(told, run, flow=flow, label="value", mqar=True, task={"queries": queries}, control=control)
+    task = {"queries": queries, "placement": placement}
+    return _arm(told, run, flow=flow, label="value", mqar=True, task=task, control=control)
 
 
 RUNGS = (
@@ -203,7 +204,7 @@ RUNGS = (
         published=0.99,
         arms=(
             _hops("shift and attention", "attention:taps=2"),
-            _hops("two attention layers", "attention:layers=2"),
+            _hops("two attention layers", "attention:layers=2", control=True),
             _hops("shift and attention", "attention:taps=2", 1, control=True),
             _hops("attention", "attention", control=True),
             _hops("shift", "shift", control=True),
@@ -220,8 +221,11 @@ RUNGS = (
             _rows("attention", "attention", 16),
             _rows("attention causal", "attention:form=causal", 16),
             _rows("attention", "attention", 4, control=True),
+            _rows("attention, scattered pairs", "attention", 16, control=True, placement="scattered"),
+            _rows("shift, scattered pairs", "shift", 16, control=True, placement="scattered"),
             _rows("ssm causal", "ssm", 16, control=True),
             _rows("raw", "none", 16, control=True),
         ),
+        note="four picks among 16 values: 25 %",
     ),
 )
