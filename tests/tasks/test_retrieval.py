@@ -118,6 +118,22 @@ def test_queries_have_distinct_keys_and_their_own_evidence() -> None:
     assert torch.equal(keys, batch.tokens.gather(1, batch.evidence))
 
 
+@pytest.mark.parametrize("direction", ["after", "before"])
+def test_every_query_of_two_hops_has_a_chain_of_its_own(laws: Any, direction: Any) -> None:
+    config = RetrievalConfig(
+        length=128, min_distance=24, queries=4, match="two_hop", distractors=0, direction=direction
+    )
+    batch = config.build(0).train_batch(40)
+    laws.check_batch(config.build(0), batch, 40)
+    keys, middles = batch.tokens.gather(1, batch.at), batch.tokens.gather(1, batch.evidence)
+    assert torch.equal(batch.tokens.gather(1, batch.evidence + 1), batch.targets)
+    chain = (batch.tokens[:, None, :-1] == keys[..., None]) & (batch.tokens[:, None, 1:] == middles[..., None])
+    # Here (key, middle), there (middle, value), and the query: nothing else holds them.
+    assert (chain.sum(-1) == 1).all()
+    for ids in (keys, middles):
+        assert ((batch.tokens[:, None] == ids[..., None]).sum(-1) == 2).all()
+
+
 def test_several_queries_before_mirror_the_order(laws: Any) -> None:
     config = RetrievalConfig(length=96, min_distance=24, queries=3, direction="before")
     batch = config.build(0).train_batch(16)
@@ -132,6 +148,7 @@ def test_several_queries_before_mirror_the_order(laws: Any) -> None:
         ({"length": 64, "min_distance": 200}, "cannot hold"),
         ({"queries": 90, "vocab": 400}, "cannot hold"),
         ({"direction": "either", "queries": 2}, "several queries"),
+        ({"match": "gap", "queries": 2}, "one query"),
         ({"query_marker": "last"}, "no position after"),
         ({"n_values": 300}, "n_values"),
         ({"max_distance": 3}, "max_distance"),

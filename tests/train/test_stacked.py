@@ -123,6 +123,24 @@ def test_records_repeat_exactly_and_carry_curve_and_mechanics() -> None:
     assert {"k90", "k90_untrained", "cosine_gap", "pk_random_twin"} <= run.keys()
 
 
+def test_precision_is_told_by_distance_and_at_other_numbers_of_picks() -> None:
+    config = replace(SMALL, tops=(1, 4, 31), band=4, model=replace(SMALL.model, expand=0), test_sequences=100)
+    (record,) = train_together([config])
+    gaps = torch.cat([(b.evidence - b.at).abs() for b in config.task.build(0).eval_batches(2, 50)]).flatten() // 4 * 4
+    for run in record["runs"]:
+        assert run["tops"]["1"] == run["p1"] and run["tops"]["4"] == run["pk"] and run["tops"]["31"] == 1.0
+        assert set(run["bands"]) == {str(int(g)) for g in gaps.unique()}
+        whole = sum(run["bands"][str(int(g))] for g in gaps) / len(gaps)
+        # Bands and precision are rounded to five digits.
+        assert abs(whole - run["precision"]) <= 1e-5
+
+
+@pytest.mark.parametrize(("flow", "still"), [("attention:form=causal,taps=2", True), ("attention", False)])
+def test_a_record_says_whether_the_future_moved_the_past(flow: str, still: bool) -> None:
+    run = train_together([replace(SMALL, model=replace(SMALL.model, flow=flow), steps=4)])[0]["runs"][0]
+    assert (run["past_moved"] == 0) == still
+
+
 def test_answers_are_graded_with_oracle_picks_beside() -> None:
     config = replace(SMALL, answer=True, steps=5, task=TrailingMQARConfig(length=20, pairs=4, vocab=32))
     run = train_together([config])[0]["runs"][0]
@@ -141,8 +159,9 @@ def test_different_arms_do_not_stack() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"), [({"lrs": ()}, "lrs"), ({"batch": 0}, "batch"), ({"train_sequences": 3}, "one batch")]
-)
+    ("changes", "words"), [({"lrs": ()}, "lrs"), ({"batch": 0}, "batch"), ({"train_sequences": 3}, "one batch"),
+                           ({"tops": (0,)}, "picks"), ({"band": -1}, "band")],
+)  # fmt: skip
 def test_impossible_settings_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         replace(SMALL, **changes)

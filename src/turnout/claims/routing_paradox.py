@@ -15,6 +15,9 @@ from turnout.stats import mean_over_seeds
 
 SOURCE = "Basu 2026, When Does Content-Based Routing Work? (arXiv 2603.20997 v2)"
 GROUP = "routing-paradox"
+# What the study has no rows for: our own experiments, which its table does without.
+OWN = "Our own experiments on the routing test bed"
+EXPERIMENTS = "routing-experiments"
 TITLES = {
     "RP1": "raw embeddings cannot route",
     "RP2": "a causal SSM before the router does not help",
@@ -33,6 +36,7 @@ TITLES = {
     "RP17": "a Bloom filter reaches 90.9 %",
     "RPL": "(ours) what a match needs, rung by rung",
     "RP19": "trailing MQAR: 25.6 / 24.2 / 100 %",
+    "RE7": "(ours) what a match needs, at the published size",
 }
 
 
@@ -155,7 +159,7 @@ def _verdict(row: Any, tested: list[tuple[Any, list[dict[str, Any]]]], floors: d
         return "cannot be tested as published"
     wanted = routing_class(row.published, chance_of_published(row.quoted))
     same = [routing_class(precision(r, None, row.metric).mean, floors[arm.name]) == wanted for arm, r in tested]
-    return _shared(same)
+    return shared_verdict(same)
 
 
 def _alike(like: str, arms: list[tuple[Any, list[dict[str, Any]]]]) -> str:
@@ -168,12 +172,10 @@ def _alike(like: str, arms: list[tuple[Any, list[dict[str, Any]]]]) -> str:
         for arm, _ in arms
         if not arm.control
     ]
-    return (
-        ("holds" if all(same) else "holds with changes" if any(same) else "does not hold") if same else "not measured"
-    )
+    return shared_verdict(same)
 
 
-def _shared(same: list[bool]) -> str:
+def shared_verdict(same: list[bool]) -> str:
     """The verdict of a row whose arms agree with it or do not."""
     if not same:
         return "not measured"
@@ -232,7 +234,8 @@ def measure(configs: list[Any], device: str) -> list[dict[str, Any]]:
 for _id, _title in TITLES.items():
     claim(
         Claim(
-            id=_id, source=SOURCE, title=_title, group=GROUP, seeds=3,
+            id=_id, source=SOURCE if _id.startswith("RP") else OWN, title=_title, seeds=3,
+            group=GROUP if _id.startswith("RP") else EXPERIMENTS,
             arms=lambda claim_id=_id: arms_for(claim_id),  # type: ignore[misc]
             judge=lambda seen, claim_id=_id: judge_rows(claim_id, seen),  # type: ignore[misc]
         )

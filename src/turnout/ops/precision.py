@@ -42,23 +42,28 @@ def _around(score: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return greater.float(), equal.float()
 
 
-def routing_metrics(score: Tensor, evidence: Tensor, *, k: int, unit: int = 1, expand: int = 0) -> dict[str, Tensor]:
-    """Means over batch and queries: p1, pk, precision (with neighbours), rank.
+def found_at(score: Tensor, evidence: Tensor, *, k: int, unit: int = 1, expand: int = 0) -> Tensor:
+    """Probability that the evidence is read, [..., B, Q]: it or one of the `expand` tokens before it is picked.
 
     Args:
         score: [..., B, Q, U] with the query's own unit at -inf.
         evidence: positions [..., B, Q].
         k: picks.
         unit: tokens of a unit.
-        expand: following tokens that are read with each pick; the evidence then counts when one of the `expand` tokens
-            before it is picked. Ties are broken for each of them alone, which can only lower `precision` at a tie.
+        expand: following tokens that are read with each pick. Ties are broken for each token alone, which can only
+            lower the result at a tie.
     """
-    target = evidence // unit
-    hit = hits_at(score, target, k)
-    found = hit
+    found = hits_at(score, evidence // unit, k)
     for back in range(1, expand + 1):
-        before = (evidence - back).clamp(min=0) // unit
-        found = torch.maximum(found, hits_at(score, before, k))
+        found = torch.maximum(found, hits_at(score, (evidence - back).clamp(min=0) // unit, k))
+    return found
+
+
+def routing_metrics(score: Tensor, evidence: Tensor, *, k: int, unit: int = 1, expand: int = 0) -> dict[str, Tensor]:
+    """Means over batch and queries: p1, pk, precision (with neighbours), rank; arguments as `found_at` has them."""
+    target = evidence // unit
+    found = found_at(score, evidence, k=k, unit=unit, expand=expand)
+    hit = hits_at(score, target, k)
     means = {"p1": hits_at(score, target, 1), "pk": hit, "precision": found, "rank": rank_of(score, target)}
     return {name: value.mean((-2, -1)) for name, value in means.items()}
 

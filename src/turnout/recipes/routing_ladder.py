@@ -15,6 +15,16 @@ from turnout.recipes.routing_paradox import SMALL, BedArm, PaperRow
 ONE: dict[str, Any] = {"k": 1, "expand": 0}
 
 
+def _hops(flow: str, name: str, *, control: bool = False) -> BedArm:
+    # Eight labelled rows a sequence; seven queries more leave less room for a distance.
+    task = {"match": "two_hop", "distractors": 0, "queries": 8, "min_distance": 8}
+    run = {"steps": 4000, "train_sequences": 0, "lrs": (3e-3,)}
+    return BedArm(
+        name=f"two hop, {name}, 8 queries", flow=flow, task=task, model=ONE | {"width": 64}, run=run, scales=(SMALL,),
+        control=control, quick=False,
+    )  # fmt: skip
+
+
 def _rung(match: str, flow: str, name: str, *, control: bool = False) -> BedArm:
     # Two halves and their gap leave no room for a distance at 64 tokens.
     task = {"match": match, "distractors": 0} | ({"min_distance": 12} if match == "gap" else {})
@@ -99,6 +109,19 @@ LADDER = (
             _rung("two_hop", "shift", "shift", control=True),
             _rung("two_hop", "none", "raw", control=True),
         ),
+    ),
+    PaperRow(
+        claim="RPL",
+        statement="(ours) two hops, eight labelled rows a sequence: a shift before one attention layer routes",
+        quoted="(ours)",
+        published=0.99,
+        arms=(
+            _hops("attention:taps=2", "shift and attention"),
+            _hops("attention:layers=2", "two attention layers", control=True),
+            _hops("attention", "attention", control=True),
+            _hops("shift", "shift", control=True),
+        ),
+        note="fresh data, 4,000 steps at one rate, width 64",
     ),
     PaperRow(
         claim="RPL",

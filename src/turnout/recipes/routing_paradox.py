@@ -138,10 +138,11 @@ CONTROLS = (
 
 def all_rows() -> tuple[PaperRow, ...]:
     """The quoted numbers, and the rungs that the study has not."""
+    from turnout.recipes.routing_grids import RUNGS
     from turnout.recipes.routing_ladder import LADDER
     from turnout.recipes.routing_rows import ROWS
 
-    return ROWS + LADDER
+    return ROWS + LADDER + RUNGS
 
 
 def arms_of(claim: str) -> Iterator[tuple[BedArm, str]]:

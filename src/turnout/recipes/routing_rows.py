@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import Any
 
 from turnout.recipes.routing_paradox import (
     BRIEF,
     FULL,
     SEGMENT,
-    SMALL,
     UNTRAINED,
     BedArm,
     PaperRow,
@@ -26,7 +24,7 @@ PLAIN: dict[str, Any] = {
 NEAR = {"min_distance": 4, "max_distance": 20}
 FRESH = BRIEF | {"train_sequences": 0}
 RANK_ONE = BedArm(name="raw, rank-1, key", selector="rank1", control=True, full=BRIEF)
-NO_POSITIONS: dict[str, Any] = {"model": {"positions": "none"}, "scales": (SMALL,), "control": True}
+NO_POSITIONS: dict[str, Any] = {"model": {"positions": "none"}, "full": BRIEF, "control": True}
 
 ROWS = (
     PaperRow(
@@ -150,6 +148,7 @@ ROWS = (
         published=0.984,
         arms=(
             *both("shift", flow="shift"),
+            *both("shift, then attention", flow="attention:taps=2", full=BRIEF, quick=False),
             BedArm(name="shift of 4 taps, value", flow="shift:taps=4", label="value"),
             BedArm(name="shift split by halves, value", flow="shift:split=true", label="value"),
             BedArm(name="shift, value, filler may repeat", flow="shift", label="value", task={"filler": "may_repeat"}),
@@ -250,14 +249,14 @@ ROWS = (
         published=None,
         like=RANK_ONE.name,
         arms=(
-            replace(RANK_ONE, scales=(SMALL,)),
+            RANK_ONE,
             *(
-                BedArm(name=f"raw, rank-1 {name}, key", selector=f"rank1:query={query}", scales=(SMALL,))
+                BedArm(name=f"raw, rank-1 {name}, key", selector=f"rank1:query={query}", full=BRIEF)
                 for name, query in (("without query", "none"), ("random sign", "sign"), ("shuffled query", "shuffled"))
             ),
             BedArm(name="raw, rank-1, key, no positions", selector="rank1", **NO_POSITIONS),
             BedArm(name="raw, rank-1 without query, key, no positions", selector="rank1:query=none", **NO_POSITIONS),
-            BedArm(name="raw, low rank 2, key", selector="low_rank:rank=2", scales=(SMALL,), control=True),
+            BedArm(name="raw, low rank 2, key", selector="low_rank:rank=2", full=BRIEF, control=True),
         ),
     ),
     PaperRow(

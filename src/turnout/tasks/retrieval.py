@@ -66,8 +66,8 @@ class RetrievalConfig:
         queries: with distinct keys and evidence each; more than one needs direction after or before.
         n_values: values are 1..n_values; 0 = all content ids.
         match: the ladder of what a match is: "token"; "two_token" and "gap" (two halves, adjacent or 3..8 apart, decoys
-            share one half); "two_hop" (key -> middle here, middle -> value there). Beside it "related": the evidence
-            key is another id, a fixed function of the query's.
+            share one half); "two_hop" (key -> middle here, middle -> value there; several queries too). Beside it
+            "related": the evidence key is another id, a fixed function of the query's.
     """
 
     kind: ClassVar[str] = "retrieval"
@@ -107,9 +107,10 @@ class RetrievalConfig:
             raise ConfigError("retrieval with several queries needs direction after or before and no max_distance")
         if self.query_marker == "last" and self.direction == "after":
             raise ConfigError("retrieval query_marker='last' has no position after the query; use direction='before'")
-        if self.match != "token" and (self.queries > 1 or self.direction == "either" or self.max_distance):
+        many = self.queries > 1 and self.match != "two_hop"
+        if self.match != "token" and (many or self.direction == "either" or self.max_distance):
             raise ConfigError(
-                f"retrieval match={self.match!r} needs one query, direction after or before, any distance"
+                f"retrieval match={self.match!r} needs one query (but two_hop), direction after or before, any distance"
             )
         self._check_room()
 
@@ -117,7 +118,7 @@ class RetrievalConfig:
         first, last = self._zone
         far = self.length - last - self.min_distance
         width = self._slot_width
-        needed = width * (self.queries + _DECOYS[self.match]) + 2
+        needed = width * self.queries * (1 + _DECOYS[self.match]) + 2
         if self.query_marker == "last":
             far, needed = self.length - self.min_distance, 4
         if self.direction == "either":
@@ -163,7 +164,7 @@ class RetrievalConfig:
         """
         import torch
 
-        count, decoys = self.queries, _DECOYS[self.match]
+        count, decoys = self.queries, self.queries * _DECOYS[self.match]
         ids = 1 + torch.rand(n, self.vocab - 1, generator=generator).argsort(dim=1)
         keys, spare = ids[:, :count], ids[:, count : count + 4 + decoys]
         picks = torch.randint(1, (self.n_values or self.vocab - 1) + 1, (n, count), generator=generator)
@@ -210,7 +211,7 @@ class RetrievalConfig:
         if self.direction == "either" or self.max_distance or self.query_marker == "last":
             return self._places_by_pair(n, generator)
         first, last = self._zone
-        wanted, width = self.queries + _DECOYS[self.match], self._slot_width
+        wanted, width = self.queries * (1 + _DECOYS[self.match]), self._slot_width
         if wanted == 1:
             at = torch.randint(first, last + 1, (n, 1), generator=generator)
             room = self.length - 1 - self.min_distance - at
@@ -281,12 +282,12 @@ class RetrievalConfig:
         values: torch.Tensor,
         generator: torch.Generator,
     ) -> torch.Tensor:
-        """The rungs above "token"; returns the position of the (last) key token [n, 1]."""
+        """The rungs above "token"; returns the position of the (last) key token [n, Q]."""
         import torch
 
-        n = tokens.shape[0]
-        second, wrong = spare[:, :1], spare[:, 1:2]
-        place, decoys = far[:, :1], far[:, 1:]
+        n, count = at.shape
+        second, wrong = spare[:, :count], spare[:, count : count + 1]
+        place, decoys = far[:, :count], far[:, count:]
         if self.match == "two_hop":
             tokens.scatter_(1, at, keys)
             tokens.scatter_(1, decoys, keys)

@@ -22,7 +22,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from turnout.errors import ConfigError
 from turnout.models.testbed import TestBed
-from turnout.ops.precision import routing_metrics
+from turnout.ops.precision import found_at, routing_metrics
 from turnout.ops.spectrum import energy_rank, projected
 from turnout.routers.content import rows_at
 from turnout.routers.content.pairwise import PairwiseSelector
@@ -259,8 +259,33 @@ class StackedTrainer:
                 sums[name] = sums.get(name, 0) + value * len(index)
         return {name: value / sequences for name, value in sums.items()}
 
+    @torch.no_grad()
+    def _further(self, sequences: int) -> dict[str, dict[str, Tensor]]:
+        """Final precision at the numbers of picks and in the bands of distance that the config asks for, each [R]."""
+        config, unit = self.config, self.base.selector.unit
+        parts: dict[int, list[Tensor]] = {k: [] for k in {config.model.k, *config.tops}}
+        gaps = []
+        for start in range(0, sequences if config.tops or config.band else 0, EVAL_BATCH):
+            index = torch.arange(start, min(start + EVAL_BATCH, sequences), device=self.device)
+            tokens, at, evidence, _ = self.held_out.batch(index.expand(len(self.configs), -1), self.copies)
+            score, _ = self._forward(self.theta, tokens, at)
+            for k, found in parts.items():
+                found.append(found_at(score, evidence, k=k, unit=unit, expand=config.model.expand))
+            gaps.append((evidence - at).abs())
+        values: dict[str, dict[str, Tensor]] = {}
+        if config.tops:
+            values["tops"] = {str(k): torch.cat(parts[k], 1).mean((1, 2)) for k in config.tops}
+        if config.band:
+            hits, gap = torch.cat(parts[config.model.k], 1), torch.cat(gaps, 1) // config.band
+            values["bands"] = {
+                str(config.band * int(g)): (hits * (gap == g)).sum((1, 2)) / (gap == g).sum((1, 2)).clamp(min=1)
+                for g in gap.unique().tolist()
+            }
+        return values
+
     def _records(self, curve: list[dict[str, Any]], losses: Tensor, train_s: float) -> list[dict[str, Any]]:
         config = self.config
+        further = self._further(config.test_sequences)
         final = {name: value.cpu() for name, value in self.evaluate(config.test_sequences).items()}
         oracle = self.evaluate(config.test_sequences, oracle=True)["accuracy"].cpu() if config.answer else None
         learned_form = isinstance(self.base.selector, PairwiseSelector) and config.steps > 0
@@ -271,6 +296,8 @@ class StackedTrainer:
                 row = s * self.copies + j
                 run: dict[str, Any] = {"lr": lr} | {name: round(float(v[row]), 5) for name, v in final.items()}
                 run["train_loss"] = round(float(losses[-max(1, config.steps // 20) :, row].mean()), 5)
+                for name, table in further.items():
+                    run[name] = {key: round(float(value[row]), 5) for key, value in table.items()}
                 if oracle is not None:
                     run["oracle_accuracy"] = round(float(oracle[row]), 5)
                 if learned_form:
@@ -295,8 +322,13 @@ class StackedTrainer:
         batch = SeedData(*(getattr(self.held_out, n)[s : s + 1] for n in ("tokens", "at", "evidence", "targets")))
         tokens, at, evidence, _ = (part[0] for part in batch.batch(index[None], 1))
         buffers = {name: value[row] for name, value in self.buffers.items()}
-        x = functional_call(_Represent(self.base), ({f"bed.{n}": w for n, w in weights.items()}
-                            | {f"bed.{n}": b for n, b in buffers.items()}), (tokens,))  # fmt: skip
+        own = {f"bed.{n}": w for n, w in weights.items()} | {f"bed.{n}": b for n, b in buffers.items()}
+        x = functional_call(_Represent(self.base), own, (tokens,))
+        # Causality of what was trained: no row of the first half moves when the second half is another sequence's.
+        half = tokens.shape[1] // 2
+        changed = torch.cat((tokens[:, :half], tokens.roll(1, 0)[:, half:]), dim=1)
+        again = functional_call(_Represent(self.base), own, (changed,))
+        past_moved = float((again - x)[:, :half].abs().max())
         k90_input = energy_rank(x.flatten(0, 1) - x.mean((0, 1)))
         x, at, evidence = x.cpu(), at.cpu(), evidence.cpu()
         rows, found = rows_at(x, at), rows_at(x, evidence)
@@ -307,6 +339,7 @@ class StackedTrainer:
             "k90": energy_rank(q.T @ k),
             "k90_input": k90_input,
             "cosine_gap": round(float((cosine(rows, found, dim=-1) - cosine(rows, other, dim=-1)).mean()), 4),
+            "past_moved": past_moved,
         }
         source = torch.Generator().manual_seed(row)
         kept = max(1, config.model.width // 4)
@@ -317,9 +350,9 @@ class StackedTrainer:
             "pk_random_weights": torch.randn(q.shape, generator=source).T @ torch.randn(q.shape, generator=source),
             "pk_random_twin": twin.T @ twin,
         }
-        own = torch.arange(x.shape[1]) == at[..., None]
+        itself = torch.arange(x.shape[1]) == at[..., None]
         for name, form in forms.items():
-            score = (rows @ form @ x.transpose(1, 2)).masked_fill(own, -torch.inf)
+            score = (rows @ form @ x.transpose(1, 2)).masked_fill(itself, -torch.inf)
             values[name] = round(float(routing_metrics(score, evidence, k=config.model.k)["pk"]), 4)
         return values
 

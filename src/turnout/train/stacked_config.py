@@ -28,6 +28,8 @@ class BedRunConfig:
         answer: train the council too (task loss + λ · routing loss, λ from 1 to 0.1); False trains the router alone.
         freeze_flow: keep embeddings and flow as initialised, train what comes after (the frozen-model control).
         evaluations: points of the curve.
+        tops: numbers of picks at which the final precision is reported too, beside the model's own.
+        band: tokens of a band of distance between query and evidence, by which it is reported too; 0 = not.
     """
 
     name: str = "bed"
@@ -44,12 +46,17 @@ class BedRunConfig:
     answer: bool = False
     freeze_flow: bool = False
     evaluations: int = 25
+    tops: tuple[int, ...] = ()
+    band: int = 0
 
     def __post_init__(self) -> None:
         if not self.lrs or min(self.lrs) <= 0:
             raise ConfigError(f"lrs={self.lrs}; expected one or more learning rates > 0")
-        for name, least in (("steps", 0), ("batch", 1), ("train_sequences", 0), ("test_sequences", 1), ("seed", 0)):
+        limits = {"steps": 0, "batch": 1, "train_sequences": 0, "test_sequences": 1, "seed": 0, "band": 0}
+        for name, least in limits.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}={getattr(self, name)}; expected at least {least}")
+        if min(self.tops, default=1) < 1:
+            raise ConfigError(f"tops={self.tops}; expected numbers of picks >= 1")
         if 0 < self.train_sequences < self.batch:
             raise ConfigError(f"train_sequences={self.train_sequences} is less than one batch of {self.batch}")

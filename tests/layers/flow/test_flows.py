@@ -17,10 +17,11 @@ from turnout.layers.flow.attention import StackedAttention
 
 CONTEXT = FlowContext(width=16, length=40, heads=2)
 SPECS = (
-    "none", "shift", "shift:taps=4", "shift:split=true", "shift:ahead=true", "attention", "attention:form=causal",
-    "attention:form=sparse,window=8,globals=3", "attention:ablate=previous", "attention:ablate=no_value",
-    "attention:ablate=uniform", "ssm", "ssm:form=both", "ssm:form=both,merge=sum", "perceiver:hubs=4",
-    "perceiver:hubs=1", "mean", "mean:residual=false", "fourier", "fourier:residual=false",
+    "none", "shift", "shift:taps=4", "shift:split=true", "shift:taps=5,split=true", "shift:ahead=true", "attention",
+    "attention:form=causal", "attention:form=causal,taps=2", "attention:form=sparse,window=8,globals=3",
+    "attention:ablate=previous", "attention:ablate=no_value", "attention:ablate=uniform", "ssm", "ssm:form=both",
+    "ssm:form=both,merge=sum", "perceiver:hubs=4", "perceiver:hubs=1", "mean", "mean:residual=false", "fourier",
+    "fourier:residual=false",
 )  # fmt: skip
 
 
@@ -67,6 +68,15 @@ def test_a_shift_of_two_taps_reads_the_predecessor_and_nothing_else() -> None:
     assert grad[0].abs().sum(-1).nonzero().flatten().tolist() == [19, 20]
 
 
+def test_split_taps_carry_the_token_beside_those_before_it() -> None:
+    flow, x = build("shift:taps=5,split=true"), torch.randn(1, 40, 16, dtype=torch.float64)
+    y = flow(x)
+    assert torch.equal(y[..., :8], x[..., :8])
+    before = x[0, 16:20, 8:].sum(0) / 2
+    # Five products, by zero or exact halves, are added one after the other.
+    assert (y[0, 20, 8:] - before).abs().max() <= 5 * torch.finfo(x.dtype).eps * x.abs().sum(1).max()
+
+
 def test_sparse_attention_sees_about_a_tenth_of_the_pairs_at_the_published_size() -> None:
     flow = FLOWS.build("attention:form=sparse", context=FlowContext(width=16, length=512, heads=2))
     share = float(flow.blocks[0].mix.allowed.float().mean())
@@ -76,7 +86,7 @@ def test_sparse_attention_sees_about_a_tenth_of_the_pairs_at_the_published_size(
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("shift:taps=0", "taps"), ("shift:taps=3,split=true", "split"), ("attention:form=ful", "full"),
+        ("shift:taps=0", "taps"), ("shift:taps=1,split=true", "split"), ("attention:form=ful", "full"),
         ("attention:ablate=values", "ablate"), ("ssm:form=two", "form"), ("perceiver:hubs=0", "hubs"),
     ],
 )  # fmt: skip

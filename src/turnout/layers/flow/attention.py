@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from turnout.errors import ConfigError, nearest
 from turnout.layers.flow.base import FLOWS, Flow, FlowBlock, FlowContext
+from turnout.layers.flow.shift import Shift
 
 ABLATIONS = ("", "uniform", "no_value", "mlp_only", "previous")
 
@@ -115,6 +116,7 @@ class AttentionFlow(Flow):
         globals: of "sparse"; drawn once, from a seed of its own.
         ablate: "" or, of what a layer writes: "uniform" (scores 0), "no_value" (attention output 0: the MLP alone),
             "previous" (every token reads its predecessor and itself, equally).
+        taps: of a causal depthwise convolution before the first block; 1 = none.
     """
 
     pairwise = True
@@ -128,6 +130,7 @@ class AttentionFlow(Flow):
         window: int = 32,
         globals: int = 16,
         ablate: str = "",
+        taps: int = 1,
     ) -> None:
         super().__init__(context)
         if form not in ("full", "causal", "sparse"):
@@ -139,6 +142,7 @@ class AttentionFlow(Flow):
         if ablate == "previous":
             allowed = torch.ones(context.length, context.length).tril().triu(-1).bool()
         past = form == "causal" and not ablate
+        self.shift = Shift(context, taps=taps) if taps != 1 else nn.Identity()
         self.blocks = nn.Sequential(
             *(
                 FlowBlock(context.width, SelfAttention(context.width, context.heads, allowed, ablate, causal=past))
@@ -158,4 +162,4 @@ class AttentionFlow(Flow):
         return ((at[:, None] - at).abs() <= window // 2) | is_global[:, None] | is_global
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(x)
+        return self.blocks(self.shift(x))

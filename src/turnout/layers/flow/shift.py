@@ -24,7 +24,8 @@ class Shift(Flow):
     Args:
         taps: K >= 1; 1 is a scale per channel.
         ahead: look at following tokens (a control; not causal).
-        split: freeze the taps to halves: the first half of the channels carries x_t, the second x_{t-1} (K = 2).
+        split: freeze the taps to halves: the first half of the channels carries x_t, the second the K - 1 tokens before
+            it, summed and divided by sqrt(K - 1).
     Cost: O(T·K·E).
     """
 
@@ -32,15 +33,16 @@ class Shift(Flow):
         super().__init__(context)
         if taps < 1 or taps > context.length:
             raise ConfigError(f"flow shift: taps={taps}; expected 1..{context.length}")
-        if split and taps != 2:
-            raise ConfigError(f"flow shift: split=true has two halves, but taps={taps}; use taps=2")
+        if split and taps < 2:
+            raise ConfigError(f"flow shift: split=true has a half for the tokens before; use taps >= 2, got {taps}")
         self.causal = not ahead or taps == 1
         self.taps, self.ahead = taps, ahead
         weight = torch.randn(taps, context.width) * context.width**-0.5
         weight[0] = 1.0
         if split:
             half = (torch.arange(context.width) < context.width // 2).float()
-            self.register_buffer("weight", torch.stack((half, 1 - half)))
+            before = (1 - half).expand(taps - 1, -1) / (taps - 1) ** 0.5
+            self.register_buffer("weight", torch.cat((half[None], before)))
         else:
             self.weight = nn.Parameter(weight)
 

@@ -1,0 +1,45 @@
+"""The cells of a grid of test-bed arms: their numbers side by side, and the one finding that tells them all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from turnout.claims.registry import Finding, Summaries
+from turnout.claims.routing_paradox import precision, shared_verdict
+from turnout.recipes.routing_paradox import FULL
+
+
+class Cells:
+    """Measured arms by name without the scale."""
+
+    def __init__(self, seen: Summaries, scale: str = FULL) -> None:
+        self.seen = {name.removesuffix(f", {scale}"): r for name, r in seen.items() if name.endswith(f", {scale}")}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.seen
+
+    def value(self, name: str) -> float:
+        """Mean precision at the best rate; NaN where it was not measured."""
+        return precision(self.seen[name]).mean if name in self.seen else math.nan
+
+    def words(self, names: Iterable[str]) -> str:
+        """Percentages side by side, `–` where there is none."""
+        return "/".join("–" if math.isnan(v) else f"{100 * v:.1f}" for v in map(self.value, names))
+
+    def intervals(self) -> str:
+        """Every arm with its 95 % interval."""
+        found = {name: precision(records) for name, records in self.seen.items()}
+        return "; ".join(f"{name} {100 * p.low:.1f}-{100 * p.high:.1f}" for name, p in sorted(found.items()))
+
+    def seeds(self) -> int:
+        return min(map(len, self.seen.values()), default=0)
+
+    def finding(self, statement: str, measured: str, same: list[bool], control: str, detail: str = "") -> Finding:
+        """A row of the table: the grid in `measured`, every interval in the detail."""
+        parts = (detail, f"intervals: {self.intervals()}")
+        return Finding(
+            statement=f"(ours) {statement}", quoted="(ours)", measured=measured, n=self.seeds(),
+            interval="of every cell in the detail", control=control, verdict=shared_verdict(same),
+            detail=". ".join(part for part in parts if part),
+        )  # fmt: skip
