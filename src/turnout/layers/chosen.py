@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, pad
 
+from turnout.ops.attend.reference import compute_dtype
 from turnout.ops.choose import latest, without_repeats
 from turnout.routers.pattern.reach import Buckets
 
@@ -35,7 +36,7 @@ def near_and_chosen(
         numbers each; rows that are listed have their windows copied too. On a GPU the gradients of a key that several
         rows chose are summed by sorting, in one order.
     """
-    groups, number = k.shape[2], torch.float64 if q.dtype == torch.float64 else torch.float32
+    groups, number = k.shape[2], compute_dtype(q.dtype)
     at = torch.arange(k.shape[1] - q.shape[1], k.shape[1], device=q.device)[None, :, None, None]
     at = at if rows is None else rows.transpose(1, 2)[..., None]
     far = keys.masked_fill(keys > at - window, -1)
@@ -46,15 +47,15 @@ def near_and_chosen(
     seen = (far >= 0).expand(len(q), -1, groups, -1).transpose(1, 2)[:, :, None]
     index = torch.where(far >= 0, far, at.clamp(min=0)).expand(len(q), -1, -1, -1)
     heads = q.unflatten(2, (groups, -1))
-    score = torch.einsum("brgfd,brgkd->bgfrk", heads, _pick(k, index)).to(number) * q.shape[-1] ** -0.5
+    score = _scores(heads, _pick(k, index)).to(number) * q.shape[-1] ** -0.5
     if mark is not None:
-        more = mark.to(number).view(groups, -1, 1, 1)
-        score = torch.cat([score[..., : keys.shape[-1]] + more, score[..., keys.shape[-1] :]], -1)
+        single = torch.arange(score.shape[-1], device=q.device) < keys.shape[-1]
+        score = score + mark.to(number).view(groups, -1, 1, 1) * single
     score = score.masked_fill(~seen, _HIDDEN)
     if rows is None:
         score = torch.cat([score, _near_scores(heads, k, window).to(number) * q.shape[-1] ** -0.5], -1)
     weight = score.softmax(-1).to(v.dtype)
-    o = torch.einsum("bgfrk,brgkd->brgfd", weight[..., : index.shape[-1]], _pick(v, index))
+    o = _values(weight[..., : index.shape[-1]], _pick(v, index))
     if rows is None:
         return (o + _near_values(weight[..., index.shape[-1] :], v, window)).flatten(2, 3)
     empty = (at[..., 0] < 0).expand(-1, -1, groups)[..., None, None]
@@ -95,6 +96,24 @@ def _pick(x: Tensor, index: Tensor) -> Tensor:
         )
     head = torch.arange(groups, device=x.device)[:, None]
     return embedding((first + index) * groups + head, x.flatten(0, 2))
+
+
+def _scores(heads: Tensor, picked: Tensor) -> Tensor:
+    """<q_r, k_rk> of [B, R, G, F, D] and [B, R, G, K, D]: [B, G, F, R, K]."""
+    if torch.compiler.is_compiling():
+        # A compiler reads the keys where they are instead of copying them, if what is read is summed at once.
+        number = compute_dtype(heads.dtype)
+        return (heads[:, :, :, :, None].to(number) * picked[:, :, :, None].to(number)).sum(-1).permute(0, 2, 3, 1, 4)
+    return torch.einsum("brgfd,brgkd->bgfrk", heads, picked)
+
+
+def _values(weight: Tensor, picked: Tensor) -> Tensor:
+    """sum_k w_rk v_rk of [B, G, F, R, K] and [B, R, G, K, D]: [B, R, G, F, D]."""
+    if torch.compiler.is_compiling():
+        number = compute_dtype(picked.dtype)
+        each = weight.permute(0, 3, 1, 2, 4)[..., None].to(number) * picked[:, :, :, None].to(number)
+        return each.sum(-2).to(picked.dtype)
+    return torch.einsum("bgfrk,brgkd->brgfd", weight, picked)
 
 
 def _chunks(x: Tensor, n_rows: int, window: int) -> tuple[Tensor, int]:
