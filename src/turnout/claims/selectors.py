@@ -142,7 +142,7 @@ def _judge_loss(seen: Summaries) -> list[Finding]:
                     interval=f"minus window {words(apart, sign=True)}",
                     control="; ".join(f"minus {n} {words(g, sign=True)}" for n, g in beside.items() if g),
                     verdict="holds" if mean + half < 0 else "does not hold",
-                    detail=f"{_by_evidence(arms, name)}; ms a step, machine shared: {ms}",
+                    detail=f"{_by_evidence(arms, name)}; {_certified(arms[name])}; ms a step, machine shared: {ms}",
                 )
             )
     return findings
@@ -155,6 +155,12 @@ def _by_evidence(arms: Summaries, name: str) -> str:
     more = excess(arms, name, "evidence", WINDOW)
     told = (f"{p if p != '0' else 'nowhere'} {words(more[p], '', sign=True)}" for p in sorted(more, key=int))
     return "minus window, by distance of the last place with the same four bytes: " + ", ".join(told)
+
+
+def _certified(records: list[dict[str, Any]]) -> str:
+    """What the causality certificates of the trained models say."""
+    leaks = [r["certificate"] for r in records if not r.get("causal", True)]
+    return leaks[0] if leaks else f"{sum(r.get('causal', False) for r in records)} trained models certified causal"
 
 
 def _judge_recall(seen: Summaries) -> list[Finding]:
