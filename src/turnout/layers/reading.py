@@ -16,7 +16,7 @@ from turnout.layers.chosen import keys_of_buckets, near_and_chosen
 from turnout.layers.dilation import dilated
 from turnout.ops.attend import attend
 from turnout.ops.attend.decode import decode_attend
-from turnout.ops.attend.reference import sum_decay, suppress_directions
+from turnout.ops.attend.reference import compute_dtype, sum_decay, suppress_directions
 from turnout.ops.choose import best_blocks
 from turnout.ops.shorten import shorten
 from turnout.routers.direction import Cut
@@ -194,9 +194,11 @@ def _best_blocks(q: Tensor, k: Tensor, own: Tensor, blocks: TopBlocks) -> Tensor
     """For each row and kv head the whole blocks, before its own and those near it, that fit best: [B, R, G, K]."""
     groups = k.shape[2]
     whole = k.shape[1] // blocks.size
-    means = k[:, : whole * blocks.size].unflatten(1, (whole, blocks.size)).float().mean(2)
-    asked = q.unflatten(2, (groups, -1)).float().sum(3)
-    return best_blocks(asked, means, own - blocks.near, blocks.keep)
+    number = compute_dtype(q.dtype)
+    means = k[:, : whole * blocks.size].unflatten(1, (whole, blocks.size)).to(number).mean(2)
+    asked = q.unflatten(2, (groups, -1)).to(number).sum(3)
+    # Sums in full precision, and their products in that of the attention they stand for.
+    return best_blocks(asked.to(q.dtype), means.to(q.dtype), own - blocks.near, blocks.keep)
 
 
 def _chosen(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor | None) -> Tensor:
