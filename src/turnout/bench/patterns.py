@@ -132,10 +132,7 @@ def _reading(pattern: Pattern, case: Case, device: torch.device) -> Callable[...
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return read(q, k, v, reach_of(pattern, x, tokens))
 
-    # Single keys are read by torch, whose compiler puts into one kernel what otherwise copies them.
-    chooses = x.is_cuda and reach_of(pattern, x[:, :1], tokens[:, :1]).chosen is not None
-    compiled: Callable[..., Tensor] = torch.compile(call, dynamic=False) if chooses else call
-    return compiled
+    return call
 
 
 def check_pattern(spec: str, case: Case, device: torch.device) -> str:

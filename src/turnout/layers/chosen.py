@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, pad
 
+from turnout.ops.attend.call import autocast
 from turnout.ops.attend.reference import compute_dtype
+from turnout.ops.attend.triton.support import MAX_HEAD_DIM, why_not_here
 from turnout.ops.choose import latest, without_repeats
 from turnout.routers.pattern.reach import Buckets
 
@@ -20,8 +22,9 @@ _HIDDEN = -1e30
 
 
 def near_and_chosen(
-    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, window: int, rows: Tensor | None, *, mark: Tensor | None = None
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, window: int, rows: Tensor | None, *, mark: Tensor | None = None,
+    impl: str = "auto",
+) -> Tensor:  # fmt: skip
     """Softmax attention of each row t to s with t - window < s <= t, and to its chosen keys s <= t - window.
 
     Args:
@@ -30,16 +33,22 @@ def near_and_chosen(
         window: w >= 1.
         rows: positions int64 [B or 1, L, R], -1 = empty slot; None = the last R.
         mark: log weight [H] of a chosen key outside the window.
+        impl: "auto" runs the kernels where they can; "reference" is torch alone.
     Returns:
         o: like q; 0 in an empty slot.
     Cost: O(R·(w + K)·H·D) multiply-adds, O(R·(w + K)·H) weights, and a copy of the chosen keys and values, R·K·G·D
-        numbers each; rows that are listed have their windows copied too. On a GPU the gradients of a key that several
-        rows chose are summed by sorting, in one order.
+        numbers each; rows that are listed have their windows copied too. The kernels copy nothing. The gradients of a
+        key that several rows chose are summed in one order.
     """
     groups, number = k.shape[2], compute_dtype(q.dtype)
     at = torch.arange(k.shape[1] - q.shape[1], k.shape[1], device=q.device)[None, :, None, None]
     at = at if rows is None else rows.transpose(1, 2)[..., None]
     far = keys.masked_fill(keys > at - window, -1)
+    if impl == "auto" and rows is None and q.is_cuda and not _why_not_kernel(q):
+        # Not at the top: `import turnout` does not import Triton.
+        from turnout.ops.attend.triton.singles import window_and_singles
+
+        return window_and_singles(*autocast(q, k, v), far.expand(len(q), -1, -1, -1), window, mark)
     if rows is not None:
         near = (at - torch.arange(window, device=q.device)).clamp(min=-1)
         near, far = (part.expand(len(q), -1, max(far.shape[2], at.shape[2]), -1) for part in (near, far))
@@ -47,7 +56,7 @@ def near_and_chosen(
     seen = (far >= 0).expand(len(q), -1, groups, -1).transpose(1, 2)[:, :, None]
     index = torch.where(far >= 0, far, at.clamp(min=0)).expand(len(q), -1, -1, -1)
     heads = q.unflatten(2, (groups, -1))
-    score = _scores(heads, _pick(k, index)).to(number) * q.shape[-1] ** -0.5
+    score = torch.einsum("brgfd,brgkd->bgfrk", heads, _pick(k, index)).to(number) * q.shape[-1] ** -0.5
     if mark is not None:
         single = torch.arange(score.shape[-1], device=q.device) < keys.shape[-1]
         score = score + mark.to(number).view(groups, -1, 1, 1) * single
@@ -55,11 +64,18 @@ def near_and_chosen(
     if rows is None:
         score = torch.cat([score, _near_scores(heads, k, window).to(number) * q.shape[-1] ** -0.5], -1)
     weight = score.softmax(-1).to(v.dtype)
-    o = _values(weight[..., : index.shape[-1]], _pick(v, index))
+    o = torch.einsum("bgfrk,brgkd->brgfd", weight[..., : index.shape[-1]], _pick(v, index))
     if rows is None:
         return (o + _near_values(weight[..., index.shape[-1] :], v, window)).flatten(2, 3)
     empty = (at[..., 0] < 0).expand(-1, -1, groups)[..., None, None]
     return o.masked_fill(empty, 0.0).flatten(2, 3)
+
+
+def _why_not_kernel(q: Tensor) -> str:
+    """The first reason why the kernels cannot run; "" if there is none."""
+    if q.dtype == torch.float64 or q.shape[3] > MAX_HEAD_DIM:
+        return f"q is {q.dtype} of head dim {q.shape[3]}"
+    return why_not_here(q.device.type, q.device.index or 0)
 
 
 @torch.no_grad()
@@ -96,24 +112,6 @@ def _pick(x: Tensor, index: Tensor) -> Tensor:
         )
     head = torch.arange(groups, device=x.device)[:, None]
     return embedding((first + index) * groups + head, x.flatten(0, 2))
-
-
-def _scores(heads: Tensor, picked: Tensor) -> Tensor:
-    """<q_r, k_rk> of [B, R, G, F, D] and [B, R, G, K, D]: [B, G, F, R, K]."""
-    if torch.compiler.is_compiling():
-        # A compiler reads the keys where they are instead of copying them, if what is read is summed at once.
-        number = compute_dtype(heads.dtype)
-        return (heads[:, :, :, :, None].to(number) * picked[:, :, :, None].to(number)).sum(-1).permute(0, 2, 3, 1, 4)
-    return torch.einsum("brgfd,brgkd->bgfrk", heads, picked)
-
-
-def _values(weight: Tensor, picked: Tensor) -> Tensor:
-    """sum_k w_rk v_rk of [B, G, F, R, K] and [B, R, G, K, D]: [B, R, G, F, D]."""
-    if torch.compiler.is_compiling():
-        number = compute_dtype(picked.dtype)
-        each = weight.permute(0, 3, 1, 2, 4)[..., None].to(number) * picked[:, :, :, None].to(number)
-        return each.sum(-2).to(picked.dtype)
-    return torch.einsum("bgfrk,brgkd->brgfd", weight, picked)
 
 
 def _chunks(x: Tensor, n_rows: int, window: int) -> tuple[Tensor, int]:

@@ -108,7 +108,7 @@ def _around(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor | None, 
     if impl not in ("auto", "reference"):
         raise UnsupportedError(f"impl={impl!r} has no bias, contextual positions or dilation; use impl='auto'")
     if reach.chosen is not None:
-        return _chosen(q, k, v, reach, rows)
+        return _chosen(q, k, v, reach, rows, impl)
     if reach.dilation is not None:
         return _blank(dilated(q, k, v, reach.dilation, positions(q, k, rows), whole=rows is None), rows)
     if rows is None and reach.window is not None and not reach.sinks and reach.contextual is None:
@@ -201,7 +201,7 @@ def _best_blocks(q: Tensor, k: Tensor, own: Tensor, blocks: TopBlocks) -> Tensor
     return best_blocks(asked.to(q.dtype), means.to(q.dtype), own - blocks.near, blocks.keep)
 
 
-def _chosen(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor | None) -> Tensor:
+def _chosen(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor | None, impl: str) -> Tensor:
     """A window and single keys, found by the tokens or by the buckets of queries and keys."""
     assert reach.chosen is not None and reach.window is not None
     if isinstance(reach.chosen, Buckets):
@@ -209,7 +209,7 @@ def _chosen(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor | None) 
     else:
         keys = reach.chosen if rows is None else _of_rows(reach.chosen, q, k, rows)
     at = None if rows is None else positions(q, k, rows)
-    return near_and_chosen(q, k, v, keys, reach.window, at, mark=reach.mark)
+    return near_and_chosen(q, k, v, keys, reach.window, at, mark=reach.mark, impl=impl)
 
 
 def _parts(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor | None, impl: str) -> Tensor:

@@ -43,12 +43,13 @@ class RandomBlocksPattern(Pattern):
         part = torch.arange(self.keep, device=at.device)
         head = torch.arange(self.context.kv_heads, device=at.device)[:, None] + self.context.first
         count = (at // self.block - self.near).clamp(min=0)[:, None, None]
-        low, high = (count * part) // self.keep, (count * (part + 1)) // self.keep
+        # Division by multiplication, exact up to 2^32 / keep^2 blocks: compiled code knows no other on integers.
+        low, high = ((count * p * (2**32 // self.keep + 1)) >> 32 for p in (part, part + 1))
         lot = ((at[:, None, None] * 4099 + head) * 257 + part) * 65_537 + self.seed
         # Two rounds of an integer hash; the sign bit is cut off.
         for factor in (0x9E3779B97F4A7C1, 0x3F58476D1CE4E5B):
             lot = (lot ^ (lot >> 31)) * factor
-        drawn = low + ((lot >> 20) & 0xFFFFFFF) % (high - low).clamp(min=1)
+        drawn = low + ((((lot >> 20) & (2**28 - 1)) * (high - low)) >> 28)
         lists = torch.where(high > low, drawn, -1)[None]
         return Reach(blocks=BlockLists(size=self.block, near=self.near, lists=lists))
 
