@@ -63,7 +63,7 @@ def test_a_selector_pays_where_it_is_faster_at_the_longest_length() -> None:
                 "case": {"n": n, "step": "forward"}}  # fmt: skip
 
     rows = [row("buckets:size=4", 4096, 0.5), row("buckets:size=4", 65536, 3.0), row("top_blocks:keep=2", 65536, 0.9)]
-    found = {r.statement.partition(" ")[0]: r for r in get_claim("SEL4").judge({"bench": [{"rows": rows}]})}
+    found = {r.statement.partition(":")[0]: r for r in get_claim("SEL4").judge({"bench": [{"rows": rows}]})}
     assert found["buckets"].verdict == "holds" and found["top_blocks"].verdict == "does not hold"
     assert not get_claim("TH8").judge({"bench": [{"rows": rows}]})
 

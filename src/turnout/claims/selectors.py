@@ -31,6 +31,7 @@ LONG = {
     MARKLESS: "last_match:size=41,ngram=4,matches=4,follow=4,mark=false",
     "rank-8 blocks, token shift": "low_rank:block=16,keep=2,near=1,rank=8",
     "rank-8 blocks": "low_rank:block=16,keep=2,near=1,rank=8,shift=false",
+    "rank-8 blocks, token shift, shared": "low_rank:block=16,keep=2,near=1,rank=8,share=16",
     "buckets": "buckets:size=41,keep=8,tables=2,buckets=16",
     "buckets, token shift": "buckets:size=41,keep=8,tables=2,buckets=16,shift=1",
 }
@@ -53,6 +54,7 @@ RECALL = {
     "n-gram index": "last_match:size=25,ngram=1,matches=16",
     "rank-8 blocks, token shift": "low_rank:block=16,keep=2,rank=8",
     "rank-8 blocks": "low_rank:block=16,keep=2,rank=8,shift=false",
+    "rank-8 blocks, token shift, shared": "low_rank:block=16,keep=2,rank=8,share=16",
     "buckets": "buckets:size=25,keep=8,tables=2,buckets=16",
 }
 SMALL, LRS = "small", (3e-3, 1e-3, 1e-2)
@@ -244,10 +246,9 @@ def _judge_cost(seen: Summaries) -> list[Finding]:
     """One row a selector: from which length on it is faster than dense attention, its choice included."""
     measured = [row for record in seen.get("bench", []) for row in record["rows"] if row["ratio"]]
     findings = []
-    for name in SELECTORS:
-        rows = [row for row in measured if row["arm"].startswith(f"pattern:{name}:")]
-        if not rows:
-            continue
+    arms = dict.fromkeys(row["arm"] for row in measured if row["arm"].split(":")[1] in SELECTORS)
+    for arm in sorted(arms, key=lambda arm: (SELECTORS.index(arm.split(":")[1]), arm)):
+        rows, name = [row for row in measured if row["arm"] == arm], arm.removeprefix("pattern:")
         told = [
             f"N={row['case']['n']:,} {row['case']['step']} {row['ms']:.3g} ms, {min(row['ratio'].values()):.2f}x"
             for row in rows
@@ -257,7 +258,7 @@ def _judge_cost(seen: Summaries) -> list[Finding]:
         findings.append(
             Finding(
                 statement=f"{name} is faster than dense attention at {longest[0]['case']['n']:,} tokens, its choice "
-                f"included ({rows[0]['arm'].removeprefix('pattern:')})",
+                "included",
                 quoted="(ours)",
                 measured="; ".join(told),
                 n=len(rows),

@@ -171,22 +171,22 @@ def first_keys(log_decay: Tensor, rows: Tensor, groups: int, prune: Prune, head_
 def _key_lists(q: Tensor, k: Tensor, rows: Tensor | None, blocks: Blocks | TopBlocks | BlockLists) -> dict[str, Any]:
     """`keys`, `key_block`, `row_block` of `attend`: one list for a block of rows where rows are all, else one a row."""
     n_rows, n_keys, groups = q.shape[1], k.shape[1], k.shape[2]
-    shared = isinstance(blocks, Blocks) and rows is None and n_rows == n_keys
+    whole = rows is None and n_rows == n_keys
+    shared = (blocks.size if isinstance(blocks, Blocks) else getattr(blocks, "share", 1)) if whole else 1
     at = positions(q, k, rows).transpose(1, 2)
-    if shared:
-        at = at[:, :: blocks.size]
+    at = at[:, ::shared]
     own = (at // blocks.size)[..., None]
     near = own - torch.arange(blocks.near + 1, device=q.device)
     if isinstance(blocks, Blocks):
         far = torch.arange(0, -(-n_keys // blocks.size), blocks.stride, device=q.device).expand(*own.shape[:3], -1)
         far = torch.where(far < own - blocks.near, far, -1)
     elif isinstance(blocks, BlockLists):
-        far = blocks.lists if rows is None else _of_rows(blocks.lists, q, k, rows)
+        far = blocks.lists[:, ::shared] if rows is None else _of_rows(blocks.lists, q, k, rows)
     else:
         far = _best_blocks(q, k, own[..., 0], blocks)
     lists = torch.cat([part.expand(q.shape[0], -1, groups, -1) for part in (near, far)], -1)
     lists = torch.where(at[..., None] < 0, -1, lists).clamp(min=-1)
-    return {"keys": lists, "key_block": blocks.size, "row_block": blocks.size if shared else 1}
+    return {"keys": lists, "key_block": blocks.size, "row_block": shared}
 
 
 @torch.no_grad()
