@@ -60,7 +60,7 @@ def test_recall_of_keys_is_judged_at_the_best_rate_of_each(accuracy: float, verd
 def test_a_selector_pays_where_it_is_faster_at_the_longest_length() -> None:
     def row(arm: str, n: int, ratio: float) -> dict[str, Any]:
         return {"arm": f"pattern:{arm}", "ms": 1.0, "ratio": {"flash": ratio + 1, "cudnn": ratio},
-                "case": {"n": n, "step": "forward"}}  # fmt: skip
+                "case": {"n": n, "step": "forward", "heads": 2, "dim": 8, "dtype": "float32"}}  # fmt: skip
 
     rows = [row("buckets:size=4", 4096, 0.5), row("buckets:size=4", 65536, 3.0), row("top_blocks:keep=2", 65536, 0.9)]
     found = {r.statement.partition(":")[0]: r for r in get_claim("SEL4").judge({"bench": [{"rows": rows}]})}

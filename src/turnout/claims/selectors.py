@@ -253,6 +253,7 @@ def _judge_cost(seen: Summaries) -> list[Finding]:
             f"N={row['case']['n']:,} {row['case']['step']} {row['ms']:.3g} ms, {min(row['ratio'].values()):.2f}x"
             for row in rows
         ]
+        case = rows[0]["case"]
         longest = [row for row in rows if row["case"]["n"] == max(r["case"]["n"] for r in rows)]
         faster = [min(row["ratio"].values()) > 1 for row in longest]
         findings.append(
@@ -265,7 +266,7 @@ def _judge_cost(seen: Summaries) -> list[Finding]:
                 interval="medians of interleaved calls; the faster dense kernel decides",
                 control="flash and cuDNN in the same run; random_blocks chooses nothing",
                 verdict="holds" if all(faster) else "holds with changes" if any(faster) else "does not hold",
-                detail="16 heads of 128, bfloat16 on a GPU; times dense attention's speed behind the comma",
+                detail=f"{case['heads']} heads of {case['dim']}, {case['dtype']}; behind the comma times dense's speed",
             )
         )
     return findings
