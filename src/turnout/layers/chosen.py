@@ -18,6 +18,8 @@ from turnout.routers.pattern.reach import Buckets
 
 # Rows of a chunk, at least: wide enough for a matrix product.
 LEAST_ROWS = 16
+# Numbers picked at a time: torch counts those of a gradient on a GPU in 32 bits, and reads elsewhere beyond.
+MOST_PICKED = 2**30
 _HIDDEN = -1e30
 
 
@@ -104,6 +106,9 @@ def _codes(x: Tensor, axes: Tensor) -> Tensor:
 def _pick(x: Tensor, index: Tensor) -> Tensor:
     """x [B, S, G, D] at positions [B, R, L, K] -> [B, R, G, K, D]."""
     n_batch, n_keys, groups, dim = x.shape
+    piece = max(1, MOST_PICKED // (n_batch * index.shape[3] * groups * dim))
+    if index.shape[1] > piece:
+        return torch.cat([_pick(x, part) for part in index.split(piece, 1)], 1)
     first = torch.arange(n_batch, device=x.device)[:, None, None, None] * n_keys
     if index.shape[2] == 1:
         # One row of all kv heads at a time.
