@@ -86,7 +86,8 @@ def seen_before(
         name=f"seen_before_{task.replace(' ', '_')}".lower(),
         model=replace(base.model, layout=layout, routing=replace(base.model.routing, router=router)),
         schedule=schedule,
-        loop=replace(base.loop, savings=False, checkpoint_every=0),
+        # A closed gate of a learned router learns to open only where attention is computed for it too.
+        loop=replace(base.loop, savings=False, checkpoint_every=0, skip_below=0.0 if usage else base.loop.skip_below),
     )
 
 
