@@ -59,6 +59,10 @@ def _judge_directions(seen: Summaries) -> list[Finding]:
     def name(flow: str, direction: str, label: str) -> str:
         return f"{flow}, {label}" if direction == "after" else f"{flow}, {direction}, {label}"
 
+    # The study's own cells alone say nothing about directions.
+    if not any(name(flow, "before", label) in cells for flow, label in product(grids.FLOWS, grids.LABELS)):
+        return []
+
     def row(flow: str, label: str) -> str:
         return f"{flow} {cells.words(name(flow, d, label) for d in grids.DIRECTIONS)}"
 

@@ -71,7 +71,7 @@ def _segments() -> tuple[BedArm, ...]:
         fresh = tops | {"steps": 2500, "train_sequences": 0}
         run = fresh | {"lrs": (1e-2, 3e-2)}
         arms.append(_arm(f"{pool} of {size}, trained", run, selector=f"{spec},project=false", model=CODES))
-        run = fresh | {"lrs": (3e-3, 1e-2)}
+        run = fresh | {"lrs": (1e-2,)}
         arms.append(_arm(f"{pool} of {size}, projected", run, selector=spec, model=CODES))
         told, spec = f"{pool} of {size}, random", f"{spec},project=false"
         arms.append(_arm(told, UNTRAINED | tops, selector=spec, model=CODES, control=True))
@@ -89,7 +89,8 @@ def _scans() -> tuple[BedArm, ...]:
         prior = {"steps": 1000, "lrs": (1e-2,), "band": 100}
         arms.append(_arm(f"position only, {told}", prior, selector="position", label=label, task=task, control=True))
         causal = FLOWS["attention causal"]
-        arms.append(_arm(f"attention causal, {told}", {"band": 100}, flow=causal, label=label, task=task))
+        run = {"steps": 1000, "lrs": (1e-3,), "band": 100}
+        arms.append(_arm(f"attention causal, {told}", run, flow=causal, label=label, task=task))
         for form, state in product(("causal", "both"), STATES):
             flow = f"ssm:form={form},state={state}"
             name = f"ssm {form}, state of {state}, {told}"
