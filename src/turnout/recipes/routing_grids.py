@@ -86,10 +86,10 @@ def _scans() -> tuple[BedArm, ...]:
     arms = []
     for direction, label in product(DIRECTIONS[:2], LABELS):
         task, told = {"direction": direction, "min_distance": NEAREST}, f"{direction}, {label}"
-        prior = {"steps": 1000, "lrs": (1e-2,), "band": 100}
+        prior: dict[str, Any] = {"steps": 1000, "lrs": (1e-2,), "band": 100}
         arms.append(_arm(f"position only, {told}", prior, selector="position", label=label, task=task, control=True))
         causal = FLOWS["attention causal"]
-        run = {"steps": 1000, "lrs": (1e-3,), "band": 100}
+        run: dict[str, Any] = {"steps": 1000, "lrs": (1e-3,), "band": 100}
         arms.append(_arm(f"attention causal, {told}", run, flow=causal, label=label, task=task))
         for form, state in product(("causal", "both"), STATES):
             flow = f"ssm:form={form},state={state}"
