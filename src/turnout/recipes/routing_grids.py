@@ -68,8 +68,8 @@ def _segments() -> tuple[BedArm, ...]:
     for pool, size in product(POOLS, SIZES):
         spec, tops = f"segment:size={size},pool={pool}", {"tops": TOPS}
         # A fixed set of 8,000 is learned by heart.
-        fresh = tops | {"steps": 2500, "train_sequences": 0}
-        run = fresh | {"lrs": (1e-2, 3e-2)}
+        fresh: dict[str, Any] = tops | {"steps": 2500, "train_sequences": 0}
+        run: dict[str, Any] = fresh | {"lrs": (1e-2, 3e-2)}
         arms.append(_arm(f"{pool} of {size}, trained", run, selector=f"{spec},project=false", model=CODES))
         run = fresh | {"lrs": (1e-2,)}
         arms.append(_arm(f"{pool} of {size}, projected", run, selector=spec, model=CODES))
