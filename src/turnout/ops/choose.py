@@ -71,15 +71,45 @@ def best_blocks(asks: Tensor, holds: Tensor, before: Tensor, keep: int) -> Tenso
     place, found = torch.arange(n_blocks, device=holds.device), []
     for start in range(0, n_rows, piece):
         score = torch.einsum("brld,bnld->brln", asks[:, start : start + piece], holds)
-        score = score.masked_fill_(place >= before[:, start : start + piece, :, None], -torch.inf)
+        score = score.masked_fill(place >= before[:, start : start + piece, :, None], -torch.inf)
         best = []
         # A few largest one after another: sorting all of them, as topk does, costs more than reading them again.
         for _ in range(keep):
             value, index = score.max(-1, keepdim=True)
             best.append(torch.where(value == -torch.inf, -1, index))
-            score.scatter_(-1, index, -torch.inf)
+            score = score.scatter(-1, index, -torch.inf)
         found.append(torch.cat(best, -1))
     return torch.cat(found, 1)
+
+
+@torch.library.custom_op(
+    "turnout::block_lots", mutates_args=(), schema="(Tensor at, Tensor before, int lists, int keep, int seed) -> Tensor"
+)
+def block_lots(at: Tensor, before: Tensor, lists: int, keep: int, seed: int) -> Tensor:
+    """One block of each of `keep` equal parts of those before a row, by lot; -1 where a part is empty.
+
+    The lot hangs on (at, list, part, seed) alone. One operator of its own, because compilers take integers like these
+    for numbers of 32 bits.
+
+    Args:
+        at: what tells rows apart, int64 [R]; before: blocks a row may choose from, int64 [R].
+    Returns:
+        int64 [R, L, K].
+    """
+    part, place = torch.arange(keep, device=at.device), torch.arange(lists, device=at.device)[:, None]
+    count = before.clamp(min=0)[:, None, None]
+    low, high = count * part // keep, count * (part + 1) // keep
+    lot = ((at[:, None, None] * 4099 + place) * 257 + part) * 65_537 + seed
+    # Two rounds of an integer hash; the sign bit is cut off.
+    for factor in (0x9E3779B97F4A7C1, 0x3F58476D1CE4E5B):
+        lot = (lot ^ (lot >> 31)) * factor
+    drawn = low + ((lot >> 20) & (2**28 - 1)) % (high - low).clamp(min=1)
+    return torch.where(high > low, drawn, -1)
+
+
+@block_lots.register_fake
+def _fake_lots(at: Tensor, before: Tensor, lists: int, keep: int, seed: int) -> Tensor:
+    return at.new_empty(at.shape[0], lists, keep)
 
 
 def without_repeats(keys: Tensor) -> Tensor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from turnout.errors import ConfigError
+from turnout.ops.choose import block_lots
 from turnout.routers.mode import RoutingMode
 from turnout.routers.pattern.base import PATTERNS, Pattern, PatternContext, check_share, check_window, keys_in_blocks
 from turnout.routers.pattern.reach import BlockLists, Reach
@@ -49,19 +49,11 @@ class RandomBlocksPattern(Pattern):
         self.block, self.keep, self.near, self.share, self.seed = block, keep, near, share, seed
 
     def reach(self, x: Tensor, *, at: Tensor, length: int, state: Any, mode: RoutingMode) -> Reach:
-        part = torch.arange(self.keep, device=at.device)
-        head = torch.arange(self.context.kv_heads, device=at.device)[:, None] + self.context.first
-        first = at - at % self.share
-        count = (at // self.block - self.near).clamp(min=0)[:, None, None]
-        # Division by multiplication, exact up to 2^32 / keep^2 blocks: compiled code knows no other on integers.
-        low, high = ((count * p * (2**32 // self.keep + 1)) >> 32 for p in (part, part + 1))
-        lot = ((first[:, None, None] * 4099 + head) * 257 + part) * 65_537 + self.seed
-        # Two rounds of an integer hash; the sign bit is cut off.
-        for factor in (0x9E3779B97F4A7C1, 0x3F58476D1CE4E5B):
-            lot = (lot ^ (lot >> 31)) * factor
-        drawn = low + ((((lot >> 20) & (2**28 - 1)) * (high - low)) >> 28)
-        lists = torch.where(high > low, drawn, -1)[None]
-        return Reach(blocks=BlockLists(size=self.block, near=self.near, share=self.share, lists=lists))
+        lot = block_lots(
+            at - at % self.share, at // self.block - self.near, self.context.kv_heads, self.keep,
+            self.seed + 2**20 * self.context.first,
+        )  # fmt: skip
+        return Reach(blocks=BlockLists(size=self.block, near=self.near, share=self.share, lists=lot[None]))
 
     def mean_keys(self, length: int) -> float:
         return keys_in_blocks(length, self.block, self.keep, self.near)
