@@ -169,10 +169,12 @@ def _judge_recall(seen: Summaries) -> list[Finding]:
     """One row a selector: does it hold more of a dense model's far attention than as many blocks drawn by lot?"""
     findings = []
     for size, arms in sizes(seen):
-        records = [r for r in arms.get(DENSE, []) if r.get("recall")]
         specs = SHORT if size else LONG
-        for name in (n for n in specs if n not in (DENSE, WINDOW, LOT, MARKLESS) and records):
+        for name in (n for n in specs if n not in (DENSE, WINDOW, LOT, MARKLESS)):
             spec = specs[name]
+            records = [r for r in arms.get(DENSE, []) if spec in r.get("recall", {})]
+            if not records:
+                continue
             found = {key: [_mean(r["recall"][spec][key]) for r in records] for key in records[0]["recall"][spec]}
             by_lot = [_mean(r["recall"][specs[LOT]]["far"]) for r in records]
             near = [_mean(r["recall"][specs[WINDOW]]["mass"]) for r in records]
@@ -266,7 +268,8 @@ def _judge_cost(seen: Summaries) -> list[Finding]:
                 interval="medians of interleaved calls; the faster dense kernel decides",
                 control="flash and cuDNN in the same run; random_blocks chooses nothing",
                 verdict="holds" if all(faster) else "holds with changes" if any(faster) else "does not hold",
-                detail=f"{case['heads']} heads of {case['dim']}, {case['dtype']}; behind the comma times dense's speed",
+                detail=f"{case['heads']} heads of {case['dim']}, {case['dtype']}; last, times dense's speed; at commit"
+                f" {', '.join(sorted({row.get('commit', 'unknown')[:7] for row in rows}))}",
             )
         )
     return findings
