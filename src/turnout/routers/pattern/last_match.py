@@ -33,8 +33,8 @@ class LastMatchPattern(Pattern):
         ngram: tokens that must agree, >= 1; they are compared one by one, whatever their hash.
         matches: places a row reads from, the latest ones, >= 1.
         follow: tokens read at each, >= 1.
-        mark: learn a log weight of the found keys for each head, 0 at first; else a head cannot tell them from its
-            window.
+        mark: learn a log weight of the found keys for each head, 0 at first; without positions a head has nothing else
+            to tell them from its window by.
     Raises:
         UnsupportedError: the pass has no token ids (`RoutingMode.tokens`; a model fills it in).
     State: token ids of the past, int64 [B, S, 1].
