@@ -27,7 +27,9 @@ def test_an_index_is_judged_beside_what_is_learned_at_its_usage_and_nothing_else
     assert row.verdict == "holds" and row.n == 3 and "tokens 99.0 (98.9-99.1) % at 7.5 %" in row.measured
     assert [part.partition(" as ")[0] for part in row.control.split("; ")] == ["linear", "random"]
     assert "ema at a quarter 100.0 (100.0-100.0) % at 27 %" in row.detail
-    seen["ema as tokens, small"] = records(1.0, 0.076)
+    assert "within a tenth" not in row.detail
+    seen["ema as tokens, small"] = records(1.0, 0.05)
+    assert "not within a tenth of the index's usage: ema as tokens 0.67 x; " in judge(seen)[0].detail
     assert judge({**seen, "tokens, small": records(0.98, 0.075)})[0].verdict == "does not hold"
 
 

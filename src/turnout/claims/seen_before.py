@@ -163,8 +163,18 @@ def _finding(task: str, index: str, mine: Summaries, same: Summaries) -> Finding
         interval=behind,
         control=_list(same),
         verdict=verdict,
-        detail=f"at usages of their own: {_list(others)}",
+        detail=_off(equals, _usage(records)) + f"at usages of their own: {_list(others)}",
     )
+
+
+def _off(equals: Summaries, usage: float) -> str:
+    """Budgets that did not land where they should, in words."""
+    off = [
+        f"{name} {_usage(rs) / usage:.2f} x"
+        for name, rs in equals.items()
+        if not 1 / SAME <= _usage(rs) / usage <= SAME
+    ]
+    return f"not within a tenth of the index's usage: {', '.join(off)}; " if off else ""
 
 
 def _paired(records: Records, other: Records) -> list[float]:
