@@ -23,7 +23,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDes
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from turnout.ops import scan_kernel, suppress_kernel
-from turnout.ops.attend.triton import backward, forward
+from turnout.ops.attend.triton import backward, forward, singles
 from turnout.ops.attend.triton.configs import (
     DKDV_WITH_OPTIONS,
     DKDV_WITH_SUMS,
@@ -177,4 +177,25 @@ def scan_misfits(capability: int) -> list[str]:
             arguments = {p.name: known[p.name] if p.name in known else torch.zeros(1) for p in kernel.params}
             options = {"num_warps": scan_kernel.WARPS, "num_stages": 3}
             found.append(misfit(kernel, arguments, options, capability, f"{kernel.__name__} {precision}"))
+    return [words for words in found if words]
+
+
+def singles_misfits(capability: int) -> list[str]:
+    """What does not fit of the kernels of a window and single keys, heads grouped or not."""
+    found: list[str] = []
+
+    def record(kernel: Any, n_programs: int, arguments: dict[str, Any], *, warps: int, stages: int = 1) -> None:
+        options = {"num_warps": warps, "num_stages": stages}
+        name = f"{kernel.__name__} head dim {arguments['D']}, {arguments['KV_HEADS']} kv heads"
+        found.append(misfit(kernel, arguments, options, capability, name))
+
+    singles.run = record
+    singles.forward = lambda job, keep: (job.q.clone(), job.q, torch.zeros(B, job.kv_heads, job.n_packed))
+    singles.backward = lambda job, *_, **__: tuple(torch.zeros_like(x) for x in (job.q, job.k, job.k))
+    for dim, groups, dtype in ((128, G, torch.bfloat16), (256, H, torch.float32)):
+        q, k = torch.zeros(B, R, H, dim, dtype=dtype), torch.zeros(B, S, groups, dim, dtype=dtype)
+        keys, mark = torch.zeros(B, R, 1 if groups == G else G, 4, dtype=torch.int32), torch.zeros(H)
+        keys = keys if groups == G else keys.repeat(1, 1, groups // G, 1)
+        o, lse = singles.singles_attend(q, k, k, keys, mark, 16)
+        singles.singles_backward(q, o, lse, q, k, k, keys, mark, 16)
     return [words for words in found if words]

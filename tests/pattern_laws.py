@@ -41,9 +41,13 @@ LIVELY = {
 }
 
 
+# Ways of a pattern that its spec in `LIVELY` does not go.
+MORE = ("random_blocks:block=4,keep=1,share=2", "low_rank:block=4,keep=1,rank=2,share=2,shift=false")
+
+
 def lively() -> list[str]:
-    """One spec of every registered pattern."""
-    return [LIVELY.get(name, name) for name in PATTERNS.names()]
+    """One spec of every registered pattern, and some with other ways."""
+    return [*(LIVELY.get(name, name) for name in PATTERNS.names()), *MORE]
 
 
 def build(spec: str) -> Pattern:

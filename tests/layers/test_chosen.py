@@ -81,6 +81,13 @@ def test_listed_rows_read_the_same(lists: int, row_lists: int) -> None:
     )  # fmt: skip
 
 
+def test_keys_picked_in_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors, keys = inputs(20, 33), keys_of(20, 33, GROUPS)
+    whole = near_and_chosen(*tensors, keys, 4, None)
+    monkeypatch.setattr("turnout.layers.chosen.MOST_PICKED", 500)
+    assert torch.equal(near_and_chosen(*tensors, keys, 4, None), whole)
+
+
 @pytest.mark.parametrize("shift", [0, 1])
 def test_buckets_hold_the_latest_keys_of_the_query_s_axis(shift: int) -> None:
     q, k, _ = inputs(20, 30)

@@ -120,7 +120,7 @@ def test_records_repeat_exactly_and_carry_curve_and_mechanics() -> None:
     assert first == again
     run = first[0]["runs"][0]
     assert [point[0] for point in run["curve"]] == [10, 20, 30]
-    assert {"k90", "k90_untrained", "cosine_gap", "pk_random_twin"} <= run.keys()
+    assert {"k90", "k90_untrained", "cosine_gap", "pk_random_twin", "pk_shuffled"} <= run.keys()
 
 
 def test_precision_is_told_by_distance_and_at_other_numbers_of_picks() -> None:

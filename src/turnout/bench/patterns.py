@@ -53,14 +53,14 @@ def default_specs(n: int) -> tuple[str, ...]:
 def selectors(n: int) -> tuple[str, ...]:
     """Patterns that choose keys by content, and a lot beside them: 256 keys a row, or fewer in short sequences.
 
-    Blocks of 64 keys, a row's own among them; where a window holds half of the keys, as many as it may are chosen
-    beside it one by one, but for buckets, whose lists differ between heads and cost a copy each.
+    Blocks of 64 keys, a row's own among them, chosen by each row (top_blocks) or for all rows of a block; or half of
+    the keys in a window and 16 or 8 chosen one by one beside it.
     """
     b, w = (64, 128) if n >= 1024 else (16, 32)
     return (
-        f"random_blocks:block={b},keep=2,near=1",
+        f"random_blocks:block={b},keep=2,near=1,share={b}",
+        f"low_rank:block={b},keep=2,near=1,rank=8,share={b}",
         f"top_blocks:block={b},keep=2,near=1",
-        f"low_rank:block={b},keep=2,near=1,rank=8",
         f"last_match:size={w},ngram=4,matches=4,follow=4",
         f"buckets:size={w},keep=4,tables=2,buckets=64" if n >= 1024 else f"buckets:size={w},keep=4,tables=2",
     )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from turnout.probe.causality import certify
 from turnout.probe.distance import attention_distances
 from turnout.probe.recall import attention_recall
 from turnout.tasks import Batch, Task
@@ -20,6 +21,8 @@ from turnout.train.loop import Trainer
 LONGER = 4
 _LONGER_SEQUENCES = 64
 _EVIDENCE_SEQUENCES = 256
+# Tokens of a certificate: several blocks of 16 beyond those that every row reads.
+_CERTIFIED = 160
 # What the attention of a dense model is held against.
 CUTS = (
     "window:size=64",
@@ -60,14 +63,16 @@ def look(trainer: Trainer) -> dict[str, Any]:
 
 
 def look_at_choice(trainer: Trainer, specs: Sequence[str], *, near: int) -> dict[str, Any]:
-    """Loss by slice, and of a dense model the share of its attention that each selector's keys hold."""
+    """Loss by slice, the causality certificate, and of a dense model the share of its attention that each selector's
+    keys hold."""
     found: dict[str, Any] = {"slices": trainer.last_eval["slices"] | _by_evidence(trainer)}
-    if trainer.config.model.pattern == "full":
-        # Compiled blocks would not stop where a probe looks.
-        with torch.compiler.set_stance("force_eager"):
+    # Compiled blocks would not stop where a probe looks.
+    with torch.compiler.set_stance("force_eager"):
+        if trainer.config.model.pattern == "full":
             seen = attention_recall(trainer.model, trainer.task, patterns=specs, near=near)
-        found["recall"] = {spec: asdict(recall) for spec, recall in seen.items()}
-    return found
+            found["recall"] = {spec: asdict(recall) for spec, recall in seen.items()}
+        certificate = certify(trainer.model, length=_CERTIFIED, positions=4)
+    return found | {"causal": certificate.causal, "certificate": str(certificate)}
 
 
 def evidence_distance(tokens: Tensor, gram: int = 4) -> Tensor:

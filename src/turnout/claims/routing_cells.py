@@ -32,6 +32,12 @@ class Cells:
         found = {name: precision(records) for name, records in self.seen.items()}
         return "; ".join(f"{name} {100 * p.low:.1f}-{100 * p.high:.1f}" for name, p in sorted(found.items()))
 
+    def shuffled(self) -> str:
+        """What the queries of another sequence find at most, over all arms and runs."""
+        runs = (run for records in self.seen.values() for record in records for run in record["runs"])
+        found = [run["pk_shuffled"] for run in runs if "pk_shuffled" in run]
+        return f"queries of another sequence find at most {100 * max(found):.1f}" if found else ""
+
     def seeds(self) -> int:
         return min(map(len, self.seen.values()), default=0)
 
@@ -40,6 +46,7 @@ class Cells:
         parts = (detail, f"intervals: {self.intervals()}")
         return Finding(
             statement=f"(ours) {statement}", quoted="(ours)", measured=measured, n=self.seeds(),
-            interval="of every cell in the detail", control=control, verdict=shared_verdict(same),
+            interval="of every cell in the detail",
+            control="; ".join(filter(None, (control, self.shuffled()))), verdict=shared_verdict(same),
             detail=". ".join(part for part in parts if part),
         )  # fmt: skip

@@ -59,6 +59,10 @@ def _judge_directions(seen: Summaries) -> list[Finding]:
     def name(flow: str, direction: str, label: str) -> str:
         return f"{flow}, {label}" if direction == "after" else f"{flow}, {direction}, {label}"
 
+    # The study's own cells alone say nothing about directions.
+    if not any(name(flow, "before", label) in cells for flow, label in product(grids.FLOWS, grids.LABELS)):
+        return []
+
     def row(flow: str, label: str) -> str:
         return f"{flow} {cells.words(name(flow, d, label) for d in grids.DIRECTIONS)}"
 
@@ -115,16 +119,16 @@ def _judge_segments(seen: Summaries) -> list[Finding]:
 
     codes = ("random", "trained", "projected")
 
+    def told(k: int, *names: str) -> str:
+        return "/".join("–" if math.isnan(v) else f"{100 * v:.0f}" for v in (top(name, k) for name in names))
+
     def row(k: int) -> str:
         parts = []
         for size in grids.SIZES:
-            pairs = (
-                f"{pool} " + "/".join(f"{100 * top(f'{pool} of {size}, {code}', k):.0f}" for code in codes)
-                for pool in grids.POOLS
-            )
+            pools = (f"{pool} {told(k, *(f'{pool} of {size}, {code}' for code in codes))}" for pool in grids.POOLS)
             chance = 100 * k / (512 // size - 1)
-            bloom = 100 * top(f"Bloom filter of {size}", k)
-            parts.append(f"{size} tokens [{chance:.1f}]: {', '.join(pairs)}, Bloom {bloom:.0f}")
+            bloom = told(k, f"Bloom filter of {size}")
+            parts.append(f"{size} tokens [{chance:.1f}]: {', '.join(pools)}, Bloom {bloom}")
         return "; ".join(parts)
 
     names = (f"{pool} of {size}" for pool, size in product(grids.POOLS, grids.SIZES))

@@ -123,9 +123,9 @@ def chance_of_published(quoted: str) -> float:
 
 def _finding(row: Any, seen: Summaries, controls: Summaries, scale: str) -> Finding | None:
     arms = [(arm, seen[f"{arm.name}, {scale}"]) for arm in row.arms if arm.name in _there(row, seen, scale)]
-    if not arms:
-        return None
     tested = [(arm, records) for arm, records in arms if not arm.control]
+    if not arms or (row.like and not tested):
+        return None
     words = "; ".join(_words(arm.name, records, row.metric) for arm, records in arms)
     n = min(len(records) for _, records in tested or arms)
     routes = row.metric == "precision"

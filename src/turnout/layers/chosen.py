@@ -10,17 +10,23 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, pad
 
+from turnout.ops.attend.call import autocast
+from turnout.ops.attend.reference import compute_dtype
+from turnout.ops.attend.triton.support import MAX_HEAD_DIM, why_not_here
 from turnout.ops.choose import latest, without_repeats
 from turnout.routers.pattern.reach import Buckets
 
 # Rows of a chunk, at least: wide enough for a matrix product.
 LEAST_ROWS = 16
+# Numbers picked at a time: torch counts those of a gradient on a GPU in 32 bits, and reads elsewhere beyond.
+MOST_PICKED = 2**30
 _HIDDEN = -1e30
 
 
 def near_and_chosen(
-    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, window: int, rows: Tensor | None, *, mark: Tensor | None = None
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, window: int, rows: Tensor | None, *, mark: Tensor | None = None,
+    impl: str = "auto",
+) -> Tensor:  # fmt: skip
     """Softmax attention of each row t to s with t - window < s <= t, and to its chosen keys s <= t - window.
 
     Args:
@@ -29,16 +35,22 @@ def near_and_chosen(
         window: w >= 1.
         rows: positions int64 [B or 1, L, R], -1 = empty slot; None = the last R.
         mark: log weight [H] of a chosen key outside the window.
+        impl: "auto" runs the kernels where they can; "reference" is torch alone.
     Returns:
         o: like q; 0 in an empty slot.
     Cost: O(R·(w + K)·H·D) multiply-adds, O(R·(w + K)·H) weights, and a copy of the chosen keys and values, R·K·G·D
-        numbers each; rows that are listed have their windows copied too. On a GPU the gradients of a key that several
-        rows chose are summed by sorting, in one order.
+        numbers each; rows that are listed have their windows copied too. The kernels copy nothing. The gradients of a
+        key that several rows chose are summed in one order.
     """
-    groups, number = k.shape[2], torch.float64 if q.dtype == torch.float64 else torch.float32
+    groups, number = k.shape[2], compute_dtype(q.dtype)
     at = torch.arange(k.shape[1] - q.shape[1], k.shape[1], device=q.device)[None, :, None, None]
     at = at if rows is None else rows.transpose(1, 2)[..., None]
     far = keys.masked_fill(keys > at - window, -1)
+    if impl == "auto" and rows is None and q.is_cuda and not _why_not_kernel(q):
+        # Not at the top: `import turnout` does not import Triton.
+        from turnout.ops.attend.triton.singles import window_and_singles
+
+        return window_and_singles(*autocast(q, k, v), far.expand(len(q), -1, -1, -1), window, mark)
     if rows is not None:
         near = (at - torch.arange(window, device=q.device)).clamp(min=-1)
         near, far = (part.expand(len(q), -1, max(far.shape[2], at.shape[2]), -1) for part in (near, far))
@@ -48,8 +60,8 @@ def near_and_chosen(
     heads = q.unflatten(2, (groups, -1))
     score = torch.einsum("brgfd,brgkd->bgfrk", heads, _pick(k, index)).to(number) * q.shape[-1] ** -0.5
     if mark is not None:
-        more = mark.to(number).view(groups, -1, 1, 1)
-        score = torch.cat([score[..., : keys.shape[-1]] + more, score[..., keys.shape[-1] :]], -1)
+        single = torch.arange(score.shape[-1], device=q.device) < keys.shape[-1]
+        score = score + mark.to(number).view(groups, -1, 1, 1) * single
     score = score.masked_fill(~seen, _HIDDEN)
     if rows is None:
         score = torch.cat([score, _near_scores(heads, k, window).to(number) * q.shape[-1] ** -0.5], -1)
@@ -59,6 +71,13 @@ def near_and_chosen(
         return (o + _near_values(weight[..., index.shape[-1] :], v, window)).flatten(2, 3)
     empty = (at[..., 0] < 0).expand(-1, -1, groups)[..., None, None]
     return o.masked_fill(empty, 0.0).flatten(2, 3)
+
+
+def _why_not_kernel(q: Tensor) -> str:
+    """The first reason why the kernels cannot run; "" if there is none."""
+    if q.dtype == torch.float64 or q.shape[3] > MAX_HEAD_DIM:
+        return f"q is {q.dtype} of head dim {q.shape[3]}"
+    return why_not_here(q.device.type, q.device.index or 0)
 
 
 @torch.no_grad()
@@ -87,6 +106,9 @@ def _codes(x: Tensor, axes: Tensor) -> Tensor:
 def _pick(x: Tensor, index: Tensor) -> Tensor:
     """x [B, S, G, D] at positions [B, R, L, K] -> [B, R, G, K, D]."""
     n_batch, n_keys, groups, dim = x.shape
+    piece = max(1, MOST_PICKED // (n_batch * index.shape[3] * groups * dim))
+    if index.shape[1] > piece:
+        return torch.cat([_pick(x, part) for part in index.split(piece, 1)], 1)
     first = torch.arange(n_batch, device=x.device)[:, None, None, None] * n_keys
     if index.shape[2] == 1:
         # One row of all kv heads at a time.

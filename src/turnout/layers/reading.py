@@ -16,7 +16,7 @@ from turnout.layers.chosen import keys_of_buckets, near_and_chosen
 from turnout.layers.dilation import dilated
 from turnout.ops.attend import attend
 from turnout.ops.attend.decode import decode_attend
-from turnout.ops.attend.reference import sum_decay, suppress_directions
+from turnout.ops.attend.reference import compute_dtype, sum_decay, suppress_directions
 from turnout.ops.choose import best_blocks
 from turnout.ops.shorten import shorten
 from turnout.routers.direction import Cut
@@ -108,7 +108,7 @@ def _around(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor | None, 
     if impl not in ("auto", "reference"):
         raise UnsupportedError(f"impl={impl!r} has no bias, contextual positions or dilation; use impl='auto'")
     if reach.chosen is not None:
-        return _chosen(q, k, v, reach, rows)
+        return _chosen(q, k, v, reach, rows, impl)
     if reach.dilation is not None:
         return _blank(dilated(q, k, v, reach.dilation, positions(q, k, rows), whole=rows is None), rows)
     if rows is None and reach.window is not None and not reach.sinks and reach.contextual is None:
@@ -171,22 +171,22 @@ def first_keys(log_decay: Tensor, rows: Tensor, groups: int, prune: Prune, head_
 def _key_lists(q: Tensor, k: Tensor, rows: Tensor | None, blocks: Blocks | TopBlocks | BlockLists) -> dict[str, Any]:
     """`keys`, `key_block`, `row_block` of `attend`: one list for a block of rows where rows are all, else one a row."""
     n_rows, n_keys, groups = q.shape[1], k.shape[1], k.shape[2]
-    shared = isinstance(blocks, Blocks) and rows is None and n_rows == n_keys
+    whole = rows is None and n_rows == n_keys
+    shared = (blocks.size if isinstance(blocks, Blocks) else getattr(blocks, "share", 1)) if whole else 1
     at = positions(q, k, rows).transpose(1, 2)
-    if shared:
-        at = at[:, :: blocks.size]
+    at = at[:, ::shared]
     own = (at // blocks.size)[..., None]
     near = own - torch.arange(blocks.near + 1, device=q.device)
     if isinstance(blocks, Blocks):
         far = torch.arange(0, -(-n_keys // blocks.size), blocks.stride, device=q.device).expand(*own.shape[:3], -1)
         far = torch.where(far < own - blocks.near, far, -1)
     elif isinstance(blocks, BlockLists):
-        far = blocks.lists if rows is None else _of_rows(blocks.lists, q, k, rows)
+        far = blocks.lists[:, ::shared] if rows is None else _of_rows(blocks.lists, q, k, rows)
     else:
         far = _best_blocks(q, k, own[..., 0], blocks)
     lists = torch.cat([part.expand(q.shape[0], -1, groups, -1) for part in (near, far)], -1)
     lists = torch.where(at[..., None] < 0, -1, lists).clamp(min=-1)
-    return {"keys": lists, "key_block": blocks.size, "row_block": blocks.size if shared else 1}
+    return {"keys": lists, "key_block": blocks.size, "row_block": shared}
 
 
 @torch.no_grad()
@@ -194,12 +194,14 @@ def _best_blocks(q: Tensor, k: Tensor, own: Tensor, blocks: TopBlocks) -> Tensor
     """For each row and kv head the whole blocks, before its own and those near it, that fit best: [B, R, G, K]."""
     groups = k.shape[2]
     whole = k.shape[1] // blocks.size
-    means = k[:, : whole * blocks.size].unflatten(1, (whole, blocks.size)).float().mean(2)
-    asked = q.unflatten(2, (groups, -1)).float().sum(3)
-    return best_blocks(asked, means, own - blocks.near, blocks.keep)
+    number = compute_dtype(q.dtype)
+    means = k[:, : whole * blocks.size].unflatten(1, (whole, blocks.size)).to(number).mean(2)
+    asked = q.unflatten(2, (groups, -1)).to(number).sum(3)
+    # Sums in full precision, and their products in that of the attention they stand for.
+    return best_blocks(asked.to(q.dtype), means.to(q.dtype), own - blocks.near, blocks.keep)
 
 
-def _chosen(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor | None) -> Tensor:
+def _chosen(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor | None, impl: str) -> Tensor:
     """A window and single keys, found by the tokens or by the buckets of queries and keys."""
     assert reach.chosen is not None and reach.window is not None
     if isinstance(reach.chosen, Buckets):
@@ -207,7 +209,7 @@ def _chosen(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor | None) 
     else:
         keys = reach.chosen if rows is None else _of_rows(reach.chosen, q, k, rows)
     at = None if rows is None else positions(q, k, rows)
-    return near_and_chosen(q, k, v, keys, reach.window, at, mark=reach.mark)
+    return near_and_chosen(q, k, v, keys, reach.window, at, mark=reach.mark, impl=impl)
 
 
 def _parts(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor | None, impl: str) -> Tensor:

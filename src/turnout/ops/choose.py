@@ -71,9 +71,14 @@ def best_blocks(asks: Tensor, holds: Tensor, before: Tensor, keep: int) -> Tenso
     place, found = torch.arange(n_blocks, device=holds.device), []
     for start in range(0, n_rows, piece):
         score = torch.einsum("brld,bnld->brln", asks[:, start : start + piece], holds)
-        late = place >= before[:, start : start + piece, :, None]
-        best = score.masked_fill(late, -torch.inf).topk(keep, dim=-1)
-        found.append(torch.where(best.values == -torch.inf, -1, best.indices))
+        score = score.masked_fill_(place >= before[:, start : start + piece, :, None], -torch.inf)
+        best = []
+        # A few largest one after another: sorting all of them, as topk does, costs more than reading them again.
+        for _ in range(keep):
+            value, index = score.max(-1, keepdim=True)
+            best.append(torch.where(value == -torch.inf, -1, index))
+            score.scatter_(-1, index, -torch.inf)
+        found.append(torch.cat(best, -1))
     return torch.cat(found, 1)
 
 

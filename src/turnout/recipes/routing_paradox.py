@@ -67,12 +67,12 @@ class BedArm:
         if self.mqar:
             task = TrailingMQARConfig(length=64 if scale == SMALL else 256, label=self.label, **self.task)  # type: ignore[arg-type]
         else:
-            far = {"min_distance": 200 * length // 512}
-            task = RetrievalConfig(length=length, label=self.label, **(far | dict(self.task)))  # type: ignore[arg-type]
+            usual = {"length": length, "label": self.label, "min_distance": 200 * length // 512}
+            task = RetrievalConfig(**(usual | dict(self.task)))  # type: ignore[arg-type]
         segments = "{segment}" in self.selector
-        usual = {"width": 32 if scale == SMALL else 128, "expand": int(self.label == "key" and not segments)}
+        bed = {"width": 32 if scale == SMALL else 128, "expand": int(self.label == "key" and not segments)}
         selector = self.selector.replace("{segment}", segment)
-        model = TestBedConfig(flow=self.flow, selector=selector, **(usual | dict(self.model)))
+        model = TestBedConfig(flow=self.flow, selector=selector, **(bed | dict(self.model)))
         base = BedRunConfig(
             name=f"{self.name}, {scale}", seed=seed, task=task, model=model,
             lrs=(1e-3, 3e-3, 1e-2) if scale == SMALL else (1e-4, 3e-4, 1e-3, 3e-3),

@@ -149,6 +149,24 @@ ROWS = (
         arms=(
             *both("shift", flow="shift"),
             *both("shift, then attention", flow="attention:taps=2", full=BRIEF, quick=False),
+            # Embeddings of 0.02 drown in what a block of attention writes.
+            BedArm(
+                name="shift, then attention, value, N(0,1) embeddings",
+                flow="attention:taps=2",
+                label="value",
+                full=BRIEF,
+                model={"init_std": 1.0},
+                quick=False,
+            ),
+            BedArm(
+                name="attention, value, N(0,1) embeddings",
+                flow="attention",
+                label="value",
+                full=BRIEF,
+                model={"init_std": 1.0},
+                quick=False,
+                control=True,
+            ),
             BedArm(name="shift of 4 taps, value", flow="shift:taps=4", label="value"),
             BedArm(name="shift split by halves, value", flow="shift:split=true", label="value"),
             BedArm(name="shift, value, filler may repeat", flow="shift", label="value", task={"filler": "may_repeat"}),

@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -343,16 +344,19 @@ class StackedTrainer:
         }
         source = torch.Generator().manual_seed(row)
         kept = max(1, config.model.width // 4)
-        twin = torch.randn(q.shape, generator=source)
-        forms = {
-            "pk_top_quarter": projected(q, k, kept),
-            "pk_random_quarter": projected(q, k, kept, random=source),
-            "pk_random_weights": torch.randn(q.shape, generator=source).T @ torch.randn(q.shape, generator=source),
-            "pk_random_twin": twin.T @ twin,
+        draw = partial(torch.randn, q.shape, generator=source)
+        twin = draw()
+        asked = {
+            "pk_top_quarter": rows @ projected(q, k, kept),
+            "pk_random_quarter": rows @ projected(q, k, kept, random=source),
+            "pk_random_weights": rows @ draw().T @ draw(),
+            "pk_random_twin": rows @ twin.T @ twin,
+            # Queries of another sequence: what no key has to do with.
+            "pk_shuffled": rows.roll(1, 0) @ q.T @ k,
         }
         itself = torch.arange(x.shape[1]) == at[..., None]
-        for name, form in forms.items():
-            score = (rows @ form @ x.transpose(1, 2)).masked_fill(itself, -torch.inf)
+        for name, queries in asked.items():
+            score = (queries @ x.transpose(1, 2)).masked_fill(itself, -torch.inf)
             values[name] = round(float(routing_metrics(score, evidence, k=config.model.k)["pk"]), 4)
         return values
 

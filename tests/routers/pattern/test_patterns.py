@@ -194,9 +194,11 @@ CHANGED: dict[str, dict[str, str]] = {
     "dilated:branches=(4/1+8/2),detach=true": {"branches": "4/1+16/2", "detach": "false"},
     "strided:block=2,near=1,stride=3": {"block": "1", "near": "2", "stride": "2"},
     "top_blocks:block=2,keep=1,near=1": {"block": "3", "keep": "2", "near": "2"},
-    "random_blocks:block=2,keep=1,near=1,seed=0": {"block": "3", "keep": "2", "near": "2", "seed": "1"},
-    "low_rank:block=2,keep=1,near=1,rank=3,shift=true": {
-        "block": "3", "keep": "2", "near": "2", "rank": "4", "shift": "false",
+    "random_blocks:block=2,keep=1,near=1,share=1,seed=0": {
+        "block": "3", "keep": "2", "near": "2", "share": "2", "seed": "1",
+    },
+    "low_rank:block=2,keep=1,near=1,rank=3,shift=true,share=1": {
+        "block": "3", "keep": "2", "near": "2", "rank": "4", "shift": "false", "share": "2",
     },
     "last_match:size=3,ngram=1,matches=1,follow=1,mark=true": {
         "size": "4", "ngram": "2", "matches": "2", "follow": "2", "mark": "false",
@@ -283,6 +285,7 @@ BAD = [
     ("gated_window:closed=0", r"closed=0.0.*0 < closed <= 1"),
     ("top_blocks:near=-1", "near=-1; expected block >= 1, keep >= 1 and near >= 0"),
     ("random_blocks:keep=0", "keep=0, near=0; expected block >= 1, keep >= 1 and near >= 0"),
+    ("low_rank:block=16,share=3", "share=3; expected a divisor of block=16"),
     ("low_rank:rank=0", "rank=0; expected block, keep and rank >= 1"),
     ("last_match:ngram=0", "ngram=0, matches=4, follow=1; expected all >= 1"),
     ("buckets:tables=0", "tables=0, shift=0; expected size, keep and tables >= 1"),

@@ -87,7 +87,7 @@ def check_call(
     needed = {"q": q, "k": k, "v": v}
     optional = {"rows": rows, "starts": starts, "keys": keys, "log_decay": log_decay, "directions": directions}
     _check_tensors(needed, optional | {"suppress": suppress})
-    q, k, v = _autocast(q, k, v)
+    q, k, v = autocast(q, k, v)
     _check_qkv(q, k, v)
     _check_pattern(window, sinks)
     _check_blocks(keys, key_block, row_block)
@@ -132,7 +132,7 @@ def finite_scale(scale: float) -> float:
     return float(scale)
 
 
-def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Under autocast use its dtype, as torch's own attention does."""
     device = q.device.type
     if torch.is_autocast_enabled(device) and q.dtype != torch.float64:

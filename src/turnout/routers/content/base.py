@@ -41,8 +41,9 @@ class ContentSelector(nn.Module):
 
     A learned selector is trained by the cross entropy of its scores at the evidence. `unit` is the number of tokens
     that are picked together. `causal`: the score of a unit depends on the query and on that unit alone, so that a
-    causal model may use it for units wholly in the past. No data-dependent control flow, so that many copies run as one
-    (`torch.func.vmap`).
+    causal model could use it for units wholly in the past. Language models choose keys by patterns (`last_match`,
+    `buckets`, `top_blocks`, `low_rank`), which need no score of every pair. No data-dependent control flow, so that
+    many copies run as one (`torch.func.vmap`).
     """
 
     learned: ClassVar[bool] = True

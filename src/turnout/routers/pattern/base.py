@@ -96,6 +96,12 @@ def keys_in_blocks(length: int, block: int, keep: int, near: int = 0) -> float:
     return total / length
 
 
+def check_share(name: str, share: int, block: int) -> None:
+    """Rows that share a choice are all of one block."""
+    if share < 1 or block % share:
+        raise ConfigError(f"pattern {name}: share={share}; expected a divisor of block={block}")
+
+
 def check_window(name: str, option: str, window: int, length: int) -> None:
     """A window as long as the sequence is no window."""
     if window >= length:

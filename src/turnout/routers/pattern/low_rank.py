@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from turnout.errors import ConfigError
 from turnout.ops.choose import best_blocks
 from turnout.routers.mode import RoutingMode
-from turnout.routers.pattern.base import PATTERNS, Pattern, PatternContext, check_window, keys_in_blocks
+from turnout.routers.pattern.base import PATTERNS, Pattern, PatternContext, check_share, check_window, keys_in_blocks
 from turnout.routers.pattern.reach import BlockLists, Reach
 
 
@@ -29,15 +29,18 @@ class LowRankPattern(Pattern):
     Args:
         block: tokens b of a block; a power of two from 16 on runs in the GPU kernel.
         keep: earlier blocks a row reads, >= 1; near: blocks before its own that it always reads, >= 0.
+        share: so many rows, a divisor of `block`, read what the first of them chose; a GPU reads for 16 and more at
+            once what it reads for one.
         rank: r >= 1. The operator sees heads of D + r dimensions.
         shift: whether Ws exists.
-    State: Wc x and Ws x of the past, side by side, [B, S, 2r].
-    Cost: t / b bounds of 2r multiply-adds a row, so b ~ sqrt(S) makes it O(S^1.5); O(b · (keep + near + 1)) keys a row.
+    State: Wc x, Ws x and Wu x of the past, side by side, [B, S, 3r].
+    Cost: t / b bounds of 2r multiply-adds for `share` rows, so b ~ sqrt(S) makes it O(S^1.5), and b = share ~ S^(1/3)
+        O(S^(4/3)); O(b · (keep + near + 1)) keys a row.
     """
 
     def __init__(
         self, context: PatternContext, *, block: int = 64, keep: int = 3, near: int = 0, rank: int = 8,
-        shift: bool = True,
+        shift: bool = True, share: int = 1,
     ) -> None:  # fmt: skip
         super().__init__(context)
         if block < 1 or keep < 1 or near < 0 or rank < 1:
@@ -45,24 +48,31 @@ class LowRankPattern(Pattern):
                 f"pattern low_rank: block={block}, keep={keep}, near={near}, rank={rank}; expected block, keep and "
                 "rank >= 1, and near >= 0"
             )
-        self.block, self.keep, self.near, self.rank, self.shift = block, keep, near, rank, shift
+        check_share("low_rank", share, block)
+        self.block, self.keep, self.near, self.shift, self.share = block, keep, near, shift, share
         self.asks = nn.Linear(context.width, rank, bias=False)
         self.holds = nn.Linear(context.width, rank * (2 if shift else 1), bias=False)
 
     def init_state(self, batch: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> Any:
-        return torch.zeros(batch, max_len, self.holds.out_features, device=device, dtype=dtype)
+        kept = self.holds.out_features + self.asks.out_features
+        return torch.zeros(batch, max_len, kept, device=device, dtype=dtype)
 
     def reach(self, x: Tensor, *, at: Tensor, length: int, state: Any, mode: RoutingMode) -> Reach:
         asks, made = self.asks(x), self.holds(x)
+        first, asked = at[:: self.share], asks[:, :: self.share]
         if state is not None:
-            state.index_copy_(1, at, made.to(state.dtype))
-            made = state[:, :length].to(asks.dtype)
+            state.index_copy_(1, at, torch.cat([made, asks], -1).to(state.dtype))
+            made, kept = state[:, :length].to(asks.dtype).split([made.shape[-1], asks.shape[-1]], -1)
+            first = at - at % self.share
+            asked = kept.index_select(1, first)
         holds = self._shifted(made)
-        count = (at // self.block - self.near).clamp(min=0)[None, :, None]
-        lists = best_blocks(
-            _signed(asks.detach())[:, :, None], self._ends(holds.detach())[:, :, None], count, self.keep
-        )
-        return Reach(blocks=BlockLists(size=self.block, near=self.near, lists=lists), index=(asks, holds))
+        count = (first // self.block - self.near).clamp(min=0)[None, :, None]
+        ends = self._ends(holds.detach())[:, :, None]
+        lists = best_blocks(_signed(asked.detach())[:, :, None], ends, count, self.keep)
+        if state is None and self.share > 1:
+            lists = lists.repeat_interleave(self.share, 1)[:, : len(at)]
+        blocks = BlockLists(size=self.block, near=self.near, share=self.share, lists=lists)
+        return Reach(blocks=blocks, index=(asks, holds))
 
     def index(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """u and c of whole sequences, [B, T, r] each."""

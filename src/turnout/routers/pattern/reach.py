@@ -37,12 +37,14 @@ class TopBlocks:
 class BlockLists:
     """Blocks of `size` keys: the last T rows see their own, the `near` before it, and those listed.
 
-    `lists` is int64 [B or 1, T, 1 or G, K], none of a row's own or nearer blocks in it; -1 = empty slot.
+    `lists` is int64 [B or 1, T, 1 or G, K], none of a row's own or nearer blocks in it; -1 = empty slot. The lists of
+    `share` rows from a multiple of it on are the same.
     """
 
     size: int
     near: int
     lists: Tensor
+    share: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -39,22 +39,26 @@ Check = Callable[[list[tuple[Any, ...]]], None]
 
 
 @pytest.fixture(scope="module")
-def check() -> Iterator[Check]:
-    """Compile in processes: one kernel at a time in each, and never where the interpreter is on."""
-    from compile_ahead import Order, what_does_not_fit
-
+def pool() -> Iterator[ProcessPoolExecutor]:
+    """Processes that compile: one kernel at a time in each, and never where the interpreter is on."""
     with (
         pytest.MonkeyPatch.context() as patch,
-        ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool,
+        ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as processes,
     ):
         patch.delenv("TRITON_INTERPRET", raising=False)
+        yield processes
 
-        def compile_all(orders: list[tuple[Any, ...]]) -> None:
-            assert orders
-            wrong = list(pool.map(what_does_not_fit, [Order(*order) for order in orders]))
-            assert not any(wrong), "\n".join(filter(None, wrong))
 
-        yield compile_all
+@pytest.fixture(scope="module")
+def check(pool: ProcessPoolExecutor) -> Check:
+    from compile_ahead import Order, what_does_not_fit
+
+    def compile_all(orders: list[tuple[Any, ...]]) -> None:
+        assert orders
+        wrong = list(pool.map(what_does_not_fit, [Order(*order) for order in orders]))
+        assert not any(wrong), "\n".join(filter(None, wrong))
+
+    return compile_all
 
 
 def whole_and_split(orders: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
@@ -99,6 +103,12 @@ def test_one_decay_a_head_has_room_in_the_specialised_kernel_and_behind_it(check
 
 def test_a_decay_has_room_in_the_tiles_for_options(check: Check) -> None:
     check([(kernel, getattr(LEAN["hopper"][2, 128], kernel), 2, 128, "decay", 90) for kernel in KERNELS])
+
+
+def test_the_kernels_of_single_keys_fit_wide_heads_and_grouped_ones(pool: ProcessPoolExecutor) -> None:
+    from compile_ahead import singles_misfits
+
+    assert pool.submit(singles_misfits, 90).result() == []
 
 
 def test_a_tile_that_spills_or_needs_too_much_memory_is_found(check: Check) -> None:
