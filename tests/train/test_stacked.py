@@ -141,6 +141,12 @@ def test_a_record_says_whether_the_future_moved_the_past(flow: str, still: bool)
     assert (run["past_moved"] == 0) == still
 
 
+def test_a_run_that_diverges_is_recorded_beside_one_that_does_not() -> None:
+    good, bad = train_together([replace(SMALL, lrs=(3e-3, 1e30), clip=0.0, steps=6)])[0]["runs"]
+    assert bad["diverged"] and bad["pk"] == 0
+    assert "diverged" not in good and "k90" in good
+
+
 def test_answers_are_graded_with_oracle_picks_beside() -> None:
     config = replace(SMALL, answer=True, steps=5, task=TrailingMQARConfig(length=20, pairs=4, vocab=32))
     run = train_together([config])[0]["runs"][0]

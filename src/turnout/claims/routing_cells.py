@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 from turnout.claims.registry import Finding, Summaries
-from turnout.claims.routing_paradox import precision, shared_verdict
+from turnout.claims.routing_paradox import best_lr, precision, shared_verdict
 from turnout.recipes.routing_paradox import FULL
 
 
@@ -28,9 +28,15 @@ class Cells:
         return "/".join("–" if math.isnan(v) else f"{100 * v:.1f}" for v in map(self.value, names))
 
     def intervals(self) -> str:
-        """Every arm with its 95 % interval."""
-        found = {name: precision(records) for name, records in self.seen.items()}
-        return "; ".join(f"{name} {100 * p.low:.1f}-{100 * p.high:.1f}" for name, p in sorted(found.items()))
+        """Every arm with its 95 % interval, or seed by seed where that is wide."""
+        parts = []
+        for name, records in sorted(self.seen.items()):
+            found, rate = precision(records), best_lr(records)
+            seeds = [run["precision"] for record in records for run in record["runs"] if run["lr"] == rate]
+            wide = found.high - found.low > 0.2
+            told = " ".join(f"{100 * value:.1f}" for value in seeds) if wide else ""
+            parts.append(f"{name} {told or f'{100 * found.low:.1f}-{100 * found.high:.1f}'}")
+        return "; ".join(parts)
 
     def shuffled(self) -> str:
         """What the queries of another sequence find at most, over all arms and runs."""

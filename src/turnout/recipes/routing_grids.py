@@ -1,8 +1,9 @@
 """Our own experiments on the routing test bed, as grids at the published size (T = 512, width 128).
 
-`turnout reproduce routing-experiments` runs them all (RE1 to RE10: about ten minutes of one H200), `turnout reproduce
-RE6` one; the study's own table (`turnout reproduce routing-paradox`) has none of them. Their routers train alone,
-without the council: what is measured is where they look. Frozen models (RE10) run where TURNOUT_FROZEN names a folder.
+`turnout reproduce routing-experiments` runs them all (RE1 to RE10: a quarter of an hour of one H200), `turnout
+reproduce RE6` one; the study's own table (`turnout reproduce routing-paradox`) has none of them. Their routers train
+alone, without the council: what is measured is where they look. Frozen models (RE10) run where TURNOUT_FROZEN names a
+folder.
 """
 
 from __future__ import annotations

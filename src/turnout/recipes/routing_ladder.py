@@ -74,6 +74,25 @@ LADDER = (
         note="near is 4 to 20 tokens away, far 40 or more of 64; 500 steps, 1,000 far, at one rate",
     ),
     PaperRow(
+        claim="RP2",
+        statement="(ours) with fresh data a causal SSM learns the shift that label value needs",
+        quoted="(ours; on a fixed set at 200 tokens or more 1.7 % [0.8])",
+        published=0.99,
+        arms=(
+            BedArm(
+                name="ssm causal, fresh data, answer before the query, value",
+                flow="ssm:form=causal",
+                label="value",
+                task={"direction": "before", "min_distance": 6},
+                # A fixed set is learned by heart before the shift is found.
+                run={"steps": 1500, "lrs": (3e-3,), "train_sequences": 0},
+                scales=(SMALL,),
+                quick=False,
+            ),
+        ),
+        note="6 tokens away or more, 1,500 steps at one rate",
+    ),
+    PaperRow(
         claim="RP9",
         statement="(ours) a bidirectional SSM routes with a state of 4",
         quoted="(ours; state of the 99.5 % [1.6] unknown)",

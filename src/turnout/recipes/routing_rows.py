@@ -313,7 +313,8 @@ ROWS = (
         ),
         note="no published weights are reachable here: the frozen model is a dense one of ours on bytes (`turnout "
         "train text_gpu --model.layout A`, `turnout export`, TURNOUT_FROZEN=folder); any folder of Hugging Face can "
-        "take its place; the untrained twin is the control the study lacks",
+        "take its place; the untrained twin is the control the study lacks; label value is of a second training, "
+        "whose layers RE10 has",
     ),
     PaperRow(
         claim="RP12",

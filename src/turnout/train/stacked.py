@@ -325,6 +325,9 @@ class StackedTrainer:
         buffers = {name: value[row] for name, value in self.buffers.items()}
         own = {f"bed.{n}": w for n, w in weights.items()} | {f"bed.{n}": b for n, b in buffers.items()}
         x = functional_call(_Represent(self.base), own, (tokens,))
+        if not x.isfinite().all():
+            # Too high a rate is a result of that rate, and must not end the runs beside it.
+            return {"diverged": True}
         # Causality of what was trained: no row of the first half moves when the second half is another sequence's.
         half = tokens.shape[1] // 2
         changed = torch.cat((tokens[:, :half], tokens.roll(1, 0)[:, half:]), dim=1)
