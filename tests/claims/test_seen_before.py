@@ -27,7 +27,9 @@ def test_an_index_is_judged_beside_what_is_learned_at_its_usage_and_nothing_else
     assert row.verdict == "holds" and row.n == 3 and "tokens 99.0 (98.9-99.1) % at 7.5 %" in row.measured
     assert [part.partition(" as ")[0] for part in row.control.split("; ")] == ["linear", "random"]
     assert "ema at a quarter 100.0 (100.0-100.0) % at 27 %" in row.detail
-    seen["ema as tokens, small"] = records(1.0, 0.076)
+    assert "within a tenth" not in row.detail
+    seen["ema as tokens, small"] = records(1.0, 0.05)
+    assert "not within a tenth of the index's usage: ema as tokens 0.67 x; " in judge(seen)[0].detail
     assert judge({**seen, "tokens, small": records(0.98, 0.075)})[0].verdict == "does not hold"
 
 
@@ -92,3 +94,20 @@ def test_a_quick_reproduction_trains_six_small_arms() -> None:
     assert len(quick) == 6 and all(arm.name.endswith(", small") for arm in quick)
     configs = [arm.config(0) for arm in quick]
     assert all(c.task.vocab == 2048 and c.optim.batch == 32 and c.schedule.steps <= 1000 for c in configs)
+
+
+def test_an_arm_with_fewer_seeds_than_the_rest_is_not_shown() -> None:
+    seen = {"tokens, small": records(0.99, 0.075), "linear as tokens, small": records(0.2, 0.07)}
+    alone = {**seen, "ema as tokens, small": records(1.0, 0.075)[:1]}
+    assert judge(alone) == judge(seen)
+    # Of a quick reproduction everything has one.
+    (row, *_) = judge({name: runs[:1] for name, runs in alone.items()})
+    assert row.n == 1 and row.verdict == "does not hold" and "ema as tokens" in row.control
+
+
+def test_at_256_tokens_an_index_is_judged_beside_attention() -> None:
+    def verdict(attention: float) -> str:
+        found = judge({"bloom, T=256": records(0.9, 0.075), "attention, T=256": records(attention, 1.0)})
+        return found[0].verdict
+
+    assert verdict(0.01) == verdict(0.9) == "holds" and verdict(1.0) == "does not hold"

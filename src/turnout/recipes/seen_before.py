@@ -14,9 +14,9 @@ from turnout.models.config import RoutingConfig, hybrid_layout
 from turnout.recipes import mqar, routed_attention, text
 from turnout.recipes.registry import recipe
 from turnout.tasks import MQARConfig, RecallConfig
-from turnout.train.config import BudgetConfig, LoopConfig, OptimConfig, RunConfig
+from turnout.train.config import BudgetConfig, CurriculumConfig, JointConfig, LoopConfig, OptimConfig, RunConfig
 
-RECALL, HARD, SHORT, LONG, TEXT, SMALL = "recall", "hard recall", "MQAR 64", "MQAR 256", "text", "small"
+RECALL, HARD, SHORT, TEXT, SMALL = "recall", "hard recall", "MQAR 64", "text", "small"
 # Attend if it occurred before: this token; it and the one before; this token, or four bytes, once or twice.
 INDICES = {"tokens": "bloom", "bigrams": "bloom:ngram=2", "rare": "bloom:most=2", "four bytes": "bloom:ngram=4,most=2"}
 # Share of the positions at which an index opens, counted over 256 sequences (1,024 held-out ones of text). What is not
@@ -25,7 +25,6 @@ USAGE = {
     RECALL: {"tokens": 0.6485, "rare": 0.4662},
     HARD: {"tokens": 0.8443, "rare": 0.2635},
     SHORT: {"tokens": 0.0657},
-    LONG: {"tokens": 0.0755},
     SMALL: {"tokens": 0.0766},
     TEXT: {"tokens": 0.919, "bigrams": 0.604, "rare": 0.1233},
 }
@@ -56,8 +55,6 @@ PACES = {
     HARD: Pace(fixed=3000, learned=7000, warmup=0.6),
     # Gates that are open to begin with find MQAR sooner than those that toss a coin.
     SHORT: Pace(fixed=1600, learned=5000, warmup=0.5, bias=3.0),
-    # Not at 256 tokens: 4,800 steps with both layers open did not find it.
-    LONG: Pace(fixed=3000, learned=7000, warmup=0.7, ramp=0.15),
     SMALL: Pace(fixed=600, learned=1000, warmup=0.6, bias=3.0),
     TEXT: Pace(fixed=1500, learned=1500, warmup=0.1, ramp=0.5, solve_at=None),
 }
@@ -117,13 +114,32 @@ def _recall(seed: int) -> RunConfig:
     )
 
 
-def _mqar(length: int, pairs: int) -> Callable[[int], RunConfig]:
-    return lambda seed: mqar.mqar(seed, mqar.UNLEARNED, length, pairs, random_filler=True)
+def _mqar(seed: int) -> RunConfig:
+    return mqar.mqar(seed, mqar.UNLEARNED, random_filler=True)
+
+
+def from_large_embeddings(seed: int, mixer: str, router: str = "linear:bias=0") -> RunConfig:
+    """MQAR at 256 tokens with 16 pairs, embedding and head two matrices of N(0, 1): 4,000 steps of a harder start.
+
+    Args:
+        mixer: of `recipes.mqar`: "attention", "routed" or, for a router that does not learn, "unlearned".
+    """
+    base = mqar.mqar(seed, mixer, 256, 16, router=router, random_filler=True)
+    schedule: CurriculumConfig | JointConfig = JointConfig(steps=4000)
+    if mixer == "routed":
+        schedule = CurriculumConfig(explore_steps=4000, ramp_steps=1000, hold_steps=400, cost=0.004, guard=0.99)
+    return replace(
+        base,
+        model=replace(base.model, form="gpt", tie=False, heads=2),
+        schedule=schedule,
+        optim=replace(base.optim, batch=128, lr=2e-3, weight_decay=0.01, precision="fp32"),
+        loop=replace(base.loop, eval_every=200, savings=False),
+    )
 
 
 def _small(seed: int) -> RunConfig:
     """Half a minute a run on one CPU core."""
-    base = _mqar(64, 4)(seed)
+    base = _mqar(seed)
     return replace(
         base,
         task=MQARConfig(length=64, pairs=4, vocab=2048),
@@ -139,8 +155,7 @@ def _text(seed: int) -> RunConfig:
 _BASES: dict[str, Callable[[int], RunConfig]] = {
     RECALL: _recall,
     HARD: lambda seed: routed_attention.hard_recall(seed=seed),
-    SHORT: _mqar(64, 4),
-    LONG: _mqar(256, 16),
+    SHORT: _mqar,
     SMALL: _small,
     TEXT: _text,
 }
