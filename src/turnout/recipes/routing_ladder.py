@@ -80,7 +80,7 @@ LADDER = (
         published=0.99,
         arms=(
             BedArm(
-                name="ssm causal, fresh data, answer before the query, value",
+                name="ssm causal, fresh data, answer first, value",
                 flow="ssm:form=causal",
                 label="value",
                 task={"direction": "before", "min_distance": 6},
