@@ -106,7 +106,9 @@ def _around(q: Tensor, k: Tensor, v: Tensor, reach: Reach, rows: Tensor | None, 
     if reach.routed is not None:
         return _routed(q, k, v, reach.routed, rows, impl)
     if impl not in ("auto", "reference"):
-        raise UnsupportedError(f"impl={impl!r} has no bias, contextual positions or dilation; use impl='auto'")
+        raise UnsupportedError(
+            f"impl={impl!r} has no bias, contextual positions, dilation or single keys; use impl='auto'"
+        )
     if reach.chosen is not None:
         return _chosen(q, k, v, reach, rows, impl)
     if reach.dilation is not None:

@@ -77,10 +77,14 @@ def attention_recall(
     found: dict[str, list[tuple[float, ...]]] = {spec: [] for spec in patterns}
     for (layer, track), x, x_fit in zip(tracks, seen, fitted_on, strict=True):
         weight = attention_weights(track, x)
-        for spec in patterns:
-            pattern = pattern_of(model.config, spec, layer).to(device)
-            if isinstance(pattern, LowRankPattern):
-                fit_index(pattern, x_fit, attention_weights(track, x_fit))
+        built = {spec: pattern_of(model.config, spec, layer).to(device) for spec in patterns}
+        learned = [pattern for pattern in built.values() if isinstance(pattern, LowRankPattern)]
+        if learned:
+            # Of these rows all indices of a layer learn.
+            to_fit = attention_weights(track, x_fit)
+            for index in learned:
+                fit_index(index, x_fit, to_fit)
+        for spec, pattern in built.items():
             found[spec].append(_weigh(weight, keys_read(track, pattern.eval(), x, batch), near))
     return {spec: Recall(*map(list, zip(*rows, strict=True))) for spec, rows in found.items()}
 
